@@ -1,0 +1,1 @@
+"""Experiment configs: `base.py` has every knob, each other file only what differs."""

@@ -1,0 +1,1 @@
+"""Measures of fidelity and utility."""

@@ -1,0 +1,1 @@
+"""Mesh, state, checkpoints, writers and the public train step."""

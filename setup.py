@@ -1,0 +1,47 @@
+"""Package definition of privimage-jax; exact versions live in constraints.txt."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+PEERS = ["jax-privacy", "torch", "opacus"]
+
+setuptools.setup(
+    name="privimage-jax",
+    version="0.1.0",
+    description="Differentially private image synthesis after PrivImage (USENIX Security 2024), in JAX and Flax",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=sorted({"privimage_jax.configs", *setuptools.find_packages(include=["privimage_jax", "privimage_jax.*"])}),
+    package_data={"privimage_jax.report": ["*.html", "*.css", "*.js"]},
+    install_requires=[
+        "absl-py",
+        "array-record",
+        "dp-accounting>=0.6",
+        "flax>=0.12",
+        "jax>=0.10,<0.13",
+        "matplotlib",
+        "ml-collections>=1.1",
+        "numpy",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11",
+        "pillow",
+        "rich",
+        "scikit-learn",
+        "scipy",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9.9",
+    ],
+    extras_require={
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "cuda": ["jax[cuda12]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "prepare": ["tensorflow"],
+        "peers": PEERS,
+    },
+    entry_points={"console_scripts": ["privimage = privimage_jax.main:entry_point"]},
+)
