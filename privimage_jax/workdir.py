@@ -1,0 +1,218 @@
+"""A run's folder: its paths, its lock, and every durable write.
+
+Each function here leaves either the old state or the new one on disk, never something between, whatever moment
+the machine stops at: a file is written beside its destination, flushed to the disk, renamed over it, and the
+folder that holds the name is flushed too.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from privimage_jax.errors import UserError
+
+_EXPLAINED = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; choose a writable workdir",
+    errno.EACCES: "permission is denied; change the permissions or choose another workdir",
+    errno.EPERM: "permission is denied; change the permissions or choose another workdir",
+    errno.EFBIG: "the file would be larger than this disk or account allows; raise the limit",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another workdir",
+    errno.EEXIST: "a file of this name is in the way; choose another workdir",
+    errno.EISDIR: "a folder of this name is in the way; remove it or choose another workdir",
+}
+
+
+@contextlib.contextmanager
+def explain_os_errors(path: Path | str) -> Iterator[None]:
+    """Turns the operating system's refusal to write `path` into a `UserError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _EXPLAINED:
+            raise
+        raise UserError(
+            f"cannot write {path}: {_EXPLAINED[error.errno]}, then run the same command again (earlier results are intact)."
+        ) from error
+
+
+def fsync_dir(path: Path) -> None:
+    """Flushes a folder's entries (created, renamed and removed names) to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_dir(path: Path, mode: int = 0o755) -> None:
+    """Makes a folder and its parents, durably; an existing one is left as it is."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    with explain_os_errors(path):
+        make_dir(path.parent)
+        path.mkdir(mode=mode, exist_ok=True)
+        fsync_dir(path.parent)
+
+
+def atomic_write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replaces the file `path` by `content`, durably and all at once."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    with explain_os_errors(path):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_dir(path.parent)
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys, durably and all at once."""
+    atomic_write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
+    """Yields an empty folder to fill; on success it replaces `path`, durably; on failure nothing is left of it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    with explain_os_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=mode)
+        try:
+            yield temporary
+            _fsync_tree(temporary)
+            if path.exists():  # a folder cannot be renamed over a full one; what it held is being replaced anyway
+                remove(path)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_dir(path.parent)
+
+
+def _fsync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_dir(Path(folder))
+
+
+def append_line_durably(path: Path, line: str) -> None:
+    """Appends one line to a file (made if missing) and returns when it is on the disk.
+
+    A line that could not be written whole (a full disk) is taken back, so that what was there stays readable.
+    """
+    path = Path(path)
+    created = not path.exists()
+    with explain_os_errors(path), open(path, "ab") as file:
+        start = file.tell()
+        try:
+            file.write(line.rstrip("\n").encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), start)
+            raise
+        if created:
+            fsync_dir(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, durably; a missing one is fine."""
+    path = Path(path)
+    with explain_os_errors(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            fsync_dir(path.parent)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class Workdir:
+    """The folder of one run: `release/` is safe to hand over, `internal/` (mode 0700) never leaves.
+
+    Creating the object touches nothing; `create` makes the folders. Paths with a scheme (`gs://…`) are refused,
+    since the locks and renames that this file relies on are a POSIX file system's.
+    """
+
+    def __init__(self, root: str | Path):
+        if "://" in str(root):
+            raise UserError(f"--workdir={root} is an object store; use a POSIX file system shared by all processes.")
+        self.root = Path(root).expanduser().absolute()
+        self.release = self.root / "release"
+        self.internal = self.root / "internal"
+        self.cache = self.internal / "cache"
+        self.config_json = self.root / "config.json"
+        self.ledger = self.release / "ledger.jsonl"
+
+    def create(self) -> None:
+        """Makes the folders; `internal/` is readable by its owner only."""
+        make_dir(self.release)
+        make_dir(self.internal, mode=0o700)
+        with explain_os_errors(self.internal):
+            self.internal.chmod(0o700)
+        make_dir(self.cache, mode=0o700)
+        make_dir(self._marks, mode=0o700)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run's lock; a second process on the same folder is refused at once."""
+        path = self.internal / "lock"
+        with explain_os_errors(path), open(path, "a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is working in {self.root}; wait for it to end or choose another --workdir."
+                ) from None
+            yield
+
+    @property
+    def _marks(self) -> Path:
+        return self.internal / "done"
+
+    def done_mark(self, stage: str) -> dict | None:
+        """The record that `mark_done` left for a stage, or None."""
+        path = self._marks / f"{stage}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return None  # an unreadable mark is no mark: the stage looks at its own artefacts again
+
+    def mark_done(self, stage: str, record: dict) -> None:
+        """Notes that a stage's artefacts are complete; the last write of every stage."""
+        atomic_write_json(self._marks / f"{stage}.json", record)
+
+    def clear_mark(self, stage: str) -> None:
+        """Takes a done mark back before its stage's artefacts are replaced."""
+        remove(self._marks / f"{stage}.json")
