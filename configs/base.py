@@ -1,0 +1,150 @@
+"""Every knob of the system with its default; experiment files change only what differs.
+
+The defaults are the published settings of PrivImage for CIFAR-10 (Li et al., USENIX Security 2024). Any value can be
+overridden on the command line: `privimage run --config configs/cifar10.py --workdir W --config.privacy.epsilon=1`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def data_section() -> ConfigDict:
+    """Where a labelled image set comes from; the same keys serve the sensitive and the public set."""
+    data = ConfigDict()
+    data.source = "tfds"  # tfds | folder | zip | npz | digits | glyphs
+    data.name = ""  # tfds: the name of the set, such as "mnist"
+    data.data_dir = ""  # tfds: the folder of all prepared sets ("" = TFDS's default)
+    data.path = ""  # a folder, .zip or .npz file; or the folder of one prepared TFDS set (in place of name and data_dir)
+    data.split = "train"  # the training part: a TFDS split or a subfolder
+    data.test_split = "test"  # the part held out for evaluation: a TFDS split or a subfolder
+    data.test_fraction = 0.2  # share held out for evaluation where the source has no test part of its own
+    data.validation_fraction = 0.0  # >0: evaluate on this share of the training part instead (to choose settings)
+    data.image_key = "image"  # tfds: the feature that holds the image
+    data.label_key = "label"  # tfds: the feature that holds the label; "attributes/Male" reads a nested one
+    data.class_names = ()  # the declared list of classes (public); () = as the source names them
+    data.crop = 0  # side of the square cut from the centre before resizing, in pixels; 0 = the largest
+    data.max_examples = 0  # keep only so many images of the training part; 0 = all
+    data.cache = True  # keep decoded images as a memory-mapped array under internal/cache
+    data.seed = 0  # of the fixed permutation that parts train from test, and of the glyph drawing
+    data.characters = ""  # glyphs: the characters to draw, one class each; "" = digits and Latin letters
+    data.per_class = 200  # glyphs: images of each character
+    data.style = "handwriting"  # glyphs: handwriting | print
+    return data
+
+
+def get_config() -> ConfigDict:
+    """The base configuration."""
+    config = ConfigDict()
+    config.name = "cifar10"  # shown as the report's title
+    config.seed = 0  # of all public randomness: initial weights, public batches, sampling; never of privacy noise
+
+    config.data = data_section()  # the sensitive set
+    config.data.name = "cifar10"
+    config.data.n = 0  # number of training images N (public); 0 = count them; `privimage budget` needs it
+    config.data.image_size = 32  # side of the images that the generator makes, in pixels
+    config.data.channels = 3  # 1 = grey, 3 = RGB
+
+    config.public = data_section()  # the public set; its classes are the semantics
+    config.public.name = "imagenet_resized/32x32"
+    config.public.test_split = "validation"
+
+    config.privacy = ConfigDict()
+    config.privacy.epsilon = 10.0  # the whole budget, over all mechanisms
+    config.privacy.delta = 0.0  # 0 = 1 / (N ln N)
+    config.privacy.accountant = "pld"  # pld (tight) | rdp (the paper's)
+    config.privacy.fixed_seed = -1  # >=0: keys from this seed, for tests only; the ledger and report say NOT PRIVATE
+
+    config.query_net = ConfigDict()  # the query function: a classifier of the public set
+    config.query_net.workdir = ""  # another run's workdir whose query network is reused; "" = train one here
+    config.query_net.model = "resnet50"  # a zoo classifier or package.module:Class
+    config.query_net.kwargs = ConfigDict()  # extra arguments of that model
+    config.query_net.epochs = 100.0  # passes over the public set
+    config.query_net.batch_size = 2048  # images per step
+    config.query_net.learning_rate = 0.01  # peak, decayed by a cosine to 0
+    config.query_net.momentum = 0.9  # of SGD (Nesterov)
+    config.query_net.weight_decay = 5e-4  # L2, on kernels only
+    config.query_net.label_smoothing = 0.0  # share of the target spread over all classes
+    config.query_net.flip = True  # random left-right flips
+    config.query_net.shift = 0  # random shifts of up to so many pixels
+
+    config.query = ConfigDict()  # the semantic query (mechanism 1)
+    config.query.k1 = 5  # semantics counted per image; L2 sensitivity sqrt(k1)
+    config.query.noise_multiplier = 50.0  # sigma1: noise of standard deviation sigma1 * sqrt(k1) on every count
+
+    config.selection = ConfigDict()  # which public images pre-train the generator
+    config.selection.method = "semantic"  # semantic | random (as many semantics, drawn blindly) | all (unlabelled)
+    config.selection.k2 = 5  # semantics picked for each sensitive class
+    config.selection.ratio = 0.0  # >0: k2 = ratio * public classes / sensitive classes, in place of k2
+    config.selection.assignment = "sequential"  # sequential (the paper's) | optimal (largest total noisy count)
+
+    config.model = ConfigDict()  # the denoiser
+    config.model.name = "unet"  # a zoo denoiser or package.module:Class
+    config.model.kwargs = ConfigDict()  # arguments of that model
+    config.model.kwargs.nf = 32  # channels of the first level
+    config.model.kwargs.ch_mult = (2, 4)  # channels of each level, as multiples of nf
+    config.model.kwargs.attn = (16,)  # resolutions with self-attention
+    config.model.kwargs.num_blocks = 2  # residual blocks per level
+
+    config.diffusion = ConfigDict()  # EDM (Karras et al. 2022)
+    config.diffusion.p_mean = -1.2  # mean of ln(sigma) in training
+    config.diffusion.p_std = 1.2  # its standard deviation
+    config.diffusion.sigma_data = 3**-0.5  # standard deviation of pixels in [-1, 1]
+    config.diffusion.label_dropout = 0.1  # how often the label is hidden, for guidance
+
+    config.pretrain = ConfigDict()  # public: no privacy cost
+    config.pretrain.steps = 5000  # 0 = no pre-training (DPDM)
+    config.pretrain.batch_size = 1024  # images per step
+    config.pretrain.learning_rate = 3e-4  # of Adam
+    config.pretrain.ema = 0.999  # decay of the averaged parameters
+    config.pretrain.flip = True  # random left-right flips
+    config.pretrain.shift = 0  # random shifts of up to so many pixels
+
+    config.finetune = ConfigDict()  # DP-SGD (mechanism 2)
+    config.finetune.enabled = True  # False = stop at the pre-trained generator
+    config.finetune.batch_size = 4096  # expected size of a Poisson batch
+    config.finetune.epochs = 150.0  # steps = epochs * N / batch_size
+    config.finetune.steps = 0  # >0: so many steps, in place of epochs
+    config.finetune.noise_multiplicity = 8  # K: noise draws of the diffusion loss per example (Dockhorn et al. 2023)
+    config.finetune.learning_rate = 3e-4  # of Adam
+    config.finetune.ema = 0.999  # decay of the averaged parameters
+    config.finetune.flip = False  # random left-right flips
+    config.finetune.shift = 0  # random shifts of up to so many pixels
+    config.finetune.trainable = ".*"  # regular expression of the parameters to fine-tune, e.g. ".*attention.*"
+    config.finetune.block = 0  # steps reserved in the ledger at a time; 0 = a tenth of all
+
+    config.clipping = ConfigDict()  # of per-example gradients
+    config.clipping.norm = 1e-3  # C: the largest L2 norm of one example's gradient
+    config.clipping.method = "auto"  # auto | vmap
+    config.clipping.microbatch = 64  # examples whose gradients are held at once on a device
+
+    config.sample = ConfigDict()  # synthesis: post-processing, free of privacy cost
+    config.sample.n = 60000  # images to make
+    config.sample.batch_size = 1000  # images made at once
+    config.sample.sampler = "ddim"  # ddim (deterministic) | heun (stochastic with churn)
+    config.sample.steps = 50  # noise levels
+    config.sample.guidance = 0.0  # classifier-free guidance; 0 = off
+    config.sample.churn = 0.0  # heun: S_churn of Karras et al. 2022
+    config.sample.class_weights = ()  # relative frequency of each class; () = equal (class counts are not public)
+    config.sample.png_folders = False  # also write release/synthetic/<class>/<number>.png
+
+    config.evaluate = ConfigDict()  # non-private: results stay in internal/
+    config.evaluate.enabled = True  # False = make the release without looking at real images again
+    config.evaluate.extractor = "query"  # features for FID, precision and recall: the public query network
+    config.evaluate.max_images = 10000  # of each set, for FID, precision and recall
+    config.evaluate.neighbours = 4  # k of improved precision and recall
+    config.evaluate.classifier = "cnn"  # trained on synthetic, tested on real images: zoo name or package.module:Class
+    config.evaluate.classifier_kwargs = ConfigDict()  # extra arguments of that model
+    config.evaluate.classifier_steps = 2000  # training steps of the classifier
+    config.evaluate.classifier_batch_size = 128  # images per step
+    config.evaluate.classifier_learning_rate = 2e-3  # peak of AdamW, decayed by a cosine
+    config.evaluate.classifier_shift = 1  # random shifts of up to so many pixels
+
+    config.log = ConfigDict()
+    config.log.every = 50  # steps between two lines of metrics
+    config.log.sample_every = 500  # steps between two grids of samples; 0 = none
+    config.log.checkpoint_every = 200  # steps between two checkpoints
+    config.log.keep = 2  # checkpoints kept
+
+    config.lock()
+    for kwargs in (config.model.kwargs, config.query_net.kwargs, config.evaluate.classifier_kwargs):
+        kwargs.unlock()  # a model's arguments are the model's business
+    return config
