@@ -1,0 +1,84 @@
+"""One padded, sharded pass of a network over many images: the features (or logits) that every measure starts from."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from privimage_jax.training.mesh import batch_sharded, make_mesh, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+    """`module.apply` without its variables; two of the same module compare equal, so the compiled pass is shared."""
+
+    module: nn.Module
+    method: str
+
+    def __call__(self, variables, x: jax.Array) -> jax.Array:
+        return self.module.apply(variables, x, train=False, method=self.method)
+
+
+def forward(module: nn.Module, variables, method: str = "features") -> Callable[[jax.Array], jax.Array]:
+    """Binds a classifier of `models.registry` to its variables, for `extract`.
+
+    Args:
+        module: called as `module.apply(variables, x, train=False, method=method)`.
+        variables: `{"params": ..., "batch_stats": ...}`. They stay arguments of the compiled pass and never become
+            constants in it.
+        method: `"features"` for `[B, D]` features, `"__call__"` for `[B, n_classes]` logits.
+    """
+    return jax.tree_util.Partial(_Forward(module, method), variables)
+
+
+def extract(apply_features: Callable[[jax.Array], jax.Array], images: np.ndarray, batch_size: int = 512) -> np.ndarray:
+    """Features of all images, in their order.
+
+    The batch axis is sharded over every device of every process; the last batch is padded, so that one shape is
+    compiled whatever N is.
+
+    Args:
+        apply_features: from float32 images in [-1, 1] `[B, H, W, C]` to `[B, D]`, each row from its own image alone:
+            the result of `forward`, or any function that holds no data.
+        images: uint8 `[N, H, W, C]`; may be memory-mapped.
+        batch_size: images at a time over all devices together; rounded up to a multiple of the number of devices.
+
+    Returns:
+        float32 `[N, D]` on the host.
+
+    Raises:
+        ValueError: if there is no image or they are not uint8 `[N, H, W, C]`.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"extract takes uint8 images [N, H, W, C] with N > 0, not {images.dtype} {images.shape}")
+    if not isinstance(apply_features, jax.tree_util.Partial):
+        apply_features = jax.tree_util.Partial(apply_features)
+    mesh = make_mesh()
+    batch_size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
+    rows, in_flight = [], None
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        padded = np.zeros((batch_size, *batch.shape[1:]), np.uint8)
+        padded[: len(batch)] = batch
+        result = _apply(apply_features, _shard(padded, mesh), mesh)
+        # Fetched one batch late: the host prepares a batch while the devices compute the one before.
+        if in_flight is not None:
+            rows.append(np.asarray(in_flight, np.float32))
+        in_flight = result
+    rows.append(np.asarray(in_flight, np.float32))
+    return np.concatenate(rows)[: len(images)]
+
+
+def _shard(batch: np.ndarray, mesh: Mesh) -> jax.Array:
+    return jax.make_array_from_callback(batch.shape, batch_sharded(mesh), lambda index: batch[index])
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _apply(apply_features, batch: jax.Array, mesh: Mesh) -> jax.Array:
+    features = apply_features(batch.astype(np.float32) / 127.5 - 1)
+    # Replicated, so that every process can read the whole result.
+    return jax.lax.with_sharding_constraint(features, replicated(mesh))

@@ -1,0 +1,282 @@
+"""What a run tells people: metrics as CSV and TensorBoard, progress, stage headlines, grids of images."""
+
+import contextlib
+import csv
+import io
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import PIL.Image
+import rich.console
+import rich.progress
+import rich.text
+
+from privimage_jax import workdir
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class MetricWriter:
+    """Writes scalars to `metrics.csv` and scalars and images to TensorBoard event files, all in one directory.
+
+    Losses and norms are functions of sensitive data: the directory belongs under `internal/`.
+
+    Args:
+        directory: made if it is missing.
+        start_step: the step a run starts or resumes at. Rows of that step and later, written before an interruption,
+            are dropped, since they are about to be written again; 0 starts afresh.
+        active: False on all processes but the first makes every method do nothing.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, start_step: int = 0, active: bool = True):
+        self._path = pathlib.Path(directory) / "metrics.csv"
+        self._columns, self._file, self._events = ["step"], None, None
+        if not active:
+            return
+        import tensorboardX  # Here, because it takes half a second and most commands never need it.
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._rewrite([row for row in self._read() if int(row["step"]) < start_step])
+        self._events = tensorboardX.SummaryWriter(str(directory), purge_step=start_step or None, flush_secs=10)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Adds one row; a name that is new becomes a column, empty in the rows before."""
+        if self._events is None:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        new = [name for name in values if name not in self._columns]
+        if new:
+            rows = self._read()
+            self._columns += new
+            self._rewrite(rows)
+        self._rows.writerow({"step": int(step), **{name: repr(value) for name, value in values.items()}})
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, int(step))
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds an image, uint8 `[H, W, C]` with C = 1 or 3, to TensorBoard."""
+        if self._events is not None:
+            self._events.add_image(name, image, int(step), dataformats="HWC")
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._file.close()
+            self._events.close()
+            self._events = None
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self._path.exists():
+            return []
+        text = self._path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # An interruption can leave half a line.
+        rows = csv.DictReader(io.StringIO(whole, newline=""))
+        self._columns = list(rows.fieldnames or ["step"])
+        return list(rows)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        if self._file is not None:
+            self._file.close()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        workdir.atomic_write_bytes(self._path, text.getvalue().encode())
+        self._file = self._path.open("a", encoding="utf-8", newline="")
+        self._rows = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
+
+
+class _PlainProgress:
+    """A line at most every `PLAIN_LINE_SECONDS`, and one at the end: for logs and pipes."""
+
+    def __init__(self, description: str, total: int, initial: int, unit: str, clock: Callable[[], float]):
+        self.description, self.total, self.unit, self.clock = description, total, unit, clock
+        self.initial = self.done = self.done_at_line = initial
+        self.began = self.line_at = clock()
+        self.info: dict[str, float | int | str] = {}
+
+    def advance(self, n: int = 1, **info: float | int | str) -> None:
+        self.done += n
+        self.info.update(info)
+        now = self.clock()
+        if now - self.line_at >= PLAIN_LINE_SECONDS and self.done < self.total:
+            # Since the line before, not since the start: the first step compiles and would spoil the estimate.
+            rate = (self.done - self.done_at_line) / (now - self.line_at)
+            left = _duration((self.total - self.done) / rate) if rate else "?"
+            self._print(f"{100 * self.done / self.total:3.0f}%", _rate(rate, self.unit), f"{left} left")
+            self.line_at, self.done_at_line = now, self.done
+
+    def finish(self) -> None:
+        seconds = self.clock() - self.began
+        rate = (self.done - self.initial) / seconds if seconds else 0.0
+        share = 100 if self.total <= 0 else math.floor(100 * self.done / self.total)
+        self._print(f"{share:3d}%", _rate(rate, self.unit), f"{_duration(seconds)} in all")
+
+    def _print(self, *fields: str) -> None:
+        counts = f"{self.done:,}/{self.total:,} {self.unit}"
+        print("  ".join([self.description, counts, *fields, *_fields(self.info)]), flush=True)
+
+
+class _RichProgress:
+    """A live bar for terminals."""
+
+    def __init__(self, description: str, total: int, initial: int, unit: str, console: rich.console.Console):
+        self.bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(bar_width=28),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[rate]}", style="cyan", markup=False),
+            rich.progress.TimeRemainingColumn(compact=True),
+            rich.progress.TextColumn("{task.fields[info]}", style="dim", markup=False),
+            console=console,
+        )
+        self.unit, self.info = unit, {}
+        self.task = self.bar.add_task(description, total=total, completed=initial, rate="", info="")
+        self.bar.start()
+
+    def advance(self, n: int = 1, **info: float | int | str) -> None:
+        self.info.update(info)
+        speed = self.bar.tasks[0].speed
+        rate = _rate(speed, self.unit) if speed else ""
+        self.bar.update(self.task, advance=n, rate=rate, info="  ".join(_fields(self.info)))
+
+    def finish(self) -> None:
+        self.bar.stop()
+
+
+class _NoProgress:
+    def advance(self, n: int = 1, **info: float | int | str) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def progress(
+    description: str,
+    total: int,
+    initial: int = 0,
+    unit: str = "steps",
+    active: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[_PlainProgress | _RichProgress | _NoProgress]:
+    """Shows how far a loop has come, its rate and the time that remains.
+
+    On a terminal a live bar; elsewhere a printed line at most every 10 seconds and one at the end.
+
+    Args:
+        description: what runs, such as `"pretrain"`.
+        total: units in all, including `initial` ones done by an earlier run.
+        initial: units done before.
+        unit: what is counted.
+        active: False (processes other than the first) shows nothing.
+        clock: seconds; for tests.
+
+    Yields:
+        An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
+    """
+    console = _console()
+    if not active:
+        shown = _NoProgress()
+    elif console.is_terminal:
+        shown = _RichProgress(description, total, initial, unit, console)
+    else:
+        shown = _PlainProgress(description, total, initial, unit, clock)
+    try:
+        yield shown
+    finally:
+        shown.finish()
+
+
+def headline(stage: str, status: str, detail: str = "") -> None:
+    """Prints one aligned line about a stage: `headline("query", "skipped", "done before")`.
+
+    Args:
+        stage: its name.
+        status: "running", "done", "skipped" or "failed"; each has its colour on a terminal.
+        detail: anything more, printed last.
+    """
+    style = {"running": "cyan", "done": "green", "skipped": "dim", "failed": "bold red"}.get(status, "")
+    text = rich.text.Text.assemble((f"{stage:<14}", "bold"), (f"{status:<9}", style), detail)
+    text.rstrip()
+    _console().print(text, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Headlines around a stage: "running" before it, then "done" or "failed" with the time it took."""
+    headline(name, "running")
+    began = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        headline(name, "failed", f"after {_duration(time.monotonic() - began)}")
+        raise
+    headline(name, "done", f"in {_duration(time.monotonic() - began)}")
+
+
+def image_grid(images: np.ndarray, scale: int = 1, gap: int = 1) -> np.ndarray:
+    """Lays images out in rows and columns on white.
+
+    Args:
+        images: uint8 `[n_rows, n_cols, H, W, C]`.
+        scale: every pixel becomes a square of this side.
+        gap: white pixels between images, before scaling.
+
+    Returns:
+        uint8 `[scale * (n_rows * (H + gap) - gap), scale * (n_cols * (W + gap) - gap), C]`.
+    """
+    if images.ndim != 5 or images.dtype != np.uint8:
+        raise ValueError(f"image_grid takes uint8 [n_rows, n_cols, H, W, C], not {images.dtype} {images.shape}")
+    padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    rows, columns, height, width, channels = padded.shape
+    grid = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    return grid[: rows * height - gap, : columns * width - gap].repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG file of a uint8 image `[H, W, C]`, C = 1 (grey) or 3 (RGB)."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
+    """Writes a uint8 image `[H, W, C]`, C = 1 or 3, as a PNG file that is there whole or not at all."""
+    workdir.atomic_write_bytes(pathlib.Path(path), encode_png(image))
+
+
+def _console() -> rich.console.Console:
+    return rich.console.Console(file=sys.stdout, highlight=False)
+
+
+def _fields(info: dict[str, float | int | str]) -> list[str]:
+    return [
+        f"{name} {value}" if isinstance(value, str | int) else f"{name} {value:.4g}" for name, value in info.items()
+    ]
+
+
+def _rate(per_second: float, unit: str) -> str:
+    if per_second >= 1 or per_second == 0:
+        return f"{per_second:,.1f} {unit}/s"
+    return f"{1 / per_second:.1f} s/{unit.removesuffix('s')}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -1,0 +1,182 @@
+"""Rows survive interruptions, progress lines tell the truth, grids put every image where it belongs."""
+
+import csv
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import rich.console
+
+from privimage_jax.training import writers
+from privimage_jax.training.writers import MetricWriter
+
+
+def rows(directory):
+    with open(directory / "metrics.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_resuming_drops_the_rows_that_will_be_written_again(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        for step in range(0, 50, 10):
+            writer.scalars(step, {"loss": step / 10})
+    with MetricWriter(tmp_path, start_step=25) as writer:
+        writer.scalars(30, {"loss": -1.0})
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
+        ("0", "0.0"),
+        ("10", "1.0"),
+        ("20", "2.0"),
+        ("30", "-1.0"),
+    ]
+
+
+def test_a_fresh_start_forgets_what_was_there(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(3, {"loss": 1.0})
+    MetricWriter(tmp_path).close()
+    assert rows(tmp_path) == []
+
+
+def test_a_new_name_becomes_a_column(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(0, {"loss": 0.1})
+        writer.scalars(1, {"accuracy": np.float32(0.5)})
+        writer.scalars(2, {"accuracy": 0.75, "loss": 0.2})
+    with MetricWriter(tmp_path, start_step=3) as writer:
+        writer.scalars(3, {"rate": 7})
+    assert rows(tmp_path) == [
+        {"step": "0", "loss": "0.1", "accuracy": "", "rate": ""},
+        {"step": "1", "loss": "", "accuracy": "0.5", "rate": ""},
+        {"step": "2", "loss": "0.2", "accuracy": "0.75", "rate": ""},
+        {"step": "3", "loss": "", "accuracy": "", "rate": "7.0"},
+    ]
+
+
+def test_half_a_line_is_dropped_on_resuming(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(0, {"loss": 0.125})
+    with open(tmp_path / "metrics.csv", "a", encoding="utf-8") as file:
+        file.write("1,0.7")
+    with MetricWriter(tmp_path, start_step=2) as writer:
+        writer.scalars(2, {"loss": 0.5})
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "2"]
+
+
+def test_tensorboard_holds_scalars_and_images(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(7, {"loss": 0.125})
+        writer.image(7, "samples", np.zeros((4, 5, 3), np.uint8))
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert b"loss" in content and b"samples" in content and b"\x89PNG" in content
+
+
+def test_an_inactive_writer_touches_nothing(tmp_path):
+    with MetricWriter(tmp_path / "new", active=False) as writer:
+        writer.scalars(0, {"loss": 1.0})
+        writer.image(0, "samples", np.zeros((2, 2, 1), np.uint8))
+    assert not (tmp_path / "new").exists()
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_plain_progress_prints_at_most_every_ten_seconds(capsys):
+    clock = Clock()
+    with writers.progress("pretrain", total=100, initial=20, clock=clock) as bar:
+        for _ in range(80):
+            clock.now += 0.5
+            bar.advance(loss=0.25)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "pretrain  40/100 steps   40%  2.0 steps/s  30.0 s left  loss 0.25",
+        "pretrain  60/100 steps   60%  2.0 steps/s  20.0 s left  loss 0.25",
+        "pretrain  80/100 steps   80%  2.0 steps/s  10.0 s left  loss 0.25",
+        "pretrain  100/100 steps  100%  2.0 steps/s  40.0 s in all  loss 0.25",
+    ]
+
+
+def test_the_rate_forgets_the_slow_first_step(capsys):
+    clock = Clock()
+    with writers.progress("finetune", total=1000, clock=clock) as bar:
+        clock.now += 60  # compilation
+        bar.advance()
+        for _ in range(100):
+            clock.now += 0.125
+            bar.advance()
+    assert "8.0 steps/s  1 min 55 s left" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_progress_that_fails_says_how_far_it_came(capsys):
+    with pytest.raises(KeyError), writers.progress("sample", total=3, unit="images", clock=Clock()) as bar:
+        bar.advance()
+        raise KeyError
+    assert capsys.readouterr().out.startswith("sample  1/3 images   33%")
+
+
+def test_a_terminal_gets_a_live_bar(monkeypatch):
+    out = io.StringIO()
+    terminal = rich.console.Console(file=out, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(writers, "_console", lambda: terminal)
+    with writers.progress("sample", total=4, unit="images") as bar:
+        bar.advance(4, loss=np.float32(0.5), note="[b]")
+    assert "100%" in out.getvalue() and "4/4" in out.getvalue()
+    assert "loss 0.5  note [b]" in out.getvalue()
+
+
+def test_inactive_progress_is_silent(capsys):
+    with writers.progress("sample", total=2, active=False) as bar:
+        bar.advance(2)
+    assert capsys.readouterr().out == ""
+
+
+def test_stage_headlines(capsys):
+    writers.headline("query", "skipped", "[done before]")
+    with writers.stage("select"):
+        pass
+    with pytest.raises(ValueError), writers.stage("pretrain"):
+        raise ValueError
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "query         skipped  [done before]"
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["select", "running"],
+        ["select", "done"],
+        ["pretrain", "running"],
+        ["pretrain", "failed"],
+    ]
+
+
+def test_image_grid_puts_every_image_in_its_place():
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1) * np.ones((2, 3, 4, 5, 3), np.uint8)
+    grid = writers.image_grid(images, scale=2, gap=1)
+    assert grid.shape == (2 * 9, 2 * 17, 3) and grid.dtype == np.uint8
+    for row in range(2):
+        for column in range(3):
+            cell = grid[2 * 5 * row :, 2 * 6 * column :][:8, :10]
+            assert (cell == images[row, column, 0, 0, 0]).all()
+    assert (grid[8:10] == 255).all() and (grid[:, 10:12] == 255).all()
+
+
+def test_image_grid_without_a_gap_is_a_plain_tiling():
+    images = np.random.default_rng(0).integers(0, 256, (2, 2, 3, 3, 1), np.uint8)
+    grid = writers.image_grid(images, gap=0)
+    assert np.array_equal(
+        grid, np.block([[images[0, 0, ..., 0], images[0, 1, ..., 0]], [*images[1, ..., 0]]])[..., None]
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_reads_back(tmp_path, channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+    writers.save_png(tmp_path / "grid.png", image)
+    with PIL.Image.open(tmp_path / "grid.png") as read:
+        assert np.array_equal(np.asarray(read).reshape(image.shape), image)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
