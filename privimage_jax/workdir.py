@@ -9,12 +9,15 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from privimage_jax.errors import UserError
 
@@ -87,6 +90,18 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
+def atomic_write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Writes named arrays as a compressed .npz without a clock time in it, durably and all at once."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 @contextlib.contextmanager
 def atomic_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """Yields an empty folder to fill; on success it replaces `path`, durably; on failure nothing is left of it."""
@@ -151,6 +166,11 @@ def remove(path: Path) -> None:
             fsync_dir(path.parent)
 
 
+def jsonable(value: Any) -> Any:
+    """The value as it comes back from JSON (tuples become lists), for comparing with what was stored."""
+    return json.loads(json.dumps(value))
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -203,10 +223,8 @@ class Workdir:
         """The record that `mark_done` left for a stage, or None."""
         path = self._marks / f"{stage}.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
+            return read_json(path)
+        except (FileNotFoundError, ValueError):
             return None  # an unreadable mark is no mark: the stage looks at its own artefacts again
 
     def mark_done(self, stage: str, record: dict) -> None:

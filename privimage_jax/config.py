@@ -1,0 +1,250 @@
+"""Checks a configuration before anything else runs, and derives the values that depend on the data's public facts.
+
+Every message about a wrong setting is made here; each names the key, the value, and what is accepted. This file
+imports nothing heavy: a wrong value stops the program in its first second.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax.configs import base
+from privimage_jax.errors import UserError
+
+SOURCES = ("tfds", "folder", "zip", "npz", "digits", "glyphs")
+FREE_SECTIONS = ("model.kwargs", "query_net.kwargs", "evaluate.classifier_kwargs")
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_ABOVE_0: Rule = (lambda v: math.isfinite(v) and v > 0, "a number above 0")
+_AT_LEAST_0: Rule = (lambda v: math.isfinite(v) and v >= 0, "a number of at least 0")
+_POSITIVE: Rule = (lambda v: v >= 1, "a whole number of at least 1")
+_DECAY: Rule = (lambda v: 0 <= v < 1, "a number in [0, 1)")
+
+
+def _one_of(*names: str) -> Rule:
+    return (lambda v: v in names, "one of " + ", ".join(names))
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+_DATA_RULES: dict[str, Rule] = {
+    "source": _one_of(*SOURCES),
+    "test_fraction": (lambda v: 0 < v < 1, "a number in (0, 1)"),
+    "validation_fraction": _DECAY,
+    "crop": _AT_LEAST_0,
+    "max_examples": _AT_LEAST_0,
+    "seed": _AT_LEAST_0,
+    "per_class": _POSITIVE,
+    "style": _one_of("handwriting", "print"),
+    "class_names": (lambda v: len(set(v)) == len(v) != 1, "a list of at least two distinct names, or ()"),
+}
+
+RULES: dict[str, Rule] = {
+    "seed": _AT_LEAST_0,
+    **{f"data.{key}": rule for key, rule in _DATA_RULES.items()},
+    **{f"public.{key}": rule for key, rule in _DATA_RULES.items()},
+    "data.n": _AT_LEAST_0,
+    "data.image_size": (lambda v: 4 <= v <= 1024, "a whole number from 4 to 1024"),
+    "data.channels": (lambda v: v in (1, 3), "1 (grey) or 3 (RGB)"),
+    "privacy.epsilon": _ABOVE_0,
+    "privacy.delta": _DECAY,
+    "privacy.accountant": _one_of("pld", "rdp"),
+    "query_net.epochs": _ABOVE_0,
+    "query_net.batch_size": _POSITIVE,
+    "query_net.learning_rate": _ABOVE_0,
+    "query_net.momentum": _DECAY,
+    "query_net.weight_decay": _AT_LEAST_0,
+    "query_net.label_smoothing": _DECAY,
+    "query_net.shift": _AT_LEAST_0,
+    "query.k1": _POSITIVE,
+    "query.noise_multiplier": _ABOVE_0,
+    "selection.method": _one_of("semantic", "random", "all"),
+    "selection.k2": _POSITIVE,
+    "selection.ratio": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    "selection.assignment": _one_of("sequential", "optimal"),
+    "diffusion.p_std": _ABOVE_0,
+    "diffusion.sigma_data": _ABOVE_0,
+    "diffusion.label_dropout": _DECAY,
+    "pretrain.steps": _AT_LEAST_0,
+    "pretrain.batch_size": _POSITIVE,
+    "pretrain.learning_rate": _ABOVE_0,
+    "pretrain.ema": _DECAY,
+    "pretrain.shift": _AT_LEAST_0,
+    "finetune.batch_size": _POSITIVE,
+    "finetune.epochs": _ABOVE_0,
+    "finetune.steps": _AT_LEAST_0,
+    "finetune.noise_multiplicity": _POSITIVE,
+    "finetune.learning_rate": _ABOVE_0,
+    "finetune.ema": _DECAY,
+    "finetune.shift": _AT_LEAST_0,
+    "finetune.trainable": (_is_regex, "a regular expression"),
+    "finetune.block": _AT_LEAST_0,
+    "clipping.norm": _ABOVE_0,
+    "clipping.method": _one_of("auto", "vmap"),
+    "clipping.microbatch": _POSITIVE,
+    "sample.n": _POSITIVE,
+    "sample.batch_size": _POSITIVE,
+    "sample.sampler": _one_of("ddim", "heun"),
+    "sample.steps": (lambda v: v >= 2, "a whole number of at least 2"),
+    "sample.guidance": _AT_LEAST_0,
+    "sample.churn": _AT_LEAST_0,
+    "sample.class_weights": (
+        lambda v: all(w >= 0 for w in v) and (not v or sum(v) > 0),
+        "a list with one number of at least 0 per class, not all 0, or ()",
+    ),
+    "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
+    "evaluate.neighbours": _POSITIVE,
+    "evaluate.classifier_steps": _POSITIVE,
+    "evaluate.classifier_batch_size": _POSITIVE,
+    "evaluate.classifier_learning_rate": _ABOVE_0,
+    "evaluate.classifier_shift": _AT_LEAST_0,
+    "log.every": _POSITIVE,
+    "log.sample_every": _AT_LEAST_0,
+    "log.checkpoint_every": _POSITIVE,
+    "log.keep": _POSITIVE,
+}
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Returns `config` if every key is known, of the right type, and within what it accepts.
+
+    Raises:
+      UserError: naming the first wrong key, its value, and what it accepts.
+    """
+    reference = dict(flatten(base.get_config()))
+    given = dict(flatten(config))
+    for key, value in given.items():
+        if key not in reference and not key.startswith(FREE_SECTIONS):
+            raise UserError(f"config.{key} is not a known setting{_did_you_mean(key, reference)}; see configs/base.py.")
+        if key in reference and not key.startswith(FREE_SECTIONS):
+            _check_type(key, value, reference[key])
+    for key in reference:
+        if key not in given and not key.startswith(FREE_SECTIONS):
+            raise UserError(f"config.{key} is missing; start your config from configs/base.py.")
+    for key, (accepts, accepted) in RULES.items():
+        if not accepts(given[key]):
+            raise UserError(f"config.{key}={given[key]!r} is not accepted; give {accepted}.")
+    _check_together(config)
+    return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("section.key", value) for every leaf."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def section(config: ConfigDict, *names: str) -> dict[str, Any]:
+    """The leaves of some sections as a JSON-able dict: what a stage's fingerprint covers."""
+    chosen = tuple(f"{name}." for name in names)
+    return {key: value for key, value in flatten(config) if key in names or key.startswith(chosen)}
+
+
+def _did_you_mean(key: str, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f" (did you mean config.{close[0]}?)" if close else ""
+
+
+def _check_type(key: str, value: Any, reference: Any) -> None:
+    wanted = type(reference)
+    if wanted is float and type(value) is int or wanted is tuple and isinstance(value, list):
+        return
+    if type(value) is not wanted:
+        raise UserError(f"config.{key}={value!r} is a {type(value).__name__}; give a {wanted.__name__}.")
+
+
+def _check_together(config: ConfigDict) -> None:
+    """What no single key can tell."""
+    for name in ("data", "public"):
+        _check_source(name, config[name])
+    if config.data.n:
+        check_against_n(config, config.data.n)
+    weights, names = config.sample.class_weights, config.data.class_names
+    if weights and names and len(weights) != len(names):
+        raise UserError(
+            f"config.sample.class_weights has {len(weights)} values for {len(names)} classes in data.class_names; "
+            "give one per class or ()."
+        )
+
+
+def _check_source(name: str, data: ConfigDict) -> None:
+    if data.source in ("folder", "zip", "npz") and not data.path:
+        raise UserError(f"config.{name}.path is empty; give the path that config.{name}.source={data.source} reads.")
+    if data.source == "tfds" and not (data.name or data.path):
+        raise UserError(f"config.{name}.name is empty; name a TFDS set, or give config.{name}.path of a prepared one.")
+
+
+def check_against_n(config: ConfigDict, n: int) -> None:
+    """Checks what depends on the public number of sensitive training images N.
+
+    Raises:
+      UserError: if delta is not below 1/N or the expected batch is larger than N.
+    """
+    if n < 2:
+        raise UserError(f"the sensitive training part has {n} image(s); at least 2 are needed.")
+    if delta(config, n) >= 1 / n:
+        raise UserError(
+            f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} images; "
+            "give a smaller value, or 0 for 1 / (N ln N)."
+        )
+    if config.finetune.enabled and config.finetune.batch_size > n:
+        raise UserError(
+            f"config.finetune.batch_size={config.finetune.batch_size} is larger than the N={n} sensitive training "
+            f"images; give at most {n}."
+        )
+
+
+def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) -> None:
+    """Checks what depends on the declared classes of the sensitive and the public set.
+
+    Raises:
+      UserError: if k1 or k2 asks for more semantics than there are, or the class weights do not fit.
+    """
+    weights = config.sample.class_weights
+    if weights and len(weights) != n_classes:
+        raise UserError(
+            f"config.sample.class_weights has {len(weights)} values for {n_classes} classes; give one per class or ()."
+        )
+    if config.selection.method == "all":
+        return
+    picks = k2(config, n_classes, n_semantics)
+    if picks < 1 or picks * n_classes > n_semantics:
+        raise UserError(
+            f"config.selection.k2={picks} semantics for each of {n_classes} classes need {max(picks, 1) * n_classes} public "
+            f"classes, but the public set has {n_semantics}; give a k2 of at most {n_semantics // n_classes}."
+        )
+    if config.selection.method == "semantic" and config.query.k1 > n_semantics:
+        raise UserError(f"config.query.k1={config.query.k1} is larger than the {n_semantics} public classes; give less.")
+
+
+def delta(config: ConfigDict, n: int) -> float:
+    """The delta of the guarantee: as given, or 1 / (N ln N)."""
+    return config.privacy.delta or 1 / (n * math.log(n))
+
+
+def k2(config: ConfigDict, n_classes: int, n_semantics: int) -> int:
+    """Semantics picked for each class: as given, or from the ratio of public classes to use."""
+    if config.selection.ratio:
+        return int(config.selection.ratio * n_semantics / n_classes)
+    return config.selection.k2
+
+
+def finetune_steps(config: ConfigDict, n: int) -> int:
+    """Number of DP-SGD steps T."""
+    if not config.finetune.enabled:
+        return 0
+    return config.finetune.steps or max(1, int(config.finetune.epochs * n / config.finetune.batch_size))

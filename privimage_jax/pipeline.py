@@ -1,0 +1,138 @@
+"""The stage graph: what is done, what is stale, what runs next."""
+
+import time
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax import workdir
+from privimage_jax.errors import UserError
+from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.stages import evaluate, finetune, pretrain, query, report, sample, selection, train_query
+from privimage_jax.stages.context import Context
+from privimage_jax.training.writers import headline
+
+STAGES: tuple[ModuleType, ...] = (train_query, query, selection, pretrain, finetune, sample, evaluate, report)
+NAMES = tuple(stage.NAME for stage in STAGES)
+
+
+def enabled_stages(config: ConfigDict) -> list[ModuleType]:
+    """The stages that this config runs, in order."""
+    by_name = {stage.NAME: stage for stage in STAGES}
+    wanted = ["train_query"] if config.selection.method == "semantic" or config.evaluate.enabled else []
+    wanted += ["query"] if config.selection.method == "semantic" else []
+    wanted += ["select", "pretrain", "finetune", "sample"]
+    wanted += ["evaluate"] if config.evaluate.enabled else []
+    return [by_name[name] for name in [*wanted, "report"]]
+
+
+def fingerprints(context: Context) -> dict[str, str]:
+    """Stage -> SHA-256 over its part of the config, the fingerprints of the stages that it reads, and the data's digests."""
+    config = context.config
+    result: dict[str, str] = {}
+    for stage in enabled_stages(config):
+        covered = {
+            "settings": stage.settings(config),
+            "reads": {name: result[name] for name in stage.reads(config)},
+            "public": context.public.digest() if stage in (train_query, selection) else None,
+            "sensitive": context.sensitive.digest() if stage in (query, finetune, evaluate) else None,
+            "held_out": context.held_out.digest() if stage is evaluate else None,
+        }
+        result[stage.NAME] = workdir.fingerprint(covered)
+    return result
+
+
+def run(context: Context, last: str | None = None) -> None:
+    """Runs every enabled stage up to `last` (default: all) that is missing or stale, under the workdir's lock.
+
+    All data are read and checked before the first stage. A stage whose budget is spent never runs on other inputs.
+
+    Raises:
+      UserError: for wrong data, a stage that the config does not enable, or a change in or upstream of a stage that has spent.
+    """
+    stages = enabled_stages(context.config)
+    names = [stage.NAME for stage in stages]
+    if last is not None and last not in names:
+        raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
+    context.workdir.create()
+    with context.workdir.lock():
+        context.check_data()
+        _ = context.plan  # an impossible budget is an error before anything runs
+        prints = fingerprints(context)
+        context.fingerprint = prints.__getitem__
+        _refuse_changed_spending(context, stages, prints)
+        _write_config(context)
+        for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
+            _run_stage(context, stage, prints[stage.NAME])
+
+
+def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
+    mark = context.workdir.done_mark(stage.NAME)
+    if mark is not None and mark["fingerprint"] == fingerprint:
+        headline(stage.NAME, "skipped", "done before with the same settings")
+        return
+    if mark is not None:
+        headline(stage.NAME, "stale", "its settings or inputs changed; it runs again")
+        context.workdir.clear_mark(stage.NAME)
+    started = context.workdir.internal / stage.NAME / "started.json"
+    record = _record(context, stage, fingerprint)
+    if not _spends(stage, context.config) and (not started.exists() or workdir.read_json(started) != record):
+        workdir.remove(started.parent)  # what an earlier run with other settings left half done
+    context.folder(stage.NAME)
+    workdir.atomic_write_json(started, record)
+    headline(stage.NAME, "running")
+    begin = time.monotonic()
+    stage.run(context)
+    context.workdir.mark_done(stage.NAME, record)
+    headline(stage.NAME, "done", f"{time.monotonic() - begin:.1f} s")
+
+
+def _spends(stage: ModuleType, config: ConfigDict) -> bool:
+    return stage.spends(config) if hasattr(stage, "spends") else False
+
+
+def _record(context: Context, stage: ModuleType, fingerprint: str) -> dict[str, Any]:
+    settings = workdir.jsonable(stage.settings(context.config))
+    return {"fingerprint": fingerprint, "settings": settings}
+
+
+def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints: dict[str, str]) -> None:
+    """Refuses a change in or upstream of a stage that has spent budget (DESIGN section 6, rule 5)."""
+    entries = Ledger.open(context.workdir.ledger).entries if context.workdir.ledger.exists() else []
+    if not entries:
+        return
+    for stage in STAGES:
+        if not hasattr(stage, "spends"):
+            continue
+        started = context.workdir.internal / stage.NAME / "started.json"
+        record = workdir.read_json(started) if started.exists() else None
+        if record is None:
+            continue
+        if prints.get(stage.NAME) != record["fingerprint"]:
+            raise UserError(
+                f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME} with "
+                f"{_difference(context, stage, record, stages)}; use that again, or choose a new --workdir."
+            )
+
+
+def _difference(context: Context, stage: ModuleType, record: dict, stages: list[ModuleType]) -> str:
+    """Names what changed since: settings of this stage or of one before it, or the data."""
+    if stage not in stages:
+        return "settings that ran it (this config does not)"
+    for earlier in stages[: stages.index(stage) + 1]:
+        started = context.workdir.internal / earlier.NAME / "started.json"
+        before = record if earlier is stage else workdir.read_json(started) if started.exists() else None
+        if before is None:
+            continue
+        now = workdir.jsonable(earlier.settings(context.config))
+        for key in sorted({*now, *before["settings"]}):
+            if now.get(key) != before["settings"].get(key):
+                return f"another value of config.{key} ({before['settings'].get(key)!r}, now {now.get(key)!r})"
+    return "other data or stages"
+
+
+def _write_config(context: Context) -> None:
+    resolved = {key: value for key, value in configs.flatten(context.config)}
+    workdir.atomic_write_json(context.workdir.config_json, resolved)

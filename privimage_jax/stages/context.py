@@ -1,0 +1,98 @@
+"""What every stage is given: the config, the run's folder, the devices, the data sets and the privacy plan."""
+
+import contextlib
+import functools
+import zlib
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax import data
+from privimage_jax.data import Dataset
+from privimage_jax.errors import UserError
+from privimage_jax.stages.plan import Plan, make_plan
+from privimage_jax.training.mesh import make_mesh
+from privimage_jax.training.writers import progress
+from privimage_jax.workdir import Workdir, make_dir
+
+
+class Context:
+    """One run's surroundings. Data sets are read on first use and kept."""
+
+    def __init__(self, config: ConfigDict, workdir: Workdir, mesh: Mesh | None = None):
+        self.config = config
+        self.workdir = workdir
+        self.mesh = make_mesh() if mesh is None else mesh
+
+    def folder(self, stage: str) -> Path:
+        """`internal/<stage>`, made if missing: what only this stage writes."""
+        path = self.workdir.internal / stage
+        make_dir(path, mode=0o700)
+        return path
+
+    def _load(self, section: str, part: str) -> Dataset:
+        shape = self.config.data
+        with contextlib.ExitStack() as stack:
+            bar, shown = None, 0
+
+            def on_progress(done: int, total: int) -> None:
+                nonlocal bar, shown
+                if bar is None:  # a cached set is there at once and needs no bar
+                    bar = stack.enter_context(progress(f"reading {section} {part}", total, unit="images"))
+                bar.advance(done - shown)
+                shown = done
+
+            cache = self.workdir.cache if self.config[section].cache else None
+            return data.load(
+                self.config[section], part, shape.image_size, shape.channels, cache, on_progress=on_progress
+            )
+
+    @functools.cached_property
+    def sensitive(self) -> Dataset:
+        """The sensitive training images."""
+        return self._load("data", "train")
+
+    @functools.cached_property
+    def held_out(self) -> Dataset:
+        """Real images held out for evaluation."""
+        return self._load("data", "test")
+
+    @functools.cached_property
+    def public(self) -> Dataset:
+        """The public images; their classes are the semantics."""
+        return self._load("public", "train")
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The privacy plan for this data."""
+        return make_plan(self.config, self.sensitive.n)
+
+    @property
+    def is_private(self) -> bool:
+        """False when a fixed seed stands in for entropy (tests only)."""
+        return self.config.privacy.fixed_seed < 0
+
+    def key(self, purpose: str) -> jax.Array:
+        """A public jax key, a function of config.seed and the purpose alone."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()))
+
+    def check_data(self) -> None:
+        """Reads every set and checks what depends on it; all errors of data come from here, before any mechanism runs.
+
+        Raises:
+          UserError: naming what is wrong with the data or with a setting that does not fit it.
+        """
+        declared = self.config.data.n
+        if declared and declared != self.sensitive.n:
+            raise UserError(
+                f"config.data.n={declared}, but the sensitive training part has {self.sensitive.n} images; "
+                "give the true number, or 0 to count them."
+            )
+        data.check_compatible(self.sensitive, self.public)
+        configs.check_against_n(self.config, self.sensitive.n)
+        configs.check_against_classes(self.config, self.sensitive.n_classes, self.public.n_classes)
+        if self.config.evaluate.enabled:
+            data.check_same_classes(self.sensitive, self.held_out)

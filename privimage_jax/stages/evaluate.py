@@ -1,0 +1,78 @@
+"""Stage 7: compare the synthetic set with real images. Not private: everything it writes stays in `internal/`."""
+
+from typing import Any
+
+import numpy as np
+
+from privimage_jax import config as configs
+from privimage_jax.data import Dataset
+from privimage_jax.metrics.downstream import train_and_score
+from privimage_jax.metrics.features import extract, forward
+from privimage_jax.metrics.fid import fid
+from privimage_jax.metrics.precision_recall import precision_recall
+from privimage_jax.models import registry
+from privimage_jax.stages import sample, train_query
+from privimage_jax.stages.context import Context
+from privimage_jax.training.writers import headline, progress
+from privimage_jax.workdir import atomic_write_json
+
+NAME = "evaluate"
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return (train_query.NAME, sample.NAME)
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result."""
+    return configs.section(config, "seed", "evaluate", "data")
+
+
+def run(context: Context) -> None:
+    """Writes `internal/evaluation.json`, one flat object labelled non-private."""
+    section = context.config.evaluate
+    images, labels = sample.load(context)
+    synthetic = Dataset(images, labels, context.sensitive.class_names, "synthetic")
+    results: dict[str, Any] = {"private": False, "note": "computed on real images without noise: keep it internal"}
+    results |= _fidelity(context, synthetic)
+    results["accuracy_synthetic"] = _accuracy(context, synthetic, "synthetic")
+    results["accuracy_real"] = _accuracy(context, context.sensitive, "real")
+    results |= {"classifier": section.classifier, "extractor": section.extractor}
+    results |= {"real_test_images": context.held_out.n, "synthetic_images": synthetic.n}
+    atomic_write_json(context.workdir.internal / "evaluation.json", results)
+    for name in ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real"):
+        headline(NAME, name, f"{results[name]:.4g}  (not private)")
+
+
+def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
+    """FID, precision and recall of the synthetic set against the held-out real images."""
+    section = context.config.evaluate
+    model, variables = train_query.load(context)
+    features = forward(model, variables)
+    real = extract(features, _first(context.held_out.images, section.max_images))
+    fake = extract(features, _first(synthetic.images, section.max_images))
+    precision, recall = precision_recall(real, fake, min(section.neighbours, len(real) - 1, len(fake) - 1))
+    return {"fid": fid(real, fake), "precision": precision, "recall": recall}
+
+
+def _accuracy(context: Context, train: Dataset, name: str) -> float:
+    section = context.config.evaluate
+    model = registry.build_classifier(section.classifier, train.n_classes, **section.classifier_kwargs)
+    with progress(f"{NAME}: classifier on {name}", section.classifier_steps) as bar:
+        return train_and_score(
+            model,
+            train,
+            context.held_out,
+            steps=section.classifier_steps,
+            batch_size=section.classifier_batch_size,
+            learning_rate=section.classifier_learning_rate,
+            shift=section.classifier_shift,
+            seed=context.config.seed,
+            on_steps=bar.advance,
+        )
+
+
+def _first(images: np.ndarray, n: int) -> np.ndarray:
+    """The first n images; both sets are in an order that has nothing to do with their content."""
+    return images[:n]

@@ -1,0 +1,201 @@
+"""Stage 5: fine-tune the generator on the sensitive images with DP-SGD (mechanism 2) and publish it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from privimage_jax import config as configs
+from privimage_jax import workdir
+from privimage_jax.diffusion import make_per_example_loss
+from privimage_jax.privacy import accounting, dp_sgd
+from privimage_jax.stages import generator, pretrain
+from privimage_jax.stages.context import Context
+from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.stages.plan import FINETUNE
+from privimage_jax.stages.query import tree_digest
+from privimage_jax.training import loop
+from privimage_jax.training.checkpoint import Checkpoints
+from privimage_jax.training.mesh import replicated
+from privimage_jax.training.state import init_state, make_update, merge_params, split_params
+from privimage_jax.training.writers import MetricWriter, progress
+
+NAME = "finetune"
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return (pretrain.NAME,)
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result."""
+    return configs.section(
+        config, "seed", "finetune", "clipping", "model", "diffusion", "privacy", "data", "query", "selection.method"
+    )
+
+
+def spends(config) -> bool:
+    """Whether it uses budget."""
+    return config.finetune.enabled
+
+
+def run(context: Context) -> None:
+    """Writes `release/generator/`: the averaged parameters after the last step, and the model's config.
+
+    Raises:
+      UserError: if the model mixes the examples of a batch, or the inputs changed since budget was spent.
+    """
+    target = context.workdir.release / "generator"
+    params = pretrain.load(context)
+    if not context.config.finetune.enabled:
+        generator.publish(target, params, describe(context))
+        return
+    mechanism = Mechanism(context, FINETUNE, NAME)
+    if mechanism.is_closed and target.exists():
+        return
+    mechanism.fix_inputs(
+        data=context.sensitive.digest(),
+        parameters=tree_digest(params),
+        settings=workdir.fingerprint(settings(context.config)),
+    )
+    generator.publish(target, _train(context, mechanism, params), describe(context))
+    mechanism.close()
+    Checkpoints(mechanism.folder / "checkpoints").clear()
+
+
+def describe(context: Context) -> dict[str, Any]:
+    """The public description that goes with the released parameters."""
+    names = ("model", "diffusion", "data.image_size", "data.channels")
+    return {"class_names": list(context.sensitive.class_names), "config": configs.section(context.config, *names)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """The steps that may still be run: [start, stop) under the key of `generation`, reserved up to `reserved`."""
+
+    generation: int
+    start: int
+    reserved: int
+    stop: int
+
+
+def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_key) -> Stretch:
+    """Which steps follow the checkpoint, given this mechanism's ledger lines.
+
+    Steps reserved under a key that is still there are replayed for free. Under a lost key they are spent, and the run goes on
+    from its checkpoint with a fresh key for as many steps as the plan has left; likewise if the checkpoint is older than the
+    first step of the present key.
+
+    Args:
+      lines: the ledger's lines of DP-SGD blocks, oldest first.
+      checkpoint: the step of the newest intact checkpoint.
+      steps: planned number of steps T.
+      has_key: generation -> whether its key is at hand.
+    """
+    blocks = [(line["key_generation"], *line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
+    if not blocks:
+        return Stretch(0, checkpoint, checkpoint, steps)
+    generation = blocks[-1][0]
+    own = [(begin, end) for owner, begin, end in blocks if owner == generation]
+    if has_key(generation) and own[0][0] <= checkpoint:
+        before = sum(end - begin for owner, begin, end in blocks if owner != generation)
+        return Stretch(generation, checkpoint, own[-1][1], own[0][0] + steps - before)
+    left = steps - sum(end - begin for _, begin, end in blocks)
+    return Stretch(generation + 1, checkpoint, checkpoint, checkpoint + left)
+
+
+def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
+    config, plan, log = context.config, context.plan, context.config.log
+    n_classes = context.sensitive.n_classes
+    model = generator.build(config, n_classes)
+    trainable, frozen = split_params(params, config.finetune.trainable)
+    optimizer = optax.adam(config.finetune.learning_rate)
+    state = jax.device_put(init_state(trainable, optimizer, frozen), replicated(context.mesh))
+    checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
+    state = checkpoints.restore_latest(state, mechanism.warn) or state
+    stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
+    if stretch.generation > max(mechanism.generation, 0):
+        mechanism.warn(
+            f"the key of {FINETUNE} was lost; its reserved steps are spent and {stretch.stop - stretch.start} are left."
+        )
+    run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes, merge_params(trainable, frozen)))
+    inputs = jax.device_put(
+        {
+            "data": {"image": np.asarray(context.sensitive.images), "label": np.asarray(context.sensitive.labels)},
+            "key": mechanism.key(stretch.generation),
+            "loss_key": context.key("diffusion draws"),
+        },
+        replicated(context.mesh),
+    )
+    draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
+    block = config.finetune.block or -(-plan.steps // 10)
+    reserved = stretch.reserved
+    writer = MetricWriter(mechanism.folder / "metrics", start_step=stretch.start)
+    with progress(NAME, stretch.stop, initial=stretch.start) as bar:
+        for begin, end in loop.stretches(
+            stretch.start, stretch.stop, log.every, log.checkpoint_every, log.sample_every, block
+        ):
+            if end > reserved:
+                reserve_to = min((begin // block + 1) * block, stretch.stop)
+                _reserve(mechanism, plan, config, stretch.generation, reserved, reserve_to)
+                reserved = reserve_to
+            state, metrics = run_steps(state, inputs, begin, end)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            writer.scalars(end, metrics)
+            bar.advance(end - begin, loss=metrics["loss"], clipped=metrics["clipped"])
+            if log.sample_every and (end % log.sample_every == 0 or end == stretch.stop):
+                writer.image(end, "samples", draw.grid(merge_params(state["ema"], state["frozen"]), grid_key, n_classes))
+            if end % log.checkpoint_every == 0 or end == stretch.stop:
+                checkpoints.save(end, state)
+    writer.close()
+    return jax.device_get(merge_params(state["ema"], state["frozen"]))
+
+
+def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, end: int) -> None:
+    """The block [begin, end) is on the disk as spent before its first step is dispatched."""
+    mechanism.open_ledger()
+    mechanism.spend(
+        "dp-sgd",
+        accounting.SampledGaussian(plan.finetune_noise, plan.sampling_rate, end - begin),
+        steps=[begin, end],
+        sampling_rate=plan.sampling_rate,
+        noise_multiplier=plan.finetune_noise,
+        clip_norm=config.clipping.norm,
+        expected_batch_size=config.finetune.batch_size,
+        key_generation=generation,
+    )
+
+
+def _make_step(context: Context, model, optimizer, n_classes, params):
+    config, section = context.config, context.config.finetune
+    per_example_loss = make_per_example_loss(
+        model,
+        generator.edm(config),
+        n_classes,
+        section.noise_multiplicity,
+        flip=section.flip,
+        shift=section.shift,
+    )
+    dp_sgd.check_objective(per_example_loss, params, context.sensitive.image_shape, n_classes, config.model.name)
+    dp_step = dp_sgd.dp_step(
+        per_example_loss,
+        make_update(optimizer, section.ema),
+        dp_sgd.DPSGD(
+            n=context.plan.n,
+            batch_size=section.batch_size,
+            clip_norm=config.clipping.norm,
+            noise_multiplier=context.plan.finetune_noise,
+            microbatch=config.clipping.microbatch,
+            method=config.clipping.method,
+        ),
+        context.mesh,
+        merge=merge_params,
+    )
+
+    def step(state, inputs, t):
+        return dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
+
+    return step

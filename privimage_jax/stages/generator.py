@@ -1,0 +1,92 @@
+"""The generator as the stages share it: building the denoiser, drawing samples, and the released artefact."""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from privimage_jax import workdir
+from privimage_jax.diffusion import EDM, sample, to_uint8
+from privimage_jax.models import registry
+from privimage_jax.training.mesh import batch_sharded, replicated
+from privimage_jax.training.state import flatten_params, merge_params
+from privimage_jax.training.writers import image_grid
+
+GRID_COLUMNS = 8
+
+
+def build(config: ConfigDict, n_classes: int) -> nn.Module:
+    """The denoiser's module."""
+    return registry.build_denoiser(config.model, n_classes, config.data.channels)
+
+
+def edm(config: ConfigDict) -> EDM:
+    """The diffusion's constants."""
+    section = config.diffusion
+    return EDM(
+        sigma_data=section.sigma_data,
+        p_mean=section.p_mean,
+        p_std=section.p_std,
+        label_dropout=section.label_dropout,
+    )
+
+
+class Sampler:
+    """Draws labelled images; image i is a function of (parameters, key, i) alone, however the batch is cut."""
+
+    def __init__(self, config: ConfigDict, model: nn.Module, mesh: Mesh):
+        self.mesh = mesh
+        self.shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        section, constants = config.sample, edm(config)
+
+        @jax.jit
+        def draw(params, key, numbers, labels):
+            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+            images = sample(
+                model,
+                constants,
+                params,
+                labels,
+                keys,
+                self.shape,
+                sampler=section.sampler,
+                steps=section.steps,
+                guidance=section.guidance,
+                churn=section.churn,
+            )
+            return jax.lax.with_sharding_constraint(to_uint8(images), replicated(mesh))
+
+        self._draw = draw
+
+    def __call__(self, params: Any, key: jax.Array, start: int, labels: np.ndarray) -> np.ndarray:
+        """Images number start, start + 1, … with the given labels: uint8 [len(labels), H, W, C]."""
+        padding = -len(labels) % self.mesh.size
+        padded = np.pad(np.asarray(labels, np.int32), (0, padding))
+        numbers = np.arange(start, start + len(padded), dtype=np.uint32)
+        placed = jax.device_put((numbers, padded), batch_sharded(self.mesh))
+        return np.asarray(self._draw(params, key, *placed))[: len(labels)]
+
+    def grid(self, params: Any, key: jax.Array, n_classes: int) -> np.ndarray:
+        """A picture with one row of samples for each class."""
+        labels = np.repeat(np.arange(n_classes, dtype=np.int32), GRID_COLUMNS)
+        images = self(params, key, 0, labels)
+        return image_grid(images.reshape(n_classes, GRID_COLUMNS, *self.shape))
+
+
+def publish(folder: Path, params: Any, description: dict) -> None:
+    """Writes the released generator: `params.npz` (path -> array) and `model.json`; no clock time, no path."""
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_params(params).items()}
+    with workdir.atomic_dir(folder) as partial:
+        workdir.atomic_write_npz(partial / "params.npz", **flat)
+        workdir.atomic_write_json(partial / "model.json", description)
+
+
+def read_params(folder: Path) -> Any:
+    """The parameters that `publish` wrote."""
+    with np.load(folder / "params.npz", allow_pickle=False) as arrays:
+        return merge_params({path: jnp.asarray(arrays[path]) for path in arrays.files}, {})

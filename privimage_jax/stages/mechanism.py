@@ -1,0 +1,144 @@
+"""What both private stages share around a mechanism: its ledger lines, its key, and the identity of its inputs.
+
+The order of writes is fixed (DESIGN section 6, rules 2, 3 and 5): inputs' identity, key, ledger line, use; and at the end artefact,
+ledger line `closed`, key deleted, done mark.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from privimage_jax import workdir
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import accounting, chacha
+from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.stages.context import Context
+from privimage_jax.stages.plan import code_version
+from privimage_jax.training.writers import headline
+
+ADJACENCY = "zero-out of one record (an image with its label)"
+
+
+class Mechanism:
+    """One mechanism of one run."""
+
+    def __init__(self, context: Context, name: str, stage: str):
+        self.context = context
+        self.name = name
+        self.folder = context.folder(stage)
+        self.ledger = Ledger.open(context.workdir.ledger)
+        self._keys = context.folder("keys")
+        self._stage = stage
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """This mechanism's own ledger lines."""
+        return [line for line in self.ledger.entries if line.get("mechanism") == self.name]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its artefact is complete; a key that a crash left behind is then deleted."""
+        closed = any(line["kind"] == "closed" for line in self.lines)
+        if closed:
+            self._delete_keys()
+        return closed
+
+    def fix_inputs(self, **inputs: str) -> None:
+        """Records what determines the mechanism's input, or compares it with the record once budget is spent.
+
+        Raises:
+          UserError: if a spent mechanism would be replayed on other inputs: equal noise on different inputs subtracts.
+        """
+        path = self.folder / "inputs.json"
+        inputs = {**inputs, "code": code_version()}
+        if any(line["kind"] != "closed" for line in self.lines):
+            recorded = workdir.read_json(path) if path.exists() else {}
+            changed = sorted(name for name in inputs if recorded.get(name) != inputs[name])
+            if changed:
+                raise UserError(
+                    f"the {self.name} in {self.context.workdir.root} has spent budget on other inputs (changed: "
+                    f"{', '.join(changed)}); restore them, or start a new workdir."
+                )
+        else:
+            workdir.atomic_write_json(path, inputs)
+
+    def open_ledger(self) -> None:
+        """Writes the ledger's first line, the terms of the guarantee, unless it is there."""
+        if self.ledger.entries:
+            return
+        plan = self.context.plan
+        terms = {} if self.context.is_private else {"note": "NOT PRIVATE: fixed seed"}
+        self.ledger.append(
+            "open",
+            epsilon_target=plan.epsilon,
+            delta=plan.delta,
+            n=plan.n,
+            accountant=plan.accountant,
+            adjacency=ADJACENCY,
+            private=self.context.is_private,
+            **terms,
+        )
+
+    def spend(self, kind: str, event, **fields: Any) -> None:
+        """Writes a line that spends budget, with the epsilon of everything spent so far; returns when it is on disk.
+
+        Raises:
+          UserError: if the mechanism would exceed the budget; nothing is written then.
+        """
+        plan = self.context.plan
+        epsilon = plan.spent([*spent_events(self.ledger.entries), event])
+        if epsilon > plan.epsilon:
+            raise UserError(
+                f"the {self.name} would raise epsilon to {epsilon:.4g}, above config.privacy.epsilon={plan.epsilon:g}; "
+                "the budget of this workdir is spent."
+            )
+        self.ledger.append(kind, mechanism=self.name, **fields, epsilon=epsilon)
+
+    @property
+    def generation(self) -> int:
+        """Which key is in use: 0 for the first; each lost key starts a new one. -1 before any."""
+        return max((line.get("key_generation", 0) for line in self.lines if line["kind"] != "closed"), default=-1)
+
+    def has_key(self, generation: int) -> bool:
+        """Whether the key of a generation is at hand."""
+        return not self.context.is_private or self._key_path(generation).exists()
+
+    def key(self, generation: int) -> np.ndarray:
+        """The 256-bit key uint32[8] of a generation, made from OS entropy and on the disk before this returns."""
+        if not self.context.is_private:
+            seed = self.context.config.privacy.fixed_seed
+            return chacha.key_from_seed(f"{seed}/{self._stage}/{generation}")
+        path = self._key_path(generation)
+        if not path.exists():
+            workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
+        return chacha.key_from_bytes(path.read_bytes())
+
+    def close(self) -> None:
+        """After the artefact is durable: the line `closed`, then the key is deleted."""
+        if not any(line["kind"] == "closed" for line in self.lines):
+            self.ledger.append("closed", mechanism=self.name)
+        self._delete_keys()
+
+    def warn(self, message: str) -> None:
+        """Tells the operator something that stays internal."""
+        headline(self._stage, "warning", message)
+
+    def _key_path(self, generation: int):
+        return self._keys / f"{self._stage}-{generation}.key"
+
+    def _delete_keys(self) -> None:
+        for path in self._keys.glob(f"{self._stage}-*.key"):
+            workdir.remove(path)
+
+
+def spent_events(entries: list[dict[str, Any]]) -> list:
+    """The ledger's spending lines as events of `privacy.accounting`; consecutive DP-SGD blocks of equal noise are merged."""
+    events: list = []
+    steps: dict[tuple[float, float], int] = {}
+    for line in entries:
+        if line["kind"] == "gaussian":
+            events.append(accounting.Gaussian(line["noise_multiplier"]))
+        elif line["kind"] == "dp-sgd":
+            kind = (line["noise_multiplier"], line["sampling_rate"])
+            steps[kind] = steps.get(kind, 0) + line["steps"][1] - line["steps"][0]
+    return events + [accounting.SampledGaussian(noise, rate, count) for (noise, rate), count in steps.items()]

@@ -1,0 +1,92 @@
+"""The privacy plan: which mechanisms a config runs, with which noise, so that together they cost at most epsilon."""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax.privacy import accounting, sampling
+
+QUERY = "semantic query"
+FINETUNE = "DP-SGD fine-tuning"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Public numbers of the two mechanisms, fixed before either runs.
+
+    `query_noise` (sigma1) is relative to the query's L2 sensitivity sqrt(k1), `finetune_noise` (sigma2) to the clip norm; each is
+    None when its mechanism is not run. `threshold` is the membership threshold of a 32-bit word and `sampling_rate` the q it
+    stands for.
+    """
+
+    epsilon: float
+    delta: float
+    n: int
+    accountant: str
+    query_noise: float | None
+    finetune_noise: float | None
+    threshold: int
+    sampling_rate: float
+    steps: int
+
+    def events(self) -> list:
+        """The planned mechanisms as events of `privacy.accounting`."""
+        events: list = []
+        if self.query_noise is not None:
+            events.append(accounting.Gaussian(self.query_noise))
+        if self.finetune_noise is not None:
+            events.append(accounting.SampledGaussian(self.finetune_noise, self.sampling_rate, self.steps))
+        return events
+
+    def spent(self, events: list, accountant: str | None = None) -> float:
+        """The epsilon of some events at the plan's delta, rounded up."""
+        return accounting.epsilon(events, self.delta, accountant or self.accountant)
+
+
+def make_plan(config: ConfigDict, n: int) -> Plan:
+    """Reserves the query's share and solves sigma2 for what remains (DESIGN of the budget: docs/privacy.md).
+
+    Args:
+      config: a checked configuration.
+      n: number of sensitive training images (public).
+
+    Raises:
+      UserError: if the query alone exceeds epsilon.
+    """
+    configs.check_against_n(config, n)
+    return _solve(
+        epsilon=float(config.privacy.epsilon),
+        delta=configs.delta(config, n),
+        n=n,
+        accountant=config.privacy.accountant,
+        query_noise=float(config.query.noise_multiplier) if config.selection.method == "semantic" else None,
+        batch_size=config.finetune.batch_size,
+        steps=configs.finetune_steps(config, n),
+    )
+
+
+@functools.cache
+def _solve(epsilon, delta, n, accountant, query_noise, batch_size, steps) -> Plan:
+    threshold = sampling.threshold(batch_size, n) if steps else 0
+    rate = sampling.sampling_rate(threshold)
+    reserved = [accounting.Gaussian(query_noise)] if query_noise is not None else []
+    noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, reserved, accountant) if steps else None
+    return Plan(epsilon, delta, n, accountant, query_noise, noise, threshold, rate, steps)
+
+
+def code_version() -> str:
+    """A digest of the code that determines what the mechanisms see and do; part of a replay's identity."""
+    import jax
+
+    import privimage_jax
+
+    root = Path(privimage_jax.__file__).parent
+    files = [*sorted(root.glob("privacy/*.py")), *sorted(root.glob("models/*.py")), root / "diffusion.py"]
+    digest = hashlib.sha256(f"{privimage_jax.__version__} jax {jax.__version__}".encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

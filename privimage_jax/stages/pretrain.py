@@ -1,0 +1,101 @@
+"""Stage 4: pre-train the generator on the selected public images. Public data only; no privacy cost."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from privimage_jax import config as configs
+from privimage_jax.diffusion import make_per_example_loss
+from privimage_jax.models import registry
+from privimage_jax.stages import generator, selection
+from privimage_jax.stages.context import Context
+from privimage_jax.training import loop
+from privimage_jax.training import mesh as meshes
+from privimage_jax.training.batches import batch_indices
+from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
+from privimage_jax.training.state import init_state, make_update
+from privimage_jax.training.writers import MetricWriter, progress
+
+NAME = "pretrain"
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return ("select",) if config.pretrain.steps else ()
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result."""
+    return configs.section(
+        config, "seed", "pretrain", "model", "diffusion", "data.image_size", "data.channels", "data.class_names"
+    )
+
+
+def run(context: Context) -> None:
+    """Writes the averaged parameters to `internal/pretrain/params`; with 0 steps these are the initial ones."""
+    config, folder = context.config, context.folder(NAME)
+    n_classes = context.sensitive.n_classes
+    model = generator.build(config, n_classes)
+    params = registry.init_denoiser(model, context.key("initial weights"), context.sensitive.image_shape)
+    optimizer = optax.adam(config.pretrain.learning_rate)
+    state = jax.device_put(init_state(params, optimizer), meshes.replicated(context.mesh))
+    if config.pretrain.steps:
+        state = _train(context, model, optimizer, state, n_classes)
+    save_tree(folder / "params", jax.device_get(state["ema"]))
+
+
+def _train(context: Context, model, optimizer, state, n_classes):
+    config, folder = context.config, context.folder(NAME)
+    section, log = config.pretrain, config.log
+    images, labels = selection.load(context)
+    inputs = jax.device_put(
+        {"image": images, "label": np.asarray(labels), "key": context.key("pre-training batches")},
+        meshes.replicated(context.mesh),
+    )
+    checkpoints = Checkpoints(folder / "checkpoints", log.keep)
+    state = checkpoints.restore_latest(state) or state
+    start = int(state["step"])
+    run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes))
+    draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
+    writer = MetricWriter(folder / "metrics", start_step=start)
+    with progress(NAME, section.steps, initial=start) as bar:
+        for begin, end in loop.stretches(start, section.steps, log.every, log.checkpoint_every, log.sample_every):
+            state, metrics = run_steps(state, inputs, begin, end)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            writer.scalars(end, metrics)
+            bar.advance(end - begin, **metrics)
+            if log.sample_every and (end % log.sample_every == 0 or end == section.steps):
+                writer.image(end, "samples", draw.grid(state["ema"], grid_key, n_classes))
+            if end % log.checkpoint_every == 0:
+                checkpoints.save(end, state)
+    writer.close()
+    checkpoints.clear()
+    return state
+
+
+def _make_step(context: Context, model, optimizer, n_classes):
+    section = context.config.pretrain
+    per_example_loss = make_per_example_loss(
+        model, generator.edm(context.config), n_classes, 1, flip=section.flip, shift=section.shift
+    )
+    update = make_update(optimizer, section.ema)
+
+    def step(state, inputs, t):
+        rows = batch_indices(inputs["key"], t, inputs["image"].shape[0], section.batch_size)
+        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(inputs["key"], 1), t), section.batch_size)
+        batch = {"image": inputs["image"][rows], "label": inputs["label"][rows]}
+        batch, keys = meshes.split_batch(context.mesh, (batch, keys))
+        loss, gradients = jax.value_and_grad(lambda params: jnp.mean(per_example_loss(params, batch, keys)))(
+            state["params"]
+        )
+        return update(state, gradients), {"loss": loss}
+
+    return step
+
+
+def load(context: Context) -> Any:
+    """The pre-trained parameters."""
+    return restore_tree(context.workdir.internal / NAME / "params")

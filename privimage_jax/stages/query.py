@@ -1,0 +1,107 @@
+"""Stage 2: the semantic query (mechanism 1), the noisy count of semantics in each sensitive class."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from privimage_jax import config as configs
+from privimage_jax import workdir
+from privimage_jax.errors import UserError
+from privimage_jax.metrics.features import extract, forward
+from privimage_jax.privacy import accounting, noise
+from privimage_jax.stages import train_query
+from privimage_jax.stages.context import Context
+from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.stages.plan import QUERY
+
+NAME = "query"
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return (train_query.NAME,)
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result."""
+    return configs.section(config, "query", "privacy", "data")
+
+
+def spends(config) -> bool:
+    """Whether it uses budget."""
+    return True
+
+
+def run(context: Context) -> None:
+    """Writes the noisy counts to `internal/query/histogram.json`; they are released by the stage `select`.
+
+    Raises:
+      UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
+    """
+    mechanism = Mechanism(context, QUERY, NAME)
+    output = mechanism.folder / "histogram.json"
+    if mechanism.is_closed and output.exists():
+        return
+    model, variables = train_query.load(context)
+    section, sensitive = context.config.query, context.sensitive
+    mechanism.fix_inputs(
+        data=sensitive.digest(), network=tree_digest(variables), settings=workdir.fingerprint(settings(context.config))
+    )
+    spent = mechanism.generation >= 0
+    if spent and not mechanism.has_key(0):
+        raise UserError(
+            f"the {QUERY} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
+            "start a new workdir."
+        )
+    key = mechanism.key(0)
+    logits = extract(forward(model, variables, method="__call__"), sensitive.images)
+    counts = count_semantics(logits, sensitive.labels, sensitive.n_classes, section.k1)
+    if not spent:
+        mechanism.open_ledger()
+        mechanism.spend(
+            "gaussian",
+            accounting.Gaussian(context.plan.query_noise),
+            noise_multiplier=context.plan.query_noise,
+            l2_sensitivity=section.k1**0.5,
+            key_generation=0,
+        )
+    noisy = counts + noise.rounded_gaussian(key, counts.shape, context.plan.query_noise * section.k1**0.5)
+    workdir.atomic_write_json(output, {"histogram": noisy.tolist(), "k1": section.k1})
+    mechanism.close()
+
+
+def count_semantics(logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: int) -> np.ndarray:
+    """H[c, s] = number of images of class c with semantic s among their k1 largest logits (PrivImage, section 4.1).
+
+    One image adds k1 ones to one row, so that its L2 sensitivity is sqrt(k1). An image whose logits are not all finite
+    adds k1 ones as well (to the semantics that sort last), never more.
+
+    Args:
+      logits: float32 [N, semantics]; k1 must not exceed their number.
+      labels: int32 [N] in [0, n_classes).
+
+    Returns:
+      int64 [n_classes, semantics].
+    """
+    top = np.argpartition(np.nan_to_num(logits, nan=-np.inf), -k1, axis=1)[:, -k1:]
+    counts = np.zeros((n_classes, logits.shape[1]), np.int64)
+    np.add.at(counts, (np.repeat(labels, k1), top.ravel()), 1)
+    return counts
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 over the paths, shapes, dtypes and bytes of a pytree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def load(context: Context) -> np.ndarray:
+    """The noisy counts int64 [classes, semantics]."""
+    stored = workdir.read_json(context.workdir.internal / NAME / "histogram.json")
+    return np.asarray(stored["histogram"], np.int64)

@@ -1,0 +1,54 @@
+"""Stage 8: the page that goes with the release, made from the release alone."""
+
+from typing import Any
+
+from privimage_jax import config as configs
+from privimage_jax import workdir
+from privimage_jax.privacy import ledger
+from privimage_jax.report import ReportInputs, render
+from privimage_jax.stages import sample
+from privimage_jax.stages.context import Context
+
+NAME = "report"
+
+PATHS = ("path", "data_dir", "workdir")
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return ("select", "finetune", sample.NAME)
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result."""
+    return public_settings(config)
+
+
+def run(context: Context) -> None:
+    """Writes `release/report.html`."""
+    release = context.workdir.release
+    images, labels = sample.load(context)
+    entries = ledger.Ledger.open(context.workdir.ledger).entries
+    inputs = ReportInputs(
+        title=context.config.name,
+        epsilon=entries[-1].get("epsilon") if entries else 0.0,
+        delta=context.plan.delta,
+        n=context.plan.n,
+        entries=entries,
+        ledger_ok=ledger.verify(context.workdir.ledger),
+        semantics=workdir.read_json(release / "semantics.json"),
+        images=images,
+        labels=labels,
+        class_names=context.sensitive.class_names,
+        settings={key: str(value) for key, value in public_settings(context.config).items()},
+    )
+    workdir.atomic_write_bytes(release / "report.html", render(inputs).encode())
+
+
+def public_settings(config) -> dict[str, Any]:
+    """Every setting but paths, which may tell where the data lies, and logging."""
+    return {
+        key: value
+        for key, value in configs.flatten(config)
+        if key.rsplit(".", 1)[-1] not in PATHS and not key.startswith("log.")
+    }

@@ -1,0 +1,75 @@
+"""Stage 6: draw the synthetic set from the released generator. Post-processing; no privacy cost."""
+
+from typing import Any
+
+import numpy as np
+
+from privimage_jax import config as configs
+from privimage_jax.stages import finetune, generator
+from privimage_jax.stages.context import Context
+from privimage_jax.training.writers import png_bytes, progress
+from privimage_jax.workdir import atomic_dir, atomic_write_npz, remove
+
+NAME = "sample"
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return (finetune.NAME,)
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result."""
+    return configs.section(config, "seed", "sample", "model", "diffusion", "data.image_size", "data.channels")
+
+
+def run(context: Context) -> None:
+    """Writes `release/synthetic.npz`: images uint8 [N, H, W, C], labels int32 [N], class_names str [classes]."""
+    section, release = context.config.sample, context.workdir.release
+    class_names = context.sensitive.class_names
+    labels = make_labels(section.n, len(class_names), section.class_weights)
+    params = generator.read_params(release / "generator")
+    draw = generator.Sampler(context.config, generator.build(context.config, len(class_names)), context.mesh)
+    key = context.key("synthetic set")
+    parts = []
+    with progress(NAME, section.n, unit="images") as bar:
+        for start in range(0, section.n, section.batch_size):
+            batch = np.resize(labels[start : start + section.batch_size], section.batch_size)  # one shape, one program
+            images = draw(params, key, start, batch)[: section.n - start]
+            parts.append(images)
+            bar.advance(len(images))
+    images = np.concatenate(parts)
+    atomic_write_npz(release / "synthetic.npz", images=images, labels=labels, class_names=np.array(class_names))
+    remove(release / "synthetic")
+    if section.png_folders:
+        _write_folders(release / "synthetic", images, labels, class_names)
+
+
+def make_labels(n: int, n_classes: int, weights: tuple = ()) -> np.ndarray:
+    """Labels int32 [n] in the proportions of `weights` (default: equal), by largest remainder, spread evenly over the set."""
+    share = np.asarray(weights or np.ones(n_classes), float)
+    share = share / share.sum() * n
+    counts = np.floor(share).astype(int)
+    counts[np.argsort(counts - share, kind="stable")[: n - counts.sum()]] += 1
+    labels = np.repeat(np.arange(n_classes, dtype=np.int32), counts)
+    position = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
+    return labels[np.argsort(position, kind="stable")]
+
+
+def _write_folders(folder, images, labels, class_names) -> None:
+    with atomic_dir(folder) as partial:
+        for number, name in enumerate(class_names):
+            (partial / f"{number}_{_safe(name)}").mkdir()
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = partial / f"{label}_{_safe(class_names[label])}" / f"{row:06d}.png"
+            path.write_bytes(png_bytes(image))
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def load(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """The synthetic set: images uint8 [N, H, W, C], labels int32 [N]."""
+    with np.load(context.workdir.release / "synthetic.npz", allow_pickle=False) as arrays:
+        return arrays["images"], arrays["labels"]

@@ -1,0 +1,101 @@
+"""Stage 1: train the query function, a classifier of the public set. Public data only; no privacy cost."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from privimage_jax import config as configs
+from privimage_jax.errors import UserError
+from privimage_jax.models import registry
+from privimage_jax.stages.context import Context
+from privimage_jax.training import classifier, loop
+from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
+from privimage_jax.training.mesh import replicated
+from privimage_jax.training.writers import MetricWriter, progress
+from privimage_jax.workdir import Workdir
+
+NAME = "train_query"
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return ()
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result. A reused network has the fingerprint of its own run."""
+    part = configs.section(config, "seed", "query_net", "public", "data.image_size", "data.channels")
+    part.pop("query_net.workdir")
+    return part
+
+
+def run(context: Context) -> None:
+    """Trains the network, or takes it over from `query_net.workdir`; writes `internal/train_query/network`."""
+    folder = context.folder(NAME)
+    if context.config.query_net.workdir:
+        save_tree(folder / "network", _reused_network(context))
+        return
+    section, public = context.config.query_net, context.public
+    steps = max(1, int(section.epochs * public.n / section.batch_size))
+    recipe = classifier.Recipe(
+        steps=steps,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        optimizer="sgd",
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        label_smoothing=section.label_smoothing,
+        flip=section.flip,
+        shift=section.shift,
+    )
+    model = build(context)
+    state = classifier.init(model, recipe, context.key("query network"), public.image_shape)
+    state = jax.device_put(state, replicated(context.mesh))
+    checkpoints = Checkpoints(folder / "checkpoints", context.config.log.keep)
+    state = checkpoints.restore_latest(state) or state
+    inputs = jax.device_put(
+        {"image": np.asarray(public.images), "label": public.labels, "key": context.key("query batches")},
+        replicated(context.mesh),
+    )
+    run_steps = loop.make_runner(classifier.make_step(model, recipe, context.mesh))
+    start, log = int(state["step"]), context.config.log
+    writer = MetricWriter(folder / "metrics", start_step=start)
+    with progress(NAME, steps, initial=start) as bar:
+        for begin, end in loop.stretches(start, steps, log.every, log.checkpoint_every):
+            state, metrics = run_steps(state, inputs, begin, end)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            writer.scalars(end, metrics)
+            bar.advance(end - begin, **metrics)
+            if end % log.checkpoint_every == 0:
+                checkpoints.save(end, state)
+    writer.close()
+    save_tree(folder / "network", jax.device_get(state["variables"]))
+    checkpoints.clear()
+
+
+def build(context: Context) -> nn.Module:
+    """The query network's module."""
+    section = context.config.query_net
+    return registry.build_classifier(section.model, context.public.n_classes, **section.kwargs)
+
+
+def load(context: Context) -> tuple[nn.Module, Any]:
+    """The trained query network as (module, variables)."""
+    return build(context), restore_tree(context.workdir.internal / NAME / "network")
+
+
+def _reused_network(context: Context) -> Any:
+    other = Workdir(context.config.query_net.workdir)
+    mark, own = other.done_mark(NAME), context.fingerprint(NAME)
+    if mark is None:
+        raise UserError(
+            f"config.query_net.workdir={other.root} holds no trained query network; run `privimage train-query` there first."
+        )
+    if mark["fingerprint"] != own:
+        raise UserError(
+            f"the query network in config.query_net.workdir={other.root} was trained with other settings or public data; "
+            "use the same query_net and public settings, or leave query_net.workdir empty to train one here."
+        )
+    return restore_tree(other.internal / NAME / "network")
