@@ -4,7 +4,7 @@ Every random word that protects privacy is `words(key, domain, step, leaf, count
 and of where the word is used. There is no state to save and no tree of split keys to keep apart: two words are
 independent unless key, domain, step, leaf and counter all agree.
 
-The block function is RFC 8439, section 2.3: `counter` is its block counter and (domain, step, leaf) is its 96-bit nonce.
+The block function is RFC 8439, section 2.3: `counter` is its block counter and (domain, step, leaf) its 96-bit nonce.
 JAX's own generators are not used here because their keys have 64 bits and are not meant for secrecy.
 """
 
@@ -71,7 +71,7 @@ def words(
     shape = jnp.broadcast_shapes(*(value.shape for value in position))
     initial = [jnp.uint32(value) for value in _CONSTANTS] + list(key) + position
     initial = tuple(jnp.broadcast_to(value, shape) for value in initial)
-    # A rolled loop: unrolled, XLA's CPU backend compiles seven times longer into a program that runs three times longer.
+    # A rolled loop: XLA's CPU backend compiles it seven times, and runs it three times, as fast as an unrolled one.
     final = jax.lax.fori_loop(0, 10, _double_round, initial)
     return jnp.stack([after + before for after, before in zip(final, initial, strict=True)], axis=-1)
 

@@ -38,7 +38,7 @@ def threshold(batch_size: int, n: int) -> int:
 
 
 def sampling_rate(threshold: int) -> float:
-    """The exact probability q of membership, for the accountant (a multiple of 2**-32 is a float64 without rounding)."""
+    """The probability q of membership, for the accountant; exact, as float64 holds multiples of 2**-32."""
     return threshold / _WORDS
 
 

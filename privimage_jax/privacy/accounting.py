@@ -1,0 +1,224 @@
+"""Privacy accounting: what a list of mechanisms costs, and the noise that a budget pays for.
+
+Neighbouring data sets differ in one record, which is replaced by a null record that counts nowhere and has zero
+gradient (zero-out adjacency, dp-accounting's `REPLACE_SPECIAL`). Noise multipliers are relative to the L2 sensitivity
+under that relation. Two accountants, both dp-accounting's:
+
+- "pld": privacy loss distributions, numerically tight (Koskela et al. 2020; Doroshenko et al. 2022).
+- "rdp": Rényi differential privacy (Mironov 2017), a looser bound, used by the PrivImage paper.
+
+Every epsilon is rounded up and every solved noise multiplier too, and the rounded multiplier is verified.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import dp_accounting
+from absl import logging
+from dp_accounting import pld, rdp
+
+from privimage_jax.errors import UserError
+
+ACCOUNTANTS = ("pld", "rdp")
+
+_EPSILON_DECIMALS = 6
+_NOISE_DECIMALS = 4
+_MAX_NOISE_MULTIPLIER = 1e6
+_PLD_INTERVAL = 1e-4  # of the discretised privacy loss, which dp-accounting rounds up
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """One Gaussian mechanism on all records; noise std = noise_multiplier * L2 sensitivity."""
+
+    noise_multiplier: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledGaussian:
+    """`steps` Gaussian mechanisms, each on a Poisson sample in which every record is with probability sampling_rate."""
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+
+Event = Gaussian | SampledGaussian
+
+
+def events_from(spent: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """Events from plain mappings, as the ledger gives them: with "sampling_rate" and "steps" a sampled Gaussian."""
+    return [SampledGaussian(**fields) if "steps" in fields else Gaussian(**fields) for fields in spent]
+
+
+def default_delta(n: int) -> float:
+    """1 / (n ln n), the paper's delta for n records (n >= 2)."""
+    if n < 2:
+        raise UserError(f"a data set of {n} records is too small for the default delta; give privacy.delta.")
+    return 1 / (n * math.log(n))
+
+
+def epsilon(events: Sequence[Event], delta: float, accountant: str = "pld") -> float:
+    """The epsilon, rounded up to 6 decimals, at which the composition of `events` is (epsilon, delta)-DP.
+
+    The composition does not depend on how steps are split into events: equal ones are merged first.
+
+    Raises:
+      UserError: for an unknown accountant or an impossible delta.
+    """
+    if not 0 < delta < 1:
+        raise UserError(f"privacy.delta must be between 0 and 1; it is {delta}.")
+    if accountant not in ACCOUNTANTS:
+        raise UserError(f"privacy.accountant is {accountant!r}; it must be one of {', '.join(ACCOUNTANTS)}.")
+    return _epsilon(events, delta, accountant)
+
+
+def solve_noise_multiplier(
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    other_events: Sequence[Event] = (),
+    accountant: str = "pld",
+) -> float:
+    """The smallest noise multiplier, rounded up to 4 decimals, with which everything together costs target_epsilon.
+
+    Args:
+      target_epsilon: the whole budget.
+      delta: of the whole budget.
+      sampling_rate: the exact Poisson rate of DP-SGD, `sampling.sampling_rate(threshold)`.
+      steps: the number of DP-SGD steps.
+      other_events: every other mechanism of the run (the semantic query, …), reserved before DP-SGD.
+      accountant: "pld" or "rdp".
+
+    Raises:
+      UserError: when the other mechanisms alone exceed the budget, or leave too little for any noise.
+    """
+    if not target_epsilon > 0:
+        raise UserError(f"privacy.epsilon must be positive; it is {target_epsilon}.")
+    reserved = epsilon(other_events, delta, accountant)
+    if reserved > target_epsilon:
+        raise UserError(
+            f"the other mechanisms alone cost epsilon {reserved:.4f}, more than privacy.epsilon = {target_epsilon:g}: "
+            "raise privacy.epsilon or query.noise_multiplier."
+        )
+
+    @functools.cache
+    def affordable(grid: int, by: str) -> bool:
+        event = SampledGaussian(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)
+        return _epsilon([*other_events, event], delta, by) <= target_epsilon
+
+    # RDP costs milliseconds whatever the noise; PLD's cost explodes far below the answer. So each accountant starts at
+    # the answer of a cheaper one.
+    largest = int(_MAX_NOISE_MULTIPLIER * 10**_NOISE_DECIMALS)
+    high = _smallest(lambda grid: affordable(grid, "rdp"), 1, largest)
+    if accountant == "pld":
+        for by in ("coarse pld", "pld"):
+            high = _smallest_near(lambda grid: affordable(grid, by), high or largest, 1, largest)
+    if high is None:
+        raise UserError(
+            f"no noise multiplier keeps {steps} steps within privacy.epsilon = {target_epsilon:g} beside the other "
+            f"mechanisms (epsilon {reserved:.4f}): raise privacy.epsilon or query.noise_multiplier, or train for less."
+        )
+    return high / 10**_NOISE_DECIMALS
+
+
+def affordable_steps(
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    noise_multiplier: float,
+    other_events: Sequence[Event],
+    accountant: str,
+    at_most: int,
+) -> int:
+    """The most further steps, at most `at_most`, that fit into the budget beside `other_events`; 0 when none do."""
+
+    def too_many(steps: int) -> bool:
+        event = SampledGaussian(noise_multiplier, sampling_rate, steps)
+        return epsilon([*other_events, event], delta, accountant) > target_epsilon
+
+    first = _smallest(too_many, 1, at_most)
+    return at_most if first is None else first - 1
+
+
+def _epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
+    """`epsilon` without its checks; also takes "coarse pld", a quick upper bound on "pld"."""
+    relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+    if accountant == "rdp":
+        counter = rdp.RdpAccountant(neighboring_relation=relation)
+    else:
+        counter = pld.PLDAccountant(relation, _PLD_INTERVAL if accountant == "pld" else 10 * _PLD_INTERVAL)
+    with _without_warnings():
+        for event, count in _merged(events):
+            counter.compose(event, count)
+    return _round_up(float(counter.get_epsilon(delta)), _EPSILON_DECIMALS)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hides dp-accounting's lines about Rényi orders that it leaves out, which only makes epsilon larger."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _merged(events: Sequence[Event]) -> list[tuple[dp_accounting.DpEvent, int]]:
+    """dp-accounting's events with their counts, equal ones merged, in an order that does not depend on the input's."""
+    counts: dict[tuple[float, float], int] = {}
+    for event in events:
+        if isinstance(event, Gaussian):
+            kind, count = (event.noise_multiplier, 1.0), 1
+        else:
+            kind, count = (event.noise_multiplier, event.sampling_rate), event.steps
+        counts[kind] = counts.get(kind, 0) + count
+    return [
+        (dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise)), count)
+        if rate < 1
+        else (dp_accounting.GaussianDpEvent(noise), count)
+        for (noise, rate), count in sorted(counts.items())
+        if count > 0
+    ]
+
+
+def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
+    """The smallest integer in [low, high] at which a condition that stays true once true holds; None if none does."""
+    if not holds(high):
+        return None
+    while low < high:
+        middle = math.isqrt(low * high) if high > 2 * low else (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _smallest_near(holds: Callable[[int], bool], guess: int, low: int, high: int) -> int | None:
+    """`_smallest`, found in a few evaluations when it is near `guess`."""
+    step = 1
+    if holds(guess):
+        while guess > low and holds(max(low, guess - step)):
+            guess = max(low, guess - step)
+            step *= 2
+        return _smallest(holds, max(low, guess - step), guess)
+    while guess < high and not holds(min(high, guess + step)):
+        guess = min(high, guess + step)
+        step *= 2
+    return _smallest(holds, guess, min(high, guess + step))
+
+
+def _round_up(value: float, decimals: int) -> float:
+    if not math.isfinite(value):
+        return value
+    rounded = math.ceil(value * 10**decimals) / 10**decimals
+    while rounded < value:  # the product or the quotient may itself have been rounded down
+        rounded = math.nextafter(rounded, math.inf)
+    return rounded

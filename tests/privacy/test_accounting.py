@@ -1,0 +1,131 @@
+"""Accounting against the published budgets, closed forms, and its own promises of rounding."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import accounting, sampling
+from privimage_jax.privacy.accounting import Gaussian, SampledGaussian, epsilon
+
+N, BATCH, STEPS = 45_000, 4096, 1647
+DELTA = accounting.default_delta(N)
+RATE = sampling.sampling_rate(sampling.threshold(BATCH, N))
+QUERY = [Gaussian(50.0)]
+
+
+@pytest.mark.parametrize(
+    ("target", "accountant", "expected"),
+    [(10, "pld", 2.097), (10, "rdp", 2.206), (1, "pld", 15.15), (1, "rdp", 16.31)],
+)
+def test_reference_noise_multipliers(target, accountant, expected):
+    solved = accounting.solve_noise_multiplier(target, DELTA, RATE, STEPS, QUERY, accountant)
+    assert solved == pytest.approx(expected, rel=5e-4)
+
+    def cost(noise):
+        return epsilon([*QUERY, SampledGaussian(noise, RATE, STEPS)], DELTA, accountant)
+
+    assert cost(solved) <= target < cost(solved - 1e-4)
+
+
+def test_default_delta():
+    assert math.isclose(DELTA, 1 / (45_000 * math.log(45_000)))
+    with pytest.raises(UserError, match="privacy.delta"):
+        accounting.default_delta(1)
+
+
+@pytest.mark.parametrize("noise", [0.8, 5.0, 50.0])
+def test_gaussian_agrees_with_its_closed_form(noise):
+    """Balle and Wang 2018, theorem 8, with sensitivity 1."""
+
+    def delta(eps):
+        a, b = 0.5 / noise, eps * noise
+        return stats.norm.cdf(a - b) - math.exp(eps) * stats.norm.cdf(-a - b)
+
+    exact = optimize.brentq(lambda eps: delta(eps) - 1e-5, 0, 50)
+    assert exact <= epsilon([Gaussian(noise)], 1e-5) <= exact * 1.001 + 1e-4
+    assert epsilon([Gaussian(noise)], 1e-5, "rdp") >= exact
+
+
+def test_q_equal_one_is_the_plain_gaussian():
+    assert epsilon([SampledGaussian(4.0, 1.0, 4)], 1e-5) == epsilon([Gaussian(2.0)], 1e-5)
+
+
+def test_splitting_steps_into_blocks_changes_nothing():
+    whole = [*QUERY, SampledGaussian(3.0, 0.1, 120)]
+    blocks = [SampledGaussian(3.0, 0.1, 50), *QUERY, SampledGaussian(3.0, 0.1, 70), SampledGaussian(3.0, 0.1, 0)]
+    for accountant in accounting.ACCOUNTANTS:
+        assert epsilon(whole, DELTA, accountant) == epsilon(blocks, DELTA, accountant)
+
+
+def test_nothing_costs_nothing():
+    assert epsilon([], 1e-5) == 0.0
+    assert epsilon([Gaussian(0.0)], 1e-5) == math.inf
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.floats(1.0, 20), st.floats(0.001, 0.3), st.integers(1, 50))
+def test_more_noise_costs_less_and_more_steps_cost_more(noise, rate, steps):
+    for accountant in accounting.ACCOUNTANTS:
+        base = epsilon([SampledGaussian(noise, rate, steps)], 1e-5, accountant)
+        assert epsilon([SampledGaussian(noise * 1.2, rate, steps)], 1e-5, accountant) <= base
+        assert epsilon([SampledGaussian(noise, rate, steps * 2)], 1e-5, accountant) >= base
+
+
+@given(st.floats(0, 1e6))
+def test_rounding_is_up_and_small(value):
+    rounded = accounting._round_up(value, 6)
+    assert value <= rounded <= value + 1.001e-6 + 1e-15 * value
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.floats(0.3, 2), st.floats(0.02, 0.2), st.integers(1, 60), st.sampled_from(accounting.ACCOUNTANTS))
+def test_a_solution_is_affordable_and_smallest(target, rate, steps, accountant):
+    solved = accounting.solve_noise_multiplier(target, 1e-5, rate, steps, QUERY, accountant)
+    assert round(solved, 4) == solved
+    assert epsilon([*QUERY, SampledGaussian(solved, rate, steps)], 1e-5, accountant) <= target
+    assert epsilon([*QUERY, SampledGaussian(solved - 1e-4, rate, steps)], 1e-5, accountant) > target
+
+
+def test_affordable_steps():
+    noise = accounting.solve_noise_multiplier(0.5, DELTA, RATE, 100, QUERY)
+    arguments = (0.5, DELTA, RATE, noise)
+    assert accounting.affordable_steps(*arguments, QUERY, "pld", 100) == 100
+    left = accounting.affordable_steps(*arguments, [*QUERY, SampledGaussian(noise, RATE, 40)], "pld", 100)
+    assert left in (60, 61)
+    assert accounting.affordable_steps(*arguments, [*QUERY, Gaussian(1.0)], "pld", 100) == 0
+
+
+def test_a_query_that_exceeds_the_budget_is_refused():
+    with pytest.raises(UserError, match=r"privacy\.epsilon.*query\.noise_multiplier"):
+        accounting.solve_noise_multiplier(1.0, DELTA, RATE, STEPS, [Gaussian(2.0)])
+
+
+@pytest.mark.parametrize("accountant", accounting.ACCOUNTANTS)
+def test_a_budget_that_leaves_nothing_is_refused(accountant):
+    reserved = epsilon(QUERY, DELTA, accountant)
+    with pytest.raises(UserError, match=r"privacy\.epsilon"):
+        accounting.solve_noise_multiplier(reserved, DELTA, 1.0, 10**9, QUERY, accountant)
+
+
+def test_impossible_arguments_are_named():
+    with pytest.raises(UserError, match=r"privacy\.accountant is 'pdl'; it must be one of pld, rdp"):
+        epsilon(QUERY, 1e-5, "pdl")
+    with pytest.raises(UserError, match=r"privacy\.delta"):
+        epsilon(QUERY, 0.0)
+    with pytest.raises(UserError, match=r"privacy\.epsilon must be positive"):
+        accounting.solve_noise_multiplier(0.0, 1e-5, 0.1, 10)
+
+
+def test_events_from_plain_mappings():
+    plain = [{"noise_multiplier": 50.0}, {"noise_multiplier": 2.0, "sampling_rate": 0.1, "steps": 7}]
+    assert accounting.events_from(plain) == [Gaussian(50.0), SampledGaussian(2.0, 0.1, 7)]
+
+
+def test_pld_is_below_rdp():
+    events = [*QUERY, SampledGaussian(5.0, RATE, 300)]
+    assert np.isfinite(epsilon(events, DELTA)) and epsilon(events, DELTA) < epsilon(events, DELTA, "rdp")
