@@ -1,0 +1,257 @@
+"""The page says what the ledger says, needs nothing from elsewhere, and is the same for the same inputs."""
+
+import base64
+import dataclasses
+import html.parser
+import io
+import math
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from privimage_jax.report import ReportInputs, page, plots, render
+
+ENTRIES = [
+    {"index": 0, "kind": "open", "n": 1000, "accountant": "pld", "previous": "0" * 64},
+    {
+        "index": 1,
+        "kind": "gaussian",
+        "mechanism": "semantic query",
+        "noise_multiplier": 50.0,
+        "epsilon": 0.25,
+        "previous": "ab12" * 16,
+    },
+    *(
+        {
+            "index": 2 + block,
+            "kind": "dp-sgd",
+            "mechanism": "fine-tuning",
+            "noise_multiplier": 2.097,
+            "sampling_rate": 0.09102,
+            "steps": [1000 * block, 1000 * (block + 1)],
+            "epsilon": epsilon,
+            "previous": "cd34" * 16,
+        }
+        for block, epsilon in enumerate((0.75, 1.0))
+    ),
+    {"index": 4, "kind": "closed", "mechanism": "fine-tuning", "epsilon": 1.0, "previous": "ef56" * 16},
+]
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    return ReportInputs(
+        title="Cats & <dogs>",
+        epsilon=1.0,
+        delta=1e-5,
+        n=1000,
+        entries=ENTRIES,
+        ledger_ok=True,
+        semantics={
+            "class_names": ["cat", "dog"],
+            "semantic_names": [f"semantic {index}" for index in range(40)],
+            "histogram": [[100 - index for index in range(40)], [index - 20 for index in range(40)]],
+            "picked": [[0, 1], [39, 5]],
+        },
+        images=rng.integers(0, 256, (9, 4, 4, 3), np.uint8),
+        labels=np.array([0, 1] * 4 + [1]),
+        class_names=("cat", "dog"),
+        settings={"name": "pets", "model.kwargs.nf": "32", "finetune.batch_size": "4,096"},
+    )
+
+
+class Outline(html.parser.HTMLParser):
+    """Checks that tags nest and collects tags, attributes and text."""
+
+    VOID = {"meta", "img", "rect"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"misplaced </{tag}>"
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def test_well_formed_and_complete(inputs):
+    outline = Outline(render(inputs))
+    for words in (
+        "The guarantee",
+        "one image, not one person",
+        "two steps",
+        "this folder alone",
+        "real numbers",
+        "1,000",
+    ):
+        assert words in outline.text
+    assert outline.tags.count("img") == 9
+
+
+def test_needs_nothing_from_elsewhere(inputs):
+    text = render(inputs)
+    outline = Outline(text)
+    assert not {"script", "link", "iframe", "object"} & set(outline.tags)
+    assert all(value.startswith("data:image/png;base64,") for name, value in outline.attributes if name == "src")
+    assert not re.search(r"https?:|url\(|@import", text)
+
+
+def test_same_inputs_same_bytes(inputs):
+    assert render(inputs) == render(dataclasses.replace(inputs, images=inputs.images.copy()))
+
+
+def test_every_text_is_escaped(inputs):
+    evil = '"><script>alert(1)</script>'
+    text = render(
+        dataclasses.replace(
+            inputs,
+            title=evil,
+            class_names=(evil, "dog"),
+            settings={evil: evil, f"group.{evil}": evil, "$css": "$title"},
+            entries=[{"index": evil, "kind": evil, "mechanism": evil, "epsilon": 0.5, "previous": evil, evil: [evil]}],
+            semantics={"class_names": [evil], "semantic_names": [evil], "histogram": [[3]], "picked": [[0]]},
+        )
+    )
+    assert "<script" not in text
+    assert "script" not in Outline(text).tags
+    assert "$title" in text
+
+
+def test_a_sound_release_has_no_warning(inputs):
+    text = render(inputs)
+    assert "NOT PRIVATE" not in text and 'class="warning"' not in text
+    assert "The chain of hashes holds" in text
+
+
+@pytest.mark.parametrize(
+    "mark", [{"fixed_seed": 0}, {"fixed_seed": True}, {"fixed_seed": 7}, {"warning": "NOT PRIVATE: fixed seed"}]
+)
+def test_a_fixed_seed_voids_the_promise(inputs, mark):
+    text = render(dataclasses.replace(inputs, entries=[{**ENTRIES[0], **mark}, *ENTRIES[1:]]))
+    assert "<h2>NOT PRIVATE: fixed seed</h2>" in text
+    assert "makes no promise" in text and "differentially private with" not in text
+
+
+@pytest.mark.parametrize("mark", [{"fixed_seed": -1}, {"fixed_seed": False}, {"fixed_seed": None}])
+def test_no_fixed_seed(inputs, mark):
+    assert "NOT PRIVATE" not in render(dataclasses.replace(inputs, entries=[{**ENTRIES[0], **mark}, *ENTRIES[1:]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "headline"),
+    [
+        ({"ledger_ok": False}, "The ledger does not verify"),
+        ({"epsilon": 0.9}, "NOT PRIVATE: budget exceeded"),
+        ({"epsilon": math.inf}, "NOT PRIVATE: no limit on ε"),
+    ],
+)
+def test_what_else_voids_the_promise(inputs, change, headline):
+    text = render(dataclasses.replace(inputs, **change))
+    assert f"<h2>{headline}</h2>" in text
+    assert "makes no promise" in text
+
+
+def test_the_guarantee_in_numbers(inputs):
+    text = render(inputs)
+    assert "e<sup>ε</sup>&nbsp;=&nbsp;2.719," in text  # rounded up
+    assert "<strong>73.1062%</strong>" in text  # (e + 1e-5) / (e + 1) = 0.7310613
+    assert "ε&nbsp;=&nbsp;2 and δ&nbsp;=&nbsp;3.719&nbsp;×&nbsp;10<sup>−5</sup>" in text  # (1 + e) 1e-5
+
+
+def test_huge_budgets_do_not_break_the_page(inputs):
+    text = render(dataclasses.replace(inputs, epsilon=5000.0))
+    assert "<strong>100%</strong>" in text and "nothing follows about swapped images" in text
+
+
+def test_costs_are_increments_of_the_ledger():
+    assert page._mechanism_costs(ENTRIES) == [("semantic query", 0.25), ("fine-tuning", 0.75)]
+
+
+def test_the_bar_shows_shares_of_the_budget(inputs):
+    text = render(dataclasses.replace(inputs, epsilon=2.0))
+    widths = re.findall(r'<rect class="(part-\d|rest)" x="([\d.]+)" y="0" width="([\d.]+)"', text)
+    assert widths == [("rest", "0", "1000"), ("part-0", "0.00", "125.00"), ("part-1", "125.00", "375.00")]
+    assert "<span>left</span><b>1</b>" in text
+
+
+def test_histogram_shows_the_strongest_and_every_pick(inputs):
+    text = render(inputs)
+    cat, dog = re.findall(r"<article>(.*?)</article>", text)
+    assert len(re.findall("<li", cat)) == page.SEMANTICS_SHOWN
+    assert re.findall(r'<li class="picked"><span class="name" title="([^"]+)"', cat) == ["semantic 0", "semantic 1"]
+    # Semantic 5 was picked although it is far from the top: it is shown after the 15 strongest.
+    assert re.findall(r'<li class="picked"><span class="name" title="([^"]+)"', dog) == ["semantic 39", "semantic 5"]
+    assert len(re.findall("<li", dog)) == page.SEMANTICS_SHOWN + 1 and "and 24 more" in dog
+    assert '<i style="width:0.0%"></i></span><b>−15</b>' in dog
+
+
+def test_without_semantics_images_or_entries(inputs):
+    bare = dataclasses.replace(
+        inputs, semantics=None, images=inputs.images[:0], labels=inputs.labels[:0], entries=[], settings={}
+    )
+    text = Outline(render(bare)).text
+    assert "No images have been made yet" in text and "Nothing has been spent yet" in text
+    assert "What the images are like" not in text
+
+
+def test_many_classes_take_less_room(inputs):
+    many = dataclasses.replace(
+        inputs,
+        images=np.zeros((30 * 10, 2, 2, 1), np.uint8),
+        labels=np.arange(300) % 30,
+        class_names=tuple(f"class {index}" for index in range(30)),
+    )
+    assert Outline(render(many)).tags.count("img") == 30 * 6
+
+
+def test_settings_are_grouped(inputs):
+    text = render(inputs)
+    assert "<h3>finetune</h3><dl><div><dt>batch size</dt><dd>4,096</dd></div></dl>" in text
+    assert "<h3>model</h3><dl><div><dt>kwargs nf</dt>" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (10, "10"),
+        (10.0, "10"),
+        (1.00001, "1.001"),
+        (0.25, "0.25"),
+        (22026.47, "22,030"),
+        (0, "0"),
+        (9.57e-5, "9.57&nbsp;×&nbsp;10<sup>−5</sup>"),
+        (1.23451e9, "1.235&nbsp;×&nbsp;10<sup>9</sup>"),
+        (math.inf, "∞"),
+    ],
+)
+def test_numbers_are_rounded_up(value, shown):
+    assert page._rounded_up(value) == shown
+
+
+def test_png_reads_back():
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 1), np.uint8)
+    encoded = plots.png_data_uri(image).removeprefix("data:image/png;base64,")
+    with PIL.Image.open(io.BytesIO(base64.b64decode(encoded))) as read:
+        assert np.array_equal(np.asarray(read), image[..., 0])
