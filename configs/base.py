@@ -67,12 +67,12 @@ def get_config() -> ConfigDict:
     config.query_net.shift = 0  # random shifts of up to so many pixels
 
     config.query = ConfigDict()  # the semantic query (mechanism 1)
-    config.query.k1 = 5  # semantics counted per image; L2 sensitivity sqrt(k1)
+    config.query.k1 = 1  # semantics counted per image; L2 sensitivity sqrt(k1)
     config.query.noise_multiplier = 50.0  # sigma1: noise of standard deviation sigma1 * sqrt(k1) on every count
 
     config.selection = ConfigDict()  # which public images pre-train the generator
     config.selection.method = "semantic"  # semantic | random (as many semantics, drawn blindly) | all (unlabelled)
-    config.selection.k2 = 5  # semantics picked for each sensitive class
+    config.selection.k2 = 1  # semantics picked for each sensitive class
     config.selection.ratio = 0.0  # >0: k2 = ratio * public classes / sensitive classes, in place of k2
     config.selection.assignment = "sequential"  # sequential (the paper's) | optimal (largest total noisy count)
 
@@ -88,6 +88,9 @@ def get_config() -> ConfigDict:
     config.diffusion.p_mean = -1.2  # mean of ln(sigma) in training
     config.diffusion.p_std = 1.2  # its standard deviation
     config.diffusion.sigma_data = 3**-0.5  # standard deviation of pixels in [-1, 1]
+    config.diffusion.sigma_min = 0.002  # lowest noise level of sampling
+    config.diffusion.sigma_max = 80.0  # highest
+    config.diffusion.rho = 7.0  # how the levels between crowd towards the lowest
     config.diffusion.label_dropout = 0.1  # how often the label is hidden, for guidance
 
     config.pretrain = ConfigDict()  # public: no privacy cost
@@ -122,7 +125,10 @@ def get_config() -> ConfigDict:
     config.sample.sampler = "ddim"  # ddim (deterministic) | heun (stochastic with churn)
     config.sample.steps = 50  # noise levels
     config.sample.guidance = 0.0  # classifier-free guidance; 0 = off
-    config.sample.churn = 0.0  # heun: S_churn of Karras et al. 2022
+    config.sample.s_churn = 0.0  # heun: amount of noise added and removed again, over all steps (Karras et al. 2022)
+    config.sample.s_min = 0.05  # heun: churn only above this noise level
+    config.sample.s_max = 50.0  # heun: and below this one
+    config.sample.s_noise = 1.003  # heun: standard deviation of the added noise, relative to what the level asks for
     config.sample.class_weights = ()  # relative frequency of each class; () = equal (class counts are not public)
     config.sample.png_folders = False  # also write release/synthetic/<class>/<number>.png
 

@@ -16,6 +16,7 @@ from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 
 SOURCES = ("tfds", "folder", "zip", "npz", "digits", "glyphs")
+PLACES = ("path", "data_dir", "workdir", "cache")
 FREE_SECTIONS = ("model.kwargs", "query_net.kwargs", "evaluate.classifier_kwargs")
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -75,6 +76,9 @@ RULES: dict[str, Rule] = {
     "selection.assignment": _one_of("sequential", "optimal"),
     "diffusion.p_std": _ABOVE_0,
     "diffusion.sigma_data": _ABOVE_0,
+    "diffusion.sigma_min": _ABOVE_0,
+    "diffusion.sigma_max": _ABOVE_0,
+    "diffusion.rho": _ABOVE_0,
     "diffusion.label_dropout": _DECAY,
     "pretrain.steps": _AT_LEAST_0,
     "pretrain.batch_size": _POSITIVE,
@@ -98,7 +102,10 @@ RULES: dict[str, Rule] = {
     "sample.sampler": _one_of("ddim", "heun"),
     "sample.steps": (lambda v: v >= 2, "a whole number of at least 2"),
     "sample.guidance": _AT_LEAST_0,
-    "sample.churn": _AT_LEAST_0,
+    "sample.s_churn": _AT_LEAST_0,
+    "sample.s_min": _AT_LEAST_0,
+    "sample.s_max": _ABOVE_0,
+    "sample.s_noise": _ABOVE_0,
     "sample.class_weights": (
         lambda v: all(w >= 0 for w in v) and (not v or sum(v) > 0),
         "a list with one number of at least 0 per class, not all 0, or ()",
@@ -125,8 +132,7 @@ def check(config: ConfigDict) -> ConfigDict:
     reference = dict(flatten(base.get_config()))
     given = dict(flatten(config))
     for key, value in given.items():
-        if key not in reference and not key.startswith(FREE_SECTIONS):
-            raise UserError(f"config.{key} is not a known setting{_did_you_mean(key, reference)}; see configs/base.py.")
+        check_key(key)
         if key in reference and not key.startswith(FREE_SECTIONS):
             _check_type(key, value, reference[key])
     for key in reference:
@@ -139,6 +145,20 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def check_key(key: str) -> None:
+    """Checks that "section.key" is a setting (or a whole section) of configs/base.py.
+
+    Raises:
+      UserError: naming the key and the closest one that exists.
+    """
+    reference = dict(flatten(base.get_config()))
+    if key in reference or key.startswith(FREE_SECTIONS):
+        return
+    close = difflib.get_close_matches(key, reference, n=1)
+    hint = f" (did you mean config.{close[0]}?)" if close else ""
+    raise UserError(f"config.{key} is not a known setting{hint}; see configs/base.py.")
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields ("section.key", value) for every leaf."""
     for key, value in config.items():
@@ -149,14 +169,21 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def section(config: ConfigDict, *names: str) -> dict[str, Any]:
-    """The leaves of some sections as a JSON-able dict: what a stage's fingerprint covers."""
+    """The leaves of some sections as a flat dict: what a stage's fingerprint covers.
+
+    Where things lie is left out: the data's digest says what they are, and a run may move.
+    """
     chosen = tuple(f"{name}." for name in names)
-    return {key: value for key, value in flatten(config) if key in names or key.startswith(chosen)}
+    return {
+        key: value for key, value in public_settings(config).items() if key in names or key.startswith(chosen)
+    }
 
 
-def _did_you_mean(key: str, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f" (did you mean config.{close[0]}?)" if close else ""
+def public_settings(config: ConfigDict) -> dict[str, Any]:
+    """Every setting as a flat dict, but paths, which may tell where sensitive data lie."""
+    return {key: value for key, value in flatten(config) if key.rsplit(".", 1)[-1] not in PLACES}
+
+
 
 
 def _check_type(key: str, value: Any, reference: Any) -> None:

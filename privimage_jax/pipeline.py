@@ -78,7 +78,7 @@ def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
         context.workdir.clear_mark(stage.NAME)
     started = context.workdir.internal / stage.NAME / "started.json"
     record = _record(context, stage, fingerprint)
-    if not _spends(stage, context.config) and (not started.exists() or workdir.read_json(started) != record):
+    if not _has_spent(context, stage) and (not started.exists() or workdir.read_json(started) != record):
         workdir.remove(started.parent)  # what an earlier run with other settings left half done
     context.folder(stage.NAME)
     workdir.atomic_write_json(started, record)
@@ -89,32 +89,28 @@ def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
     headline(stage.NAME, "done", f"{time.monotonic() - begin:.1f} s")
 
 
-def _spends(stage: ModuleType, config: ConfigDict) -> bool:
-    return stage.spends(config) if hasattr(stage, "spends") else False
-
-
 def _record(context: Context, stage: ModuleType, fingerprint: str) -> dict[str, Any]:
     settings = workdir.jsonable(stage.settings(context.config))
     return {"fingerprint": fingerprint, "settings": settings}
 
 
 def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints: dict[str, str]) -> None:
-    """Refuses a change in or upstream of a stage that has spent budget (DESIGN section 6, rule 5)."""
-    entries = Ledger.open(context.workdir.ledger).entries if context.workdir.ledger.exists() else []
-    if not entries:
-        return
+    """Refuses a change in or upstream of a stage that has spent: equal noise on other inputs would subtract."""
     for stage in STAGES:
-        if not hasattr(stage, "spends"):
+        if not _has_spent(context, stage):
             continue
-        started = context.workdir.internal / stage.NAME / "started.json"
-        record = workdir.read_json(started) if started.exists() else None
-        if record is None:
-            continue
+        record = workdir.read_json(context.workdir.internal / stage.NAME / "started.json")
         if prints.get(stage.NAME) != record["fingerprint"]:
             raise UserError(
                 f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME} with "
                 f"{_difference(context, stage, record, stages)}; use that again, or choose a new --workdir."
             )
+
+
+def _has_spent(context: Context, stage: ModuleType) -> bool:
+    mechanism = getattr(stage, "MECHANISM", None)
+    lines = Ledger.open(context.workdir.ledger).entries
+    return mechanism is not None and any(line.get("mechanism") == mechanism for line in lines)
 
 
 def _difference(context: Context, stage: ModuleType, record: dict, stages: list[ModuleType]) -> str:
@@ -134,5 +130,4 @@ def _difference(context: Context, stage: ModuleType, record: dict, stages: list[
 
 
 def _write_config(context: Context) -> None:
-    resolved = {key: value for key, value in configs.flatten(context.config)}
-    workdir.atomic_write_json(context.workdir.config_json, resolved)
+    workdir.atomic_write_json(context.workdir.config_json, dict(configs.flatten(context.config)))

@@ -39,12 +39,23 @@ def explain_os_errors(path: Path | str) -> Iterator[None]:
     """Turns the operating system's refusal to write `path` into a `UserError` that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _EXPLAINED:
+    except Exception as error:
+        advice = _advice(error)
+        if advice is None:
             raise
         raise UserError(
-            f"cannot write {path}: {_EXPLAINED[error.errno]}, then run the same command again (earlier results are intact)."
+            f"cannot write {path}: {advice}, then run the same command again (earlier results are intact)."
         ) from error
+
+
+def _advice(error: Exception) -> str | None:
+    """What to do about an operating system's error, also where a library passes on only its text."""
+    if isinstance(error, OSError):
+        return _EXPLAINED.get(error.errno)
+    if isinstance(error, UserError):
+        return None
+    texts = (advice for number, advice in _EXPLAINED.items() if os.strerror(number) in str(error))
+    return next(texts, None)
 
 
 def fsync_dir(path: Path) -> None:

@@ -14,7 +14,6 @@ from privimage_jax.privacy import accounting, dp_sgd
 from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
-from privimage_jax.stages.plan import FINETUNE
 from privimage_jax.stages.query import tree_digest
 from privimage_jax.training import loop
 from privimage_jax.training.checkpoint import Checkpoints
@@ -23,6 +22,7 @@ from privimage_jax.training.state import init_state, make_update, merge_params, 
 from privimage_jax.training.writers import MetricWriter, progress
 
 NAME = "finetune"
+MECHANISM = "DP-SGD fine-tuning"
 
 
 def reads(config) -> tuple[str, ...]:
@@ -37,11 +37,6 @@ def settings(config) -> dict[str, Any]:
     )
 
 
-def spends(config) -> bool:
-    """Whether it uses budget."""
-    return config.finetune.enabled
-
-
 def run(context: Context) -> None:
     """Writes `release/generator/`: the averaged parameters after the last step, and the model's config.
 
@@ -53,7 +48,7 @@ def run(context: Context) -> None:
     if not context.config.finetune.enabled:
         generator.publish(target, params, describe(context))
         return
-    mechanism = Mechanism(context, FINETUNE, NAME)
+    mechanism = Mechanism(context, MECHANISM, NAME)
     if mechanism.is_closed and target.exists():
         return
     mechanism.fix_inputs(
@@ -119,7 +114,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
     if stretch.generation > max(mechanism.generation, 0):
         mechanism.warn(
-            f"the key of {FINETUNE} was lost; its reserved steps are spent and {stretch.stop - stretch.start} are left."
+            f"the key of {MECHANISM} was lost; its reserved steps are spent and {stretch.stop - stretch.start} are left."
         )
     run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes, merge_params(trainable, frozen)))
     inputs = jax.device_put(

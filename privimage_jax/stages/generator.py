@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from privimage_jax import workdir
-from privimage_jax.diffusion import EDM, sample, to_uint8
+from privimage_jax.diffusion import EDM, Churn, sample, to_uint8
 from privimage_jax.models import registry
 from privimage_jax.training.mesh import batch_sharded, replicated
 from privimage_jax.training.state import flatten_params, merge_params
@@ -27,13 +27,7 @@ def build(config: ConfigDict, n_classes: int) -> nn.Module:
 
 def edm(config: ConfigDict) -> EDM:
     """The diffusion's constants."""
-    section = config.diffusion
-    return EDM(
-        sigma_data=section.sigma_data,
-        p_mean=section.p_mean,
-        p_std=section.p_std,
-        label_dropout=section.label_dropout,
-    )
+    return EDM(**config.diffusion.to_dict())
 
 
 class Sampler:
@@ -43,6 +37,7 @@ class Sampler:
         self.mesh = mesh
         self.shape = (config.data.image_size, config.data.image_size, config.data.channels)
         section, constants = config.sample, edm(config)
+        churn = Churn(section.s_churn, section.s_min, section.s_max, section.s_noise)
 
         @jax.jit
         def draw(params, key, numbers, labels):
@@ -57,7 +52,7 @@ class Sampler:
                 sampler=section.sampler,
                 steps=section.steps,
                 guidance=section.guidance,
-                churn=section.churn,
+                churn=churn,
             )
             return jax.lax.with_sharding_constraint(to_uint8(images), replicated(mesh))
 

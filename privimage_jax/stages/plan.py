@@ -10,9 +10,6 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.privacy import accounting, sampling
 
-QUERY = "semantic query"
-FINETUNE = "DP-SGD fine-tuning"
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -48,7 +45,7 @@ class Plan:
 
 
 def make_plan(config: ConfigDict, n: int) -> Plan:
-    """Reserves the query's share and solves sigma2 for what remains (DESIGN of the budget: docs/privacy.md).
+    """Reserves the query's share and solves sigma2 for what remains.
 
     Args:
       config: a checked configuration.
@@ -76,6 +73,28 @@ def _solve(epsilon, delta, n, accountant, query_noise, batch_size, steps) -> Pla
     reserved = [accounting.Gaussian(query_noise)] if query_noise is not None else []
     noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, reserved, accountant) if steps else None
     return Plan(epsilon, delta, n, accountant, query_noise, noise, threshold, rate, steps)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a table for people: every mechanism, its noise, and its epsilon alone and together, by both accountants."""
+    lines = [
+        f"budget       epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
+        "",
+        f"{'mechanism':<44}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
+    ]
+    rows = []
+    if plan.query_noise is not None:
+        rows.append((f"semantic query: sigma1 = {plan.query_noise:g}", [accounting.Gaussian(plan.query_noise)]))
+    if plan.finetune_noise is not None:
+        event = accounting.SampledGaussian(plan.finetune_noise, plan.sampling_rate, plan.steps)
+        rows.append(
+            (f"DP-SGD: sigma2 = {plan.finetune_noise:.4g}, q = {plan.sampling_rate:.4g}, T = {plan.steps}", [event])
+        )
+    rows.append(("together", plan.events()))
+    for name, events in rows:
+        pld, rdp = (plan.spent(events, accountant) if events else 0.0 for accountant in ("pld", "rdp"))
+        lines.append(f"{name:<44}{pld:>15.4f}{rdp:>15.4f}")
+    return "\n".join(lines)
 
 
 def code_version() -> str:

@@ -14,9 +14,9 @@ from privimage_jax.privacy import accounting, noise
 from privimage_jax.stages import train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
-from privimage_jax.stages.plan import QUERY
 
 NAME = "query"
+MECHANISM = "semantic query"
 
 
 def reads(config) -> tuple[str, ...]:
@@ -29,18 +29,13 @@ def settings(config) -> dict[str, Any]:
     return configs.section(config, "query", "privacy", "data")
 
 
-def spends(config) -> bool:
-    """Whether it uses budget."""
-    return True
-
-
 def run(context: Context) -> None:
     """Writes the noisy counts to `internal/query/histogram.json`; they are released by the stage `select`.
 
     Raises:
       UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
     """
-    mechanism = Mechanism(context, QUERY, NAME)
+    mechanism = Mechanism(context, MECHANISM, NAME)
     output = mechanism.folder / "histogram.json"
     if mechanism.is_closed and output.exists():
         return
@@ -52,7 +47,7 @@ def run(context: Context) -> None:
     spent = mechanism.generation >= 0
     if spent and not mechanism.has_key(0):
         raise UserError(
-            f"the {QUERY} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
+            f"the {MECHANISM} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
             "start a new workdir."
         )
     key = mechanism.key(0)

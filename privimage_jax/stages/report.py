@@ -11,8 +11,6 @@ from privimage_jax.stages.context import Context
 
 NAME = "report"
 
-PATHS = ("path", "data_dir", "workdir")
-
 
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
@@ -21,7 +19,7 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    return public_settings(config)
+    return {key: value for key, value in configs.public_settings(config).items() if not key.startswith("log.")}
 
 
 def run(context: Context) -> None:
@@ -40,15 +38,6 @@ def run(context: Context) -> None:
         images=images,
         labels=labels,
         class_names=context.sensitive.class_names,
-        settings={key: str(value) for key, value in public_settings(context.config).items()},
+        settings={key: str(value) for key, value in settings(context.config).items()},
     )
     workdir.atomic_write_bytes(release / "report.html", render(inputs).encode())
-
-
-def public_settings(config) -> dict[str, Any]:
-    """Every setting but paths, which may tell where the data lies, and logging."""
-    return {
-        key: value
-        for key, value in configs.flatten(config)
-        if key.rsplit(".", 1)[-1] not in PATHS and not key.startswith("log.")
-    }

@@ -26,9 +26,7 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result. A reused network has the fingerprint of its own run."""
-    part = configs.section(config, "seed", "query_net", "public", "data.image_size", "data.channels")
-    part.pop("query_net.workdir")
-    return part
+    return configs.section(config, "seed", "query_net", "public", "data.image_size", "data.channels")
 
 
 def run(context: Context) -> None:

@@ -1,0 +1,20 @@
+"""Fashion-MNIST under DP with ImageNet, in grey, as public set: the settings of MNIST.
+
+    privimage prepare fashion_mnist && privimage prepare imagenet_resized/32x32
+    privimage run --config configs/fashion_mnist.py --workdir runs/fashion_mnist
+
+Data already on disk, as prepared TFDS folders:
+
+    --config.data.path=DIR/fashion_mnist/3.0.1 --config.public.path=DIR/imagenet_resized/32x32/0.1.0
+"""
+
+from privimage_jax.configs import mnist
+
+
+def get_config():
+    """28x28 grey images of clothing."""
+    config = mnist.get_config()
+    config.name = "Fashion-MNIST"
+    config.data.name = "fashion_mnist"
+    config.pretrain.flip = True  # clothes are as good mirrored
+    return config
