@@ -13,7 +13,7 @@ def data_section() -> ConfigDict:
     data.source = "tfds"  # tfds | folder | zip | npz | digits | glyphs
     data.name = ""  # tfds: the name of the set, such as "mnist"
     data.data_dir = ""  # tfds: the folder of all prepared sets ("" = TFDS's default)
-    data.path = ""  # a folder, .zip or .npz file; or the folder of one prepared TFDS set (in place of name and data_dir)
+    data.path = ""  # a folder, .zip or .npz file; tfds: the folder of one prepared set, in place of name and data_dir
     data.split = "train"  # the training part: a TFDS split or a subfolder
     data.test_split = "test"  # the part held out for evaluation: a TFDS split or a subfolder
     data.test_fraction = 0.2  # share held out for evaluation where the source has no test part of its own

@@ -7,8 +7,8 @@ Data already on disk, as prepared TFDS folders:
 
     --config.data.path=DIR/cifar10/3.0.2 --config.public.path=DIR/imagenet_resized/32x32/0.1.0
 
-Other budgets: --config.privacy.epsilon=1. The published runs take about 50 GPU-hours; sigma2 is 2.10 at epsilon 10 for 45,000
-images (`privimage budget --config configs/cifar10.py --config.data.n=45000`).
+Other budgets: --config.privacy.epsilon=1. The published runs take about 50 GPU-hours; sigma2 is 2.10 at epsilon 10
+for 45,000 images (`privimage budget --config configs/cifar10.py --config.data.n=45000`).
 """
 
 from privimage_jax.configs import base

@@ -174,16 +174,12 @@ def section(config: ConfigDict, *names: str) -> dict[str, Any]:
     Where things lie is left out: the data's digest says what they are, and a run may move.
     """
     chosen = tuple(f"{name}." for name in names)
-    return {
-        key: value for key, value in public_settings(config).items() if key in names or key.startswith(chosen)
-    }
+    return {key: value for key, value in public_settings(config).items() if key in names or key.startswith(chosen)}
 
 
 def public_settings(config: ConfigDict) -> dict[str, Any]:
     """Every setting as a flat dict, but paths, which may tell where sensitive data lie."""
     return {key: value for key, value in flatten(config) if key.rsplit(".", 1)[-1] not in PLACES}
-
-
 
 
 def _check_type(key: str, value: Any, reference: Any) -> None:
@@ -251,11 +247,13 @@ def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) 
     picks = k2(config, n_classes, n_semantics)
     if picks < 1 or picks * n_classes > n_semantics:
         raise UserError(
-            f"config.selection.k2={picks} semantics for each of {n_classes} classes need {max(picks, 1) * n_classes} public "
-            f"classes, but the public set has {n_semantics}; give a k2 of at most {n_semantics // n_classes}."
+            f"config.selection.k2={picks} semantics for each of {n_classes} classes need {max(picks, 1) * n_classes} "
+            f"public classes, but the public set has {n_semantics}; give a k2 of at most {n_semantics // n_classes}."
         )
     if config.selection.method == "semantic" and config.query.k1 > n_semantics:
-        raise UserError(f"config.query.k1={config.query.k1} is larger than the {n_semantics} public classes; give less.")
+        raise UserError(
+            f"config.query.k1={config.query.k1} is larger than the {n_semantics} public classes; give less."
+        )
 
 
 def delta(config: ConfigDict, n: int) -> float:

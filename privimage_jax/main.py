@@ -1,6 +1,7 @@
 """The command line: `privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value …]`.
 
-The configuration is checked before anything heavy is imported, so that a wrong value stops the program in its first second.
+The configuration is checked before anything heavy is imported, so that a wrong value stops the program in its first
+second.
 """
 
 import os
@@ -95,7 +96,9 @@ def _parse(arguments: list[str], *required: str, positional: int = 0) -> tuple[f
 
 
 def _config_path(arguments: list[str]) -> str | None:
-    """The config file's path, if given; also checks the names of all overridden settings, before the flags are parsed."""
+    """The config file's path, if given; also checks the names of all overridden settings, before the flags are
+    parsed.
+    """
     path = None
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
@@ -104,7 +107,9 @@ def _config_path(arguments: list[str]) -> str | None:
         elif name.startswith("config."):
             configs.check_key(name.removeprefix("config."))
     if path is not None and not os.path.isfile(path.split(":")[0]):
-        raise UserError(f"the config file {path} does not exist; give the path of a .py file such as configs/quickstart.py.")
+        raise UserError(
+            f"the config file {path} does not exist; give the path of a .py file such as configs/quickstart.py."
+        )
     return path
 
 

@@ -29,7 +29,7 @@ def enabled_stages(config: ConfigDict) -> list[ModuleType]:
 
 
 def fingerprints(context: Context) -> dict[str, str]:
-    """Stage -> SHA-256 over its part of the config, the fingerprints of the stages that it reads, and the data's digests."""
+    """Stage -> SHA-256 over its part of the config, the fingerprints of what it reads, and the data's digests."""
     config = context.config
     result: dict[str, str] = {}
     for stage in enabled_stages(config):
@@ -50,7 +50,8 @@ def run(context: Context, last: str | None = None) -> None:
     All data are read and checked before the first stage. A stage whose budget is spent never runs on other inputs.
 
     Raises:
-      UserError: for wrong data, a stage that the config does not enable, or a change in or upstream of a stage that has spent.
+      UserError: for wrong data, a stage that the config does not enable, or a change in or upstream of a stage that
+      has spent.
     """
     stages = enabled_stages(context.config)
     names = [stage.NAME for stage in stages]

@@ -80,9 +80,10 @@ class Stretch:
 def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_key) -> Stretch:
     """Which steps follow the checkpoint, given this mechanism's ledger lines.
 
-    Steps reserved under a key that is still there are replayed for free. Under a lost key they are spent, and the run goes on
-    from its checkpoint with a fresh key for as many steps as the plan has left; likewise if the checkpoint is older than the
-    first step of the present key.
+    Steps reserved under a key that is still there are replayed for free. Under a lost key they are spent, and the run
+    goes on
+    from its checkpoint with a fresh key for as many steps as the plan has left; likewise if the checkpoint is older
+    than the first step of the present key.
 
     Args:
       lines: the ledger's lines of DP-SGD blocks, oldest first.
@@ -114,7 +115,8 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
     if stretch.generation > max(mechanism.generation, 0):
         mechanism.warn(
-            f"the key of {MECHANISM} was lost; its reserved steps are spent and {stretch.stop - stretch.start} are left."
+            f"the key of {MECHANISM} was lost; its reserved steps are spent and {stretch.stop - stretch.start} "
+            f"are left."
         )
     run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes, merge_params(trainable, frozen)))
     inputs = jax.device_put(
@@ -142,7 +144,9 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
             writer.scalars(end, metrics)
             bar.advance(end - begin, loss=metrics["loss"], clipped=metrics["clipped"])
             if log.sample_every and (end % log.sample_every == 0 or end == stretch.stop):
-                writer.image(end, "samples", draw.grid(merge_params(state["ema"], state["frozen"]), grid_key, n_classes))
+                writer.image(
+                    end, "samples", draw.grid(merge_params(state["ema"], state["frozen"]), grid_key, n_classes)
+                )
             if end % log.checkpoint_every == 0 or end == stretch.stop:
                 checkpoints.save(end, state)
     writer.close()

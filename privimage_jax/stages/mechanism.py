@@ -1,7 +1,7 @@
 """What both private stages share around a mechanism: its ledger lines, its key, and the identity of its inputs.
 
-The order of writes is fixed (DESIGN section 6, rules 2, 3 and 5): inputs' identity, key, ledger line, use; and at the end artefact,
-ledger line `closed`, key deleted, done mark.
+The order of writes is fixed (DESIGN section 6, rules 2, 3 and 5): inputs' identity, key, ledger line, use; and at the
+end artefact, ledger line `closed`, key deleted, done mark.
 """
 
 from typing import Any
@@ -132,7 +132,9 @@ class Mechanism:
 
 
 def spent_events(entries: list[dict[str, Any]]) -> list:
-    """The ledger's spending lines as events of `privacy.accounting`; consecutive DP-SGD blocks of equal noise are merged."""
+    """The ledger's spending lines as events of `privacy.accounting`; consecutive DP-SGD blocks of equal noise are
+    merged.
+    """
     events: list = []
     steps: dict[tuple[float, float], int] = {}
     for line in entries:

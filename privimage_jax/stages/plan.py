@@ -15,9 +15,10 @@ from privimage_jax.privacy import accounting, sampling
 class Plan:
     """Public numbers of the two mechanisms, fixed before either runs.
 
-    `query_noise` (sigma1) is relative to the query's L2 sensitivity sqrt(k1), `finetune_noise` (sigma2) to the clip norm; each is
-    None when its mechanism is not run. `threshold` is the membership threshold of a 32-bit word and `sampling_rate` the q it
-    stands for.
+    `query_noise` (sigma1) is relative to the query's L2 sensitivity sqrt(k1), `finetune_noise` (sigma2) to the clip
+    norm; each is
+    None when its mechanism is not run. `threshold` is the membership threshold of a 32-bit word and `sampling_rate`
+    the q it stands for.
     """
 
     epsilon: float
@@ -76,9 +77,12 @@ def _solve(epsilon, delta, n, accountant, query_noise, batch_size, steps) -> Pla
 
 
 def describe(plan: Plan) -> str:
-    """The plan as a table for people: every mechanism, its noise, and its epsilon alone and together, by both accountants."""
+    """The plan as a table for people: every mechanism, its noise, and its epsilon alone and together, by both
+    accountants.
+    """
     lines = [
-        f"budget       epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
+        f"budget       epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with "
+        f"{plan.accountant}",
         "",
         f"{'mechanism':<44}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
     ]

@@ -24,7 +24,9 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    return configs.section(config, "seed", "selection", "public", "data.image_size", "data.channels", "data.class_names")
+    return configs.section(
+        config, "seed", "selection", "public", "data.image_size", "data.channels", "data.class_names"
+    )
 
 
 def run(context: Context) -> None:
@@ -67,7 +69,8 @@ def pick(histogram: np.ndarray, k2: int, assignment: str) -> np.ndarray:
     Args:
       histogram: noisy counts, int64 [classes, semantics].
       k2: semantics per class; classes * k2 must not exceed the number of semantics.
-      assignment: "sequential" (PrivImage, algorithm 1: class 0 picks its strongest first) or "optimal" (maximises the total
+      assignment: "sequential" (PrivImage, algorithm 1: class 0 picks its strongest first) or "optimal" (maximises the
+      total
         noisy count over all classes).
 
     Returns:

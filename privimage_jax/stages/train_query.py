@@ -89,11 +89,13 @@ def _reused_network(context: Context) -> Any:
     mark, own = other.done_mark(NAME), context.fingerprint(NAME)
     if mark is None:
         raise UserError(
-            f"config.query_net.workdir={other.root} holds no trained query network; run `privimage train-query` there first."
+            f"config.query_net.workdir={other.root} holds no trained query network; run `privimage train-query` "
+            f"there first."
         )
     if mark["fingerprint"] != own:
         raise UserError(
-            f"the query network in config.query_net.workdir={other.root} was trained with other settings or public data; "
+            f"the query network in config.query_net.workdir={other.root} was trained with other settings or "
+            f"public data; "
             "use the same query_net and public settings, or leave query_net.workdir empty to train one here."
         )
     return restore_tree(other.internal / NAME / "network")

@@ -1,7 +1,7 @@
 """Checkpoints: orbax trees, each sealed by a SHA-256 manifest that is written last.
 
-Orbax restores a file with a flipped bit without noticing, so a checkpoint counts only if its manifest is there and every
-file matches it; `restore_latest` otherwise falls back to the one before and says so.
+Orbax restores a file with a flipped bit without noticing, so a checkpoint counts only if its manifest is there and
+every file matches it; `restore_latest` otherwise falls back to the one before and says so.
 """
 
 import hashlib

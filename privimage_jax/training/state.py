@@ -30,8 +30,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, frozen: Any
 def make_update(optimizer: optax.GradientTransformation, ema_decay: float) -> Callable[[State, Any], State]:
     """`update(state, gradients) -> state`: one optimizer step and one step of the moving average.
 
-    The average is `ema = d * ema + (1 - d) * params` with d = min(ema_decay, (1 + t) / (10 + t)), so that a short run is not
-    dominated by its first parameters.
+    The average is `ema = d * ema + (1 - d) * params` with d = min(ema_decay, (1 + t) / (10 + t)), so that a short run
+    is not dominated by its first parameters.
     """
 
     def update(state: State, gradients: Any) -> State:

@@ -1,0 +1,100 @@
+import importlib
+import math
+
+import pytest
+
+from privimage_jax import config as configs
+from privimage_jax.configs import base
+from privimage_jax.errors import UserError
+
+EXPERIMENTS = ("quickstart", "mnist", "fashion_mnist", "cifar10", "celeba")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_accepted(name):
+    configs.check(importlib.import_module(f"privimage_jax.configs.{name}").get_config())
+
+
+def test_celeba_has_two_sizes():
+    from privimage_jax.configs import celeba
+
+    assert configs.check(celeba.get_config("64")).data.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("privacy.epsilon", 0.0),
+        ("privacy.epsilon", -1.0),
+        ("privacy.epsilon", math.inf),
+        ("privacy.epsilon", math.nan),
+        ("privacy.delta", 1.0),
+        ("privacy.accountant", "moments"),
+        ("data.source", "hdf5"),
+        ("data.channels", 4),
+        ("finetune.batch_size", 0),
+        ("finetune.trainable", "("),
+        ("clipping.norm", 0.0),
+        ("selection.assignment", "greedy"),
+        ("sample.steps", 1),
+        ("sample.class_weights", (0.0, 0.0)),
+    ],
+)
+def test_a_wrong_value_names_its_key(key, value):
+    config = base.get_config()
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(UserError, match=rf"config\.{key}=.*give "):
+        configs.check(config)
+
+
+def test_an_unknown_key_is_named_with_the_closest_one():
+    with pytest.raises(UserError, match=r"config\.privacy\.epsilonn .*did you mean config\.privacy\.epsilon\?"):
+        configs.check_key("privacy.epsilonn")
+
+
+def test_a_wrong_type_is_named():
+    config = base.get_config()
+    with config.ignore_type():
+        config.seed = "zero"
+    with pytest.raises(UserError, match=r"config\.seed='zero' is a str; give a int"):
+        configs.check(config)
+
+
+def test_arguments_of_a_model_are_free():
+    config = base.get_config()
+    config.model.kwargs.width = 7
+    configs.check(config)
+
+
+def test_what_depends_on_n():
+    config = base.get_config()
+    config.privacy.delta = 1e-3
+    with pytest.raises(UserError, match=r"delta=0\.001 is not below 1/N"):
+        configs.check_against_n(config, 5000)
+    config.privacy.delta = 0.0
+    with pytest.raises(UserError, match="batch_size=4096 is larger than the N=1000"):
+        configs.check_against_n(config, 1000)
+    assert configs.delta(config, 45000) == 1 / (45000 * math.log(45000))
+    assert configs.finetune_steps(config, 45000) == 1647
+
+
+def test_what_depends_on_the_classes():
+    config = base.get_config()
+    config.selection.k2 = 7
+    with pytest.raises(UserError, match=r"k2=7 .* give a k2 of at most 6"):
+        configs.check_against_classes(config, 10, 62)
+    config.selection.ratio = 0.05
+    assert configs.k2(config, 10, 1000) == 5
+    config.query.k1 = 1001
+    with pytest.raises(UserError, match=r"query\.k1=1001"):
+        configs.check_against_classes(config, 10, 1000)
+
+
+def test_sections_leave_out_where_things_lie():
+    config = base.get_config()
+    before = configs.section(config, "data", "seed")
+    config.data.path = "/elsewhere"
+    assert configs.section(config, "data", "seed") == before
+    assert before["seed"] == 0
+    assert "data.source" in before

@@ -1,0 +1,74 @@
+"""The house rules: imports run one way, and the privacy core is flat."""
+
+import ast
+import pathlib
+
+import pytest
+
+import privimage_jax
+
+ROOT = pathlib.Path(privimage_jax.__file__).parent
+LAYERS = (
+    ("errors",),
+    ("workdir", "configs", "augment"),
+    ("config",),
+    ("data", "models", "privacy"),
+    ("diffusion",),
+    ("training",),
+    ("metrics",),
+    ("report",),
+    ("stages",),
+    ("pipeline",),
+    ("main",),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+SHELL_OF_METRICS = {"report"}  # shares the writers' pictures, knows no measure
+
+
+def modules():
+    return [path for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent != ROOT]
+
+
+def owner(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Dotted names inside the package that a file imports anywhere, also within functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "privimage_jax":
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("privimage_jax.")}
+    return {name.removeprefix("privimage_jax.") for name in names}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    rank = RANK[owner(path)]
+    for name in imported(path):
+        target = name.split(".")[0]
+        if target in RANK and target != owner(path):
+            assert RANK[target] < rank, f"{path.name} imports {name}"
+
+
+def test_the_files_of_the_privacy_core_stand_alone():
+    for path in (ROOT / "privacy").glob("*.py"):
+        siblings = {name for name in imported(path) if name.startswith("privacy.")}
+        if path.name == "dp_sgd.py":
+            continue
+        allowed = {"privacy.chacha"} if path.name in ("sampling.py", "noise.py") else set()
+        assert {".".join(name.split(".")[:2]) for name in siblings} <= allowed, path.name
+
+
+def test_only_the_privacy_core_imports_the_accountant():
+    for path in modules():
+        text = path.read_text()
+        if "dp_accounting" in text:
+            assert owner(path) == "privacy", path
+
+
+def test_configs_import_nothing_heavy():
+    for path in [ROOT / "config.py", *(ROOT / "configs").glob("*.py")]:
+        assert "import jax" not in path.read_text()

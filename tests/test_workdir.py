@@ -1,0 +1,96 @@
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from privimage_jax import workdir
+from privimage_jax.errors import UserError
+from privimage_jax.workdir import Workdir
+
+
+@pytest.fixture
+def size_limit():
+    """Lets no file grow beyond 64 KiB: the nearest thing to a full disk that needs no privileges."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_internal_is_closed_to_others_and_release_is_not(tmp_path):
+    run = Workdir(tmp_path / "a" / "run")
+    run.create()
+    assert stat.S_IMODE(run.internal.stat().st_mode) == 0o700
+    assert stat.S_IMODE(run.release.stat().st_mode) & 0o055 == 0o055
+
+
+def test_object_stores_are_refused():
+    with pytest.raises(UserError, match="gs://bucket/run is an object store"):
+        Workdir("gs://bucket/run")
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(UserError, match=str(tmp_path / "run")):
+        Workdir(tmp_path / "run").create()
+
+
+def test_a_failed_write_keeps_the_old_content(tmp_path, size_limit):
+    path = tmp_path / "artefact"
+    workdir.atomic_write_bytes(path, b"old")
+    with pytest.raises(UserError, match="cannot write .*artefact"):
+        workdir.atomic_write_bytes(path, bytes(1 << 20))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["artefact"]
+
+
+def test_a_failed_folder_keeps_the_old_one(tmp_path, size_limit):
+    path = tmp_path / "folder"
+    with workdir.atomic_dir(path) as partial:
+        (partial / "x").write_text("old")
+    with pytest.raises(UserError), workdir.atomic_dir(path) as partial:
+        (partial / "x").write_bytes(bytes(1 << 20))
+    assert (path / "x").read_text() == "old"
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_line_that_does_not_fit_is_taken_back(tmp_path, size_limit):
+    path = tmp_path / "lines"
+    workdir.append_line_durably(path, "first")
+    with pytest.raises(UserError):
+        workdir.append_line_durably(path, "x" * (1 << 17))
+    assert path.read_text() == "first\n"
+
+
+def test_text_of_a_full_disk_inside_a_library_error_is_explained(tmp_path):
+    with pytest.raises(UserError, match="the disk is full"), workdir.explain_os_errors(tmp_path):
+        raise ValueError("failed to write chunk: [OS error 28: No space left on device]")
+
+
+def test_npz_bytes_do_not_depend_on_the_clock(tmp_path, monkeypatch):
+    array = np.arange(10)
+    workdir.atomic_write_npz(tmp_path / "a.npz", x=array)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    workdir.atomic_write_npz(tmp_path / "b.npz", x=array)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_second_process_is_refused(tmp_path):
+    run = Workdir(tmp_path)
+    run.create()
+    code = f"from privimage_jax.workdir import Workdir\nwith Workdir({str(tmp_path)!r}).lock(): print('locked')"
+    with run.lock():
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "another process is working in" in second.stderr
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "locked\n"
+
+
+def test_fingerprints_ignore_the_order_of_keys():
+    assert workdir.fingerprint({"a": 1, "b": (2,)}) == workdir.fingerprint({"b": [2], "a": 1})
+    assert workdir.fingerprint({"a": 1}) != workdir.fingerprint({"a": 2})
