@@ -34,12 +34,13 @@ class ReportInputs:
         n: number N of sensitive records.
         entries: the ledger's lines in order: dicts with `index`, `kind` ("open", "gaussian", "dp-sgd", "closed"),
             `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after this line),
-            `previous` (hash), each where it applies, and any further public fields. A field `fixed_seed`, or the words
-            "NOT PRIVATE" in any field, void the guarantee.
+            `previous` (hash), each where it applies, and any further public fields. A field `fixed_seed`, a
+            field `private` that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
         ledger_ok: whether the chain of hashes holds.
-        semantics: None, or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`, the noisy
+        semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`, the noisy
             count of every semantic in each class and the semantics each class picked, as indices; `"noise_std"`, the
-            standard deviation of the noise on a count, may be there too.
+            standard deviation of the noise on a count, may be there too. Without a query `histogram` is None, and
+            `picked` too where all public images were used.
         images: synthetic, uint8 `[M, H, W, C]`, C = 1 or 3.
         labels: int `[M]`, indices into `class_names`.
         class_names: the declared classes.
@@ -114,7 +115,11 @@ def _warnings(inputs: ReportInputs) -> list[tuple[str, str]]:
 
 def _has_fixed_seed(entry: dict[str, Any]) -> bool:
     seed = entry.get("fixed_seed")
-    seeded = seed is True or (isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0)
+    seeded = (
+        entry.get("private") is False
+        or seed is True
+        or (isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0)
+    )
     return seeded or any("NOT PRIVATE" in str(value) for value in entry.values())
 
 
@@ -211,6 +216,8 @@ def _mechanism_costs(entries: Iterable[dict[str, Any]]) -> list[tuple[str, float
 def _semantics(semantics: dict[str, Any] | None) -> str:
     if semantics is None:
         return ""
+    if semantics.get("histogram") is None:
+        return _blind_selection(semantics)
     histogram = np.asarray(semantics["histogram"])
     names, longest = semantics["semantic_names"], max(1, int(histogram.max(initial=0)))
     cards = []
@@ -240,6 +247,23 @@ def _semantics(semantics: dict[str, Any] | None) -> str:
         '<span class="picked-key">Marked semantics</span> were picked: public images of them taught the generator '
         "first.</p>"
         f'<div class="cards">{"".join(cards)}</div></section>'
+    )
+
+
+def _blind_selection(semantics: dict[str, Any]) -> str:
+    """What pre-training used where no semantic query was made."""
+    heading = '<section id="semantics"><h2>What taught the generator</h2>'
+    picked = semantics.get("picked")
+    if picked is None:
+        return f"{heading}<p>All public images, with no regard to the sensitive ones.</p></section>"
+    names = semantics["semantic_names"]
+    rows = "".join(
+        f"<div><dt>{_text(class_name)}</dt><dd>{_text(', '.join(str(names[index]) for index in picks))}</dd></div>"
+        for class_name, picks in zip(semantics["class_names"], picked, strict=True)
+    )
+    return (
+        f"{heading}<p>Public images of these semantics, drawn with no regard to the sensitive images.</p>"
+        f'<div class="settings"><dl>{rows}</dl></div></section>'
     )
 
 

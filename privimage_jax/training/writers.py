@@ -205,10 +205,12 @@ def headline(stage: str, status: str, detail: str = "") -> None:
 
     Args:
         stage: its name.
-        status: "running", "done", "skipped" or "failed"; each has its colour on a terminal.
+        status: "running", "done", "skipped", "warning" or "failed", which have their colours on a terminal, or any word.
         detail: anything more, printed last.
     """
-    style = {"running": "cyan", "done": "green", "skipped": "dim", "failed": "bold red"}.get(status, "")
+    style = {"running": "cyan", "done": "green", "skipped": "dim", "warning": "yellow", "failed": "bold red"}.get(
+        status, ""
+    )
     text = rich.text.Text.assemble((f"{stage:<14}", "bold"), (f"{status:<9}", style), detail)
     text.rstrip()
     _console().print(text, soft_wrap=True)

@@ -146,7 +146,14 @@ def test_a_sound_release_has_no_warning(inputs):
 
 
 @pytest.mark.parametrize(
-    "mark", [{"fixed_seed": 0}, {"fixed_seed": True}, {"fixed_seed": 7}, {"warning": "NOT PRIVATE: fixed seed"}]
+    "mark",
+    [
+        {"fixed_seed": 0},
+        {"fixed_seed": True},
+        {"fixed_seed": 7},
+        {"note": "NOT PRIVATE: fixed seed"},
+        {"private": False},
+    ],
 )
 def test_a_fixed_seed_voids_the_promise(inputs, mark):
     text = render(dataclasses.replace(inputs, entries=[{**ENTRIES[0], **mark}, *ENTRIES[1:]]))
@@ -154,7 +161,7 @@ def test_a_fixed_seed_voids_the_promise(inputs, mark):
     assert "makes no promise" in text and "differentially private with" not in text
 
 
-@pytest.mark.parametrize("mark", [{"fixed_seed": -1}, {"fixed_seed": False}, {"fixed_seed": None}])
+@pytest.mark.parametrize("mark", [{"fixed_seed": -1}, {"fixed_seed": False}, {"private": True}])
 def test_no_fixed_seed(inputs, mark):
     assert "NOT PRIVATE" not in render(dataclasses.replace(inputs, entries=[{**ENTRIES[0], **mark}, *ENTRIES[1:]]))
 
@@ -214,6 +221,13 @@ def test_without_semantics_images_or_entries(inputs):
     text = Outline(render(bare)).text
     assert "No images have been made yet" in text and "Nothing has been spent yet" in text
     assert "What the images are like" not in text
+
+
+def test_selection_without_a_query(inputs):
+    blind = {"class_names": ["cat", "dog"], "semantic_names": ["a", "<b>", "c"], "histogram": None}
+    text = render(dataclasses.replace(inputs, semantics={**blind, "picked": [[1], [2, 0]]}))
+    assert "<dt>cat</dt><dd>&lt;b&gt;</dd>" in text and "<dt>dog</dt><dd>c, a</dd>" in text
+    assert "All public images" in render(dataclasses.replace(inputs, semantics={**blind, "picked": None}))
 
 
 def test_many_classes_take_less_room(inputs):
