@@ -37,10 +37,10 @@ class ReportInputs:
             `previous` (hash), each where it applies, and any further public fields. A field `fixed_seed`, a
             field `private` that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
         ledger_ok: whether the chain of hashes holds.
-        semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`, the noisy
-            count of every semantic in each class and the semantics each class picked, as indices; `"noise_std"`, the
-            standard deviation of the noise on a count, may be there too. Without a query `histogram` is None, and
-            `picked` too where all public images were used.
+        semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`:
+            the noisy count of every semantic in each class and the semantics each class picked, as indices.
+            `"noise_std"`, the standard deviation of the noise on a count, may be there too. Without a query `histogram`
+            is None, and `picked` too where all public images were used.
         images: synthetic, uint8 `[M, H, W, C]`, C = 1 or 3.
         labels: int `[M]`, indices into `class_names`.
         class_names: the declared classes.

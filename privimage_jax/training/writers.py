@@ -205,7 +205,7 @@ def headline(stage: str, status: str, detail: str = "") -> None:
 
     Args:
         stage: its name.
-        status: "running", "done", "skipped", "warning" or "failed", which have their colours on a terminal, or any word.
+        status: "running", "done", "skipped", "warning" or "failed", each with its colour on a terminal; or any word.
         detail: anything more, printed last.
     """
     style = {"running": "cyan", "done": "green", "skipped": "dim", "warning": "yellow", "failed": "bold red"}.get(
