@@ -1,0 +1,74 @@
+"""Decoded images on disk: `images.npy` and `labels.npy` in a folder named by what they were made from.
+
+A folder appears whole or not at all: it is written under another name, flushed and renamed, `meta.json` last. One that
+is damaged all the same (cut short, a file missing) is ignored and made anew. Pixels are written through ordinary file
+writes, not through the memory map, since a full disk ends a process that writes to a map.
+"""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from privimage_jax import workdir
+
+Chunks = Iterable[tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] and int32 [B], in order
+
+
+def load_or_make(folder: Path, n: int, image_shape: tuple[int, int, int], make: Callable[[], Chunks]):
+    """The cached arrays of `folder`, made from the chunks of `make()` first where they are missing.
+
+    Returns images (uint8 [n, *image_shape], a read-only memory map) and labels (int32 [n]). Processes that share the
+    folder wait for each other. Refused writes are a `UserError`, and nothing half-written is left.
+    """
+    workdir.make_dir(folder.parent, mode=0o700)
+    with _lock(folder):
+        found = _open(folder, n, image_shape)
+        if found is not None:
+            return found
+        with workdir.atomic_dir(folder, mode=0o700) as temporary:
+            _write(temporary, n, image_shape, make())
+    return _open(folder, n, image_shape)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    path = folder.with_name(f"{folder.name}.lock")
+    with workdir.explain_os_errors(path), open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(folder: Path, n: int, image_shape: tuple[int, int, int], chunks: Chunks) -> None:
+    labels = []
+    with open(folder / "images.npy", "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *image_shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for images, chunk_labels in chunks:
+            file.write(images.data)
+            labels.append(chunk_labels)
+    np.save(folder / "labels.npy", np.concatenate(labels))
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.npy"))}
+    (folder / "meta.json").write_text(json.dumps({"bytes": sizes}), encoding="utf-8")
+
+
+def _open(folder: Path, n: int, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        sizes = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["bytes"]
+        if any((folder / name).stat().st_size != sizes[name] for name in ("images.npy", "labels.npy")):
+            return None
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if (
+        images.shape != (n, *image_shape)
+        or images.dtype != np.uint8
+        or labels.shape != (n,)
+        or labels.dtype != np.int32
+    ):
+        return None
+    return images, labels

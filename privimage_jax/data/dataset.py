@@ -1,0 +1,81 @@
+"""The record in which every labelled image set travels."""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from privimage_jax.errors import UserError
+
+_HASH_BYTES = 1 << 24  # of images hashed at a time, so that a memory-mapped set need not fit in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled image set.
+
+    Attributes:
+        images: uint8 [N, H, W, C], possibly memory-mapped and read-only; C = 1 is grey, 3 is RGB.
+        labels: int32 [N], each an index into `class_names`.
+        class_names: the declared list of classes; one without images is fine.
+        name: what reports call the set.
+
+    Raises:
+        ValueError: arrays of other shapes or types, or a label outside the list of classes.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    name: str
+
+    def __post_init__(self):
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images are {self.images.dtype} {self.images.shape}, not uint8 [N, H, W, C]")
+        if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels are {self.labels.dtype} {self.labels.shape}, not int32 {self.images.shape[:1]}")
+        if self.n and not 0 <= self.labels.min() <= self.labels.max() < self.n_classes:
+            raise ValueError(
+                f"labels reach from {self.labels.min()} to {self.labels.max()}, classes are {self.n_classes}"
+            )
+
+    @property
+    def n(self) -> int:
+        """Number of examples N."""
+        return len(self.images)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of declared classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        return self.images.shape[1:]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of shape, pixels, labels and class names, computed once; the name does not enter."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256(json.dumps([self.images.shape, self.class_names]).encode())
+        step = max(1, _HASH_BYTES // max(1, int(np.prod(self.image_shape))))
+        for start in range(0, self.n, step):
+            digest.update(np.ascontiguousarray(self.images[start : start + step]).data)
+        digest.update(np.ascontiguousarray(self.labels.astype("<i4")).data)
+        return digest.hexdigest()
+
+
+def check_compatible(sensitive: Dataset, public: Dataset) -> None:
+    """Raises `UserError` unless the public images have the sensitive ones' size and channels."""
+    if sensitive.image_shape == public.image_shape:
+        return
+    ours, theirs = ("×".join(str(side) for side in shape) for shape in (sensitive.image_shape, public.image_shape))
+    raise UserError(
+        f"the public images ({public.name}) are {theirs} and the sensitive ones ({sensitive.name}) are {ours}; "
+        "load both with data.image_size and data.channels."
+    )

@@ -1,0 +1,143 @@
+"""`load`: from a config section to a `Dataset`, whatever the source."""
+
+import collections
+import concurrent.futures
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from privimage_jax import workdir
+from privimage_jax.data import cache, sources
+from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.sources.base import Settings, Source
+from privimage_jax.data.transforms import fit
+from privimage_jax.errors import UserError
+
+PARTS = ("train", "test")
+_FORMAT = 1  # raise it when the same settings give other pixels, so that old caches are not used
+_CHUNK = 128  # examples decoded by one thread at a time
+
+
+def load(
+    section: Any,
+    part: str,
+    image_size: int,
+    channels: int,
+    cache_dir: Path | str | None,
+    n_jobs: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    key: str = "data",
+) -> Dataset:
+    """Loads the training or test part of a labelled image set.
+
+    The same call on the same files gives the same set: which examples are held out, and which are kept under
+    `max_examples`, is decided by a fixed permutation of (seed, number of examples), never by labels or pixels.
+
+    Args:
+        section: `config.data` or `config.public` (keys: see `configs/base.py`), or a dict of the same keys.
+        part: "train" or "test"; with `validation_fraction` > 0, "test" is that share of the training part.
+        image_size: side of the square images, in pixels.
+        channels: 1 = grey, 3 = RGB.
+        cache_dir: where decoded images are kept (holds sensitive pixels: made with mode 0700); None = in memory only.
+        n_jobs: decoding threads; None = one for each processor.
+        on_progress: called as on_progress(examples done, examples in all) while decoding.
+        key: what error messages call the section.
+
+    Raises:
+        UserError: anything wrong with the settings, the files or the disk.
+    """
+    settings = Settings.from_section(section, key)
+    if part not in PARTS:
+        raise ValueError(f"part is {part!r}, not one of {PARTS}")
+    if image_size < 1:
+        raise UserError(f"data.image_size is {image_size}; give 1 or more pixels.")
+    if channels not in (1, 3):
+        raise UserError(f"data.channels is {channels}; it accepts 1 (grey) or 3 (RGB).")
+    # Validation examples come out of the training part, so the test part is then never opened.
+    source = sources.open_source(settings, "train" if settings.validation_fraction else part, image_size)
+    indices = choose(settings, source.n, source.divided, part)
+    if not len(indices):
+        raise UserError(
+            f"{key}.source={settings.source} leaves no examples for the {part} part ({source.n} in all); "
+            f"add images or change {key}.test_fraction or {key}.validation_fraction."
+        )
+    shape = (image_size, image_size, channels)
+
+    def make() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return _decode(source, indices, settings, shape, n_jobs or os.cpu_count() or 1, on_progress)
+
+    if cache_dir is not None and settings.cache:
+        identity = [_FORMAT, vars(settings), part, shape, source.n, source.class_names, source.fingerprint]
+        folder = Path(cache_dir) / f"{settings.source}-{part}-{workdir.fingerprint(identity)[:16]}"
+        images, labels = cache.load_or_make(folder, len(indices), shape, make)
+    else:
+        images, labels = (np.concatenate(arrays) for arrays in zip(*make(), strict=True))
+    return Dataset(images, labels, source.class_names, source.name)
+
+
+def choose(settings: Settings, n: int, divided: bool, part: str) -> np.ndarray:
+    """Which of a source's n examples belong to `part`: sorted int64 indices.
+
+    A fixed permutation of 0..n-1 is cut into test, validation and training examples, in this order. Its generator is
+    NumPy's frozen one, so the division stays the same for ever.
+    """
+    order = np.random.RandomState(settings.seed).permutation(n)
+    held_out = 0 if divided else _share(settings.test_fraction, n)
+    validation = _share(settings.validation_fraction, n - held_out)
+    if part == "test" and settings.validation_fraction:
+        chosen = order[held_out : held_out + validation]
+    elif part == "test":
+        chosen = order if divided else order[:held_out]
+    else:
+        chosen = order[held_out + validation :][: settings.max_examples or None]
+    return np.sort(chosen)
+
+
+def _share(fraction: float, n: int) -> int:
+    return math.ceil(round(fraction * n, 6))  # rounded first: 0.1 * 30 is 3.0000000000000004
+
+
+def _decode(
+    source: Source,
+    indices: np.ndarray,
+    settings: Settings,
+    shape: tuple[int, int, int],
+    n_jobs: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields decoded chunks in order, a few of them ahead of the reader."""
+
+    def one(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = np.empty((len(chunk), *shape), np.uint8), np.empty(len(chunk), np.int32)
+        for row, (image, label) in enumerate(source.read(chunk)):
+            name = f"example {chunk[row]} of {source.name}"
+            if not 0 <= label < len(source.class_names):
+                raise UserError(
+                    f"{name} has label {label}, outside the {len(source.class_names)} classes "
+                    f"(0 to {len(source.class_names) - 1}); repair it or extend {settings.key}.class_names."
+                )
+            images[row] = fit(image, shape[0], shape[2], settings.crop, name)
+            labels[row] = label
+        return images, labels
+
+    done = 0
+    waiting = iter([indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)])
+    with concurrent.futures.ThreadPoolExecutor(n_jobs) as pool:
+        running: collections.deque[concurrent.futures.Future] = collections.deque()
+        try:
+            for _ in range(2 * n_jobs):
+                running.extend(pool.submit(one, chunk) for chunk in [next(waiting, None)] if chunk is not None)
+            while running:
+                images, labels = running.popleft().result()
+                running.extend(pool.submit(one, chunk) for chunk in [next(waiting, None)] if chunk is not None)
+                yield images, labels
+                done += len(labels)
+                if on_progress is not None:
+                    on_progress(done, len(indices))
+        finally:
+            for future in running:
+                future.cancel()

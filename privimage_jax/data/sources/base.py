@@ -1,0 +1,128 @@
+"""What a source of labelled images is, and the settings that pick one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from privimage_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The section `config.data` or `config.public` (see `configs/base.py` for each key) as plain checked values."""
+
+    source: str = "tfds"
+    name: str = ""
+    data_dir: str = ""
+    path: str = ""
+    split: str = "train"
+    test_split: str = "test"
+    test_fraction: float = 0.2
+    validation_fraction: float = 0.0
+    image_key: str = "image"
+    label_key: str = "label"
+    class_names: tuple[str, ...] = ()
+    crop: int = 0
+    max_examples: int = 0
+    cache: bool = True
+    seed: int = 0
+    characters: str = ""
+    per_class: int = 200
+    style: str = "handwriting"
+    key: str = "data"  # what error messages call the section
+
+    @classmethod
+    def from_section(cls, section: Any, key: str = "data") -> "Settings":
+        """Reads a ConfigDict or dict; missing keys take their defaults, keys of other readers are left alone."""
+        values = {name: section[name] for name in cls.__dataclass_fields__ if name in section and name != "key"}
+        values["class_names"] = tuple(str(name) for name in values.get("class_names", ()))
+        settings = cls(**values, key=key)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        for name in ("test_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{self.key}.{name} is {getattr(self, name)}; give a share from 0 up to, not with, 1.")
+        for name, least in (("crop", 0), ("max_examples", 0), ("seed", 0), ("per_class", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{self.key}.{name} is {getattr(self, name)}; give {least} or more.")
+        if self.seed >= 2**32:
+            raise UserError(f"{self.key}.seed is {self.seed}; give a number below 2^32.")
+        twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+        if twice:
+            raise UserError(f"{self.key}.class_names lists {twice[0]!r} twice; list every class once.")
+
+    def existing_path(self, what: str) -> Path:
+        """`path` as a Path that exists; `what` says in the error message what it should be."""
+        if not self.path:
+            raise UserError(f"{self.key}.path is empty; set it to {what}.")
+        path = Path(self.path).expanduser()
+        try:
+            path.stat()
+        except FileNotFoundError:
+            raise UserError(f"{self.key}.path={path} does not exist; set it to {what}.") from None
+        except OSError as error:
+            raise UserError(
+                f"{self.key}.path={path} cannot be read ({error.strerror}); check its permissions."
+            ) from None
+        return path
+
+
+Example = tuple[Image.Image | np.ndarray, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source: examples 0..n-1, read in any order by several threads at once.
+
+    Attributes:
+        name: the set's name.
+        class_names: the list of classes that labels index.
+        n: number of examples; of the asked part if `divided`, else of all parts together.
+        divided: whether the source itself holds training and test examples apart.
+        read: from indices [B] to B pairs (image, label); an image is a PIL image or uint8 [H, W] or [H, W, C].
+        fingerprint: JSON-able value that changes when the stored examples do (names, sizes, times of the files).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    n: int
+    divided: bool
+    read: Callable[[np.ndarray], Sequence[Example]]
+    fingerprint: Any
+
+
+def numbered_classes(settings: Settings, count: int | None, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The class list of a source whose labels are integers.
+
+    A declared list names the integers in their order, so it must be as long as the source's own list (`names` or
+    `count`, where it has one) and must not hold the source's own names in another order.
+    """
+    declared = settings.class_names
+    count = len(names) or count
+    if not declared:
+        if count is None:
+            raise UserError(f"{settings.key}.class_names is empty and the source has no list of classes; declare one.")
+        return tuple(names) or tuple(str(i) for i in range(count))
+    if count is not None and len(declared) != count:
+        raise UserError(
+            f"{settings.key}.class_names declares {len(declared)} classes and the source has {count}; "
+            "list one name for each class."
+        )
+    if names and set(declared) & set(names) and tuple(declared) != tuple(names):
+        raise UserError(
+            f"{settings.key}.class_names holds the source's own names in another order or only in part; "
+            f"list them as {', '.join(list(names)[:10])}{', …' if len(names) > 10 else ''}, or leave it empty."
+        )
+    return declared
+
+
+def stamp(path: Path) -> list:
+    """Name, size in bytes and modification time in nanoseconds of a file, for a fingerprint."""
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]

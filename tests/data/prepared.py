@@ -1,0 +1,76 @@
+"""Writes a small prepared TFDS set (array_record) without TensorFlow."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+
+def picture(index: int, size: int = 8, channels: int = 3) -> np.ndarray:
+    """A picture that can be recognised: uint8 [size, size, channels]."""
+    pixels = np.random.RandomState(index).randint(0, 256, (size, size, channels))
+    return pixels.astype(np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tfds(root: Path, splits: dict[str, int], labels=lambda i: i % 3, corrupt: int | None = None) -> Path:
+    """Prepares the set `tiny` under `root`; example i is `picture(i)` of label `labels(i)`, male where i is odd."""
+    folder = root / "tiny" / "1.0.0"
+    folder.mkdir(parents=True)
+    for split, count in splits.items():
+        shard = folder / f"tiny-{split}.array_record-00000-of-00001"
+        writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
+        for i in range(count):
+            example = tf_example_pb2.Example()
+            feature = example.features.feature
+            feature["image"].bytes_list.value.append(b"broken" if i == corrupt else png(picture(i)))
+            feature["label"].int64_list.value.append(labels(i))
+            feature["attributes/Male"].int64_list.value.append(i % 2)
+            writer.write(example.SerializeToString())
+        writer.close()
+    package = "tensorflow_datasets.core.features."
+    shape = {"dimensions": ["8", "8", "3"]}
+    scalar = {
+        "pythonClassName": f"{package}scalar.Scalar",
+        "tensor": {"shape": {}, "dtype": "bool", "encoding": "none"},
+    }
+    features = {
+        "image": {
+            "pythonClassName": f"{package}image_feature.Image",
+            "image": {"shape": shape, "dtype": "uint8", "encodingFormat": "png"},
+        },
+        "label": {"pythonClassName": f"{package}class_label_feature.ClassLabel", "classLabel": {"numClasses": "3"}},
+        "attributes": {
+            "pythonClassName": f"{package}features_dict.FeaturesDict",
+            "featuresDict": {"features": {"Male": scalar}},
+        },
+    }
+    root_feature = {"pythonClassName": f"{package}features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    (folder / "features.json").write_text(json.dumps(root_feature))
+    (folder / "label.labels.txt").write_text("cat\ndog\nfox\n")
+    info = {
+        "name": "tiny",
+        "version": "1.0.0",
+        "fileFormat": "array_record",
+        "moduleName": "tiny",
+        "splits": [
+            {
+                "name": split,
+                "shardLengths": [str(count)],
+                "numBytes": "1",
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+            for split, count in splits.items()
+        ],
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder

@@ -1,0 +1,193 @@
+import errno
+import os
+import stat
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+from ml_collections import ConfigDict
+
+from privimage_jax.data import cache, load
+from privimage_jax.data.loading import choose
+from privimage_jax.data.sources.base import Settings
+from privimage_jax.errors import UserError
+
+
+def archive(path, n=40, size=8, **extra):
+    random = np.random.RandomState(n)
+    arrays = {
+        "images": random.randint(0, 256, (n, size, size)).astype(np.uint8),
+        "labels": np.arange(n) % 4,
+        **extra,
+    }
+    np.savez(path, **arrays)
+    return arrays
+
+
+def section(path, **more):
+    return {"source": "npz", "path": str(path), **more}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=strategies.integers(1, 300),
+    test=strategies.floats(0, 0.9),
+    validation=strategies.floats(0, 0.9),
+    seed=strategies.integers(0, 5),
+    divided=strategies.booleans(),
+    most=strategies.integers(0, 50),
+)
+def test_parts_never_overlap_and_nothing_is_lost(n, test, validation, seed, divided, most):
+    def part(name, **more):
+        return set(choose(Settings(test_fraction=test, seed=seed, **more), n, divided, name).tolist())
+
+    train, held_out = part("train"), part("test")
+    if not divided:
+        assert train | held_out == set(range(n)) and not train & held_out
+    tuned, tuning = part("train", validation_fraction=validation), part("test", validation_fraction=validation)
+    if validation:
+        assert tuned | tuning == train and not tuned & tuning
+        assert divided or not tuning & held_out
+    fewer = part("train", max_examples=most)
+    assert fewer <= train and len(fewer) == min(most or n, len(train))
+
+
+def test_the_division_never_changes():
+    assert choose(Settings(), 10, False, "test").tolist() == [2, 8]
+    assert choose(Settings(seed=1), 10, False, "test").tolist() == [2, 9]
+
+
+def test_one_call_one_dataset(tmp_path):
+    stored = archive(tmp_path / "set.npz")
+    config = ConfigDict(section(tmp_path / "set.npz", test_fraction=0.25, other=3))
+    train, test = (load(config, part, 8, 1, tmp_path / "cache") for part in ("train", "test"))
+    assert (train.n, test.n, train.name, train.class_names) == (30, 10, "set", ("0", "1", "2", "3"))
+    for dataset in (train, test):
+        for image, label in zip(dataset.images, dataset.labels, strict=True):
+            index = (stored["images"] == image[..., 0]).all((1, 2)).argmax()
+            assert stored["labels"][index] == label
+    again = load(config, "train", 8, 1, None)
+    assert isinstance(train.images, np.memmap) and not isinstance(again.images, np.memmap)
+    assert again.digest() == train.digest() != test.digest()
+
+
+def test_threads_keep_the_order_and_progress_is_told(tmp_path):
+    stored = archive(tmp_path / "set.npz", n=700)
+    told = []
+    config = section(tmp_path / "set.npz", test_fraction=0.0)
+    dataset = load(config, "train", 8, 1, None, n_jobs=3, on_progress=lambda done, total: told.append((done, total)))
+    np.testing.assert_array_equal(dataset.images[..., 0], stored["images"])
+    assert told == [(128, 700), (256, 700), (384, 700), (512, 700), (640, 700), (700, 700)]
+
+
+def test_cache_is_used_private_and_renewed(tmp_path, monkeypatch):
+    path = tmp_path / "set.npz"
+    archive(path)
+    config = section(path)
+    first = load(config, "train", 8, 1, tmp_path / "cache")
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    calls = []
+    original = cache._write
+    monkeypatch.setattr(cache, "_write", lambda *arguments: (calls.append(1), original(*arguments)))
+    assert load(config, "train", 8, 1, tmp_path / "cache").digest() == first.digest()
+    assert not calls
+    load(config, "test", 8, 1, tmp_path / "cache")
+    load(config, "train", 8, 3, tmp_path / "cache")
+    load(config, "train", 4, 1, tmp_path / "cache")
+    load({**config, "crop": 6}, "train", 8, 1, tmp_path / "cache")
+    assert len(calls) == 4
+    archive(path, n=41)
+    assert load(config, "train", 8, 1, tmp_path / "cache").n == 32
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "no meta", "no labels", "bad meta", "empty"])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    archive(tmp_path / "set.npz")
+    config = section(tmp_path / "set.npz")
+    first = load(config, "train", 8, 1, tmp_path / "cache").digest()
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    if damage == "cut":
+        os.truncate(folder / "images.npy", 500)
+    elif damage == "no meta":
+        (folder / "meta.json").unlink()
+    elif damage == "no labels":
+        (folder / "labels.npy").unlink()
+    elif damage == "bad meta":
+        (folder / "meta.json").write_text("[]")
+    else:
+        for path in folder.iterdir():
+            path.unlink()
+    assert load(config, "train", 8, 1, tmp_path / "cache").digest() == first
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    archive(tmp_path / "set.npz")
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            if self.file.tell() > 100:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(content)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+    real_open = open
+
+    def open_on_full_disk(path, mode="r", **more):
+        file = real_open(path, mode, **more)
+        return Full(file) if mode == "wb" and str(path).endswith("images.npy") else file
+
+    monkeypatch.setattr("builtins.open", open_on_full_disk)
+    with pytest.raises(UserError, match="the disk is full; free some space"):
+        load(section(tmp_path / "set.npz"), "train", 8, 1, tmp_path / "cache")
+    assert all(path.suffix == ".lock" for path in (tmp_path / "cache").iterdir())
+    monkeypatch.undo()
+    assert load(section(tmp_path / "set.npz"), "train", 8, 1, tmp_path / "cache").n == 32
+
+
+def test_an_error_while_decoding_leaves_nothing(tmp_path):
+    archive(tmp_path / "set.npz", labels=np.arange(40))
+    with pytest.raises(UserError, match="example 2 of set has label 2, outside the 2 classes"):
+        load(
+            section(tmp_path / "set.npz", class_names=("a", "b"), test_fraction=0.0), "train", 8, 1, tmp_path / "cache"
+        )
+    assert all(path.suffix == ".lock" for path in (tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"source": "hdf5"}, "public.source is 'hdf5'; it accepts tfds, folder, zip, npz, digits, glyphs"),
+        ({"test_fraction": 1.0}, "public.test_fraction is 1.0"),
+        ({"validation_fraction": -0.1}, "public.validation_fraction is -0.1"),
+        ({"crop": -1}, "public.crop is -1"),
+        ({"seed": 2**32}, "public.seed"),
+        ({"class_names": ("a", "a")}, "public.class_names lists 'a' twice"),
+        ({"test_fraction": 0.0}, "leaves no examples for the test part"),
+    ],
+)
+def test_impossible_settings_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        load({"source": "digits", **change}, "test", 8, 1, None, key="public")
+
+
+def test_impossible_shapes_are_named():
+    with pytest.raises(UserError, match="image_size is 0"):
+        load({"source": "digits"}, "train", 0, 1, None)
+    with pytest.raises(UserError, match="channels is 2"):
+        load({"source": "digits"}, "train", 8, 2, None)
+
+
+def test_validation_never_opens_the_test_part(tmp_path):
+    arrays = archive(tmp_path / "set.npz", test_images=np.zeros((5, 8, 8), np.uint8), test_labels=np.zeros(5, int))
+    test = load(section(tmp_path / "set.npz", validation_fraction=0.5), "test", 8, 1, None)
+    assert test.n == 20
+    assert all((arrays["images"] == image[..., 0]).all((1, 2)).any() for image in test.images)

@@ -1,0 +1,96 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from prepared import picture, write_tfds
+
+from privimage_jax.data import load
+from privimage_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    write_tfds(root, {"train": 300, "test": 4})
+    return root
+
+
+def read(root, part="train", **more):
+    return load({"path": str(root / "tiny" / "1.0.0"), **more}, part, 8, 3, None)
+
+
+def test_by_path_and_by_name(root):
+    dataset = read(root)
+    assert (dataset.n, dataset.class_names, dataset.name) == (300, ("cat", "dog", "fox"), "tiny")
+    np.testing.assert_array_equal(dataset.labels, np.arange(300) % 3)
+    np.testing.assert_array_equal(dataset.images, [picture(i) for i in range(300)])
+    named = load({"name": "tiny", "data_dir": str(root)}, "test", 8, 3, None)
+    assert named.digest() == read(root, "test").digest()
+    assert named.n == 4
+
+
+def test_nested_labels(root):
+    dataset = read(root, label_key="attributes/Male")
+    assert dataset.class_names == ("not Male", "Male")
+    np.testing.assert_array_equal(dataset.labels, np.arange(300) % 2)
+
+
+def test_unlabelled_and_undivided(root):
+    assert read(root, label_key="").class_names == ("all",)
+    assert read(root, "test", test_split="", test_fraction=0.1).n == 30
+    assert read(root, split="train[:10]").n == 10
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"split": "trian"}, "no readable split 'trian' .its splits are train, test"),
+        ({"image_key": "picture"}, "data.image_key=picture is not a feature of the set; it has "),
+        ({"label_key": "attributes/Female"}, "data.label_key=attributes/Female .* it has Male"),
+        ({"label_key": "label/deeper"}, "data.label_key=label/deeper"),
+        ({"label_key": "image"}, "data.label_key=image is no class number"),
+        ({"image_key": "label"}, "data.image_key=label is no image"),
+        ({"class_names": ("dog", "cat", "fox")}, "data.class_names holds the source's own names in another order"),
+        ({"path": ""}, "data.name and data.path are empty"),
+    ],
+)
+def test_wrong_settings_are_named(root, change, message):
+    with pytest.raises(UserError, match=message):
+        read(root, **change)
+
+
+def test_unprepared_sets_say_how_to_prepare_them(tmp_path):
+    for name in ("mnist", "no_such_set"):
+        with pytest.raises(UserError, match=rf"privimage prepare {name}.*privimage-jax\[prepare\]"):
+            load({"name": name, "data_dir": str(tmp_path)}, "train", 8, 3, None)
+    with pytest.raises(UserError, match="is not a prepared TFDS set"):
+        load({"path": str(tmp_path)}, "train", 8, 3, None)
+
+
+def test_a_corrupt_image_and_a_damaged_file(tmp_path):
+    folder = write_tfds(tmp_path / "a", {"train": 5, "test": 1}, corrupt=3)
+    with pytest.raises(UserError, match="example 3 of split 'train'.*remove or repair"):
+        load({"path": str(folder)}, "train", 8, 3, None)
+    folder = write_tfds(tmp_path / "b", {"train": 5, "test": 1})
+    (folder / "tiny-train.array_record-00000-of-00001").write_bytes(b"damaged" * 9)
+    with pytest.raises(UserError, match="prepare the set again|no readable split"):
+        load({"path": str(folder)}, "train", 8, 3, None)
+
+
+def test_labels_outside_the_classes(tmp_path):
+    folder = write_tfds(tmp_path, {"train": 5, "test": 1}, labels=lambda i: -1 if i == 2 else 0)
+    with pytest.raises(UserError, match="example 2 of tiny has label -1"):
+        load({"path": str(folder)}, "train", 8, 3, None)
+
+
+def test_reading_needs_neither_tensorflow_nor_the_network(root):
+    program = f"""
+import socket, sys
+def refuse(*_, **__): raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+from privimage_jax.data import load
+assert load({{"name": "tiny", "data_dir": {str(root)!r}}}, "test", 8, 3, None).n == 4
+assert "tensorflow" not in sys.modules and "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
