@@ -1,0 +1,1 @@
+"""The model zoo; `registry.py` finds models by name or import string."""

@@ -1,0 +1,154 @@
+"""A convolution whose gradients are fast inside compiled loops, and the switch that puts it into unmodified models.
+
+XLA's CPU back end computes the weight gradient of a convolution inside a ``while`` loop without its fast library path
+(tens of times slower), and every microbatch loop is one. `conv2d` states its own derivatives instead: with respect to
+the input, a forward convolution with the flipped, transposed kernel; with respect to the kernel, one matrix product per
+kernel offset over all (example, row, column) positions. Under ``vmap`` with a shared kernel the former stay one
+convolution and the latter become batched products, where XLA would make a grouped convolution.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, padding: Padding, precision: lax.PrecisionLike = None) -> jax.Array:
+    """Convolution of stride 1, for reverse-mode differentiation only.
+
+    Args:
+      x: [B,H,W,I], float32 or bfloat16.
+      kernel: [h,w,I,O], of the same dtype.
+      padding: zeros (before, after) along height and width, each at most the kernel's side minus 1.
+      precision: of the forward and of both gradient products.
+
+    Returns:
+      [B,H',W',O] in the dtype of ``x``. The kernel's gradient is accumulated in float32.
+    """
+    # Inside shard_map a kernel that is equal on all devices must be marked as varying like x: the mark's transpose then
+    # sums the kernel's gradient over the devices, as for JAX's own operations.
+    if missing := tuple(_varying_axes(x) - _varying_axes(kernel)):
+        kernel = lax.pcast(kernel, missing, to="varying")
+    if missing := tuple(_varying_axes(kernel) - _varying_axes(x)):
+        x = lax.pcast(x, missing, to="varying")
+    return _conv2d(x, kernel, padding, precision)
+
+
+def _varying_axes(x: jax.Array) -> frozenset[str]:
+    """The mesh axes of an enclosing shard_map along which ``x`` differs."""
+    aval = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)  # named `vma` in some of the JAX versions that we support
+    return aval.vma if manual is None else manual.varying
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x, kernel, padding, precision):
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=NHWC, precision=precision)
+
+
+def _forward(x, kernel, padding, precision):
+    return _conv2d(x, kernel, padding, precision), (x, kernel)
+
+
+def _backward(padding, precision, residuals, dy):
+    x, kernel = residuals
+    height, width, n_in, n_out = kernel.shape
+    (top, bottom), (left, right) = padding
+
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    mirrored = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
+    dx = lax.conv_general_dilated(dy, flipped, (1, 1), mirrored, dimension_numbers=NHWC, precision=precision)
+
+    padded = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    dy_rows = dy.reshape(-1, n_out)
+
+    def at_offset(i, j):
+        rows = padded[:, i : i + dy.shape[1], j : j + dy.shape[2]].reshape(-1, n_in)
+        return jnp.matmul(rows.T, dy_rows, precision=precision, preferred_element_type=jnp.float32)
+
+    dkernel = jnp.stack([at_offset(i, j) for i in range(height) for j in range(width)])
+    return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_conv2d.defvjp(_forward, _backward)
+
+
+def _explicit_padding(padding, kernel_size: tuple[int, int]) -> Padding | None:
+    """Zeros (before, after) along each side for stride 1; None for a padding that `conv2d` does not do."""
+    if padding == "SAME":
+        return tuple(((k - 1) // 2, k // 2) for k in kernel_size)
+    if padding == "VALID":
+        return ((0, 0), (0, 0))
+    if isinstance(padding, str):
+        return None
+    pairs = tuple((int(before), int(after)) for before, after in padding)
+    within = all(0 <= p < k for pair, k in zip(pairs, kernel_size, strict=True) for p in pair)
+    return pairs if within else None
+
+
+def conv_general_dilated(
+    lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None, dimension_numbers=None, **options
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, by `conv2d` where that is possible; for ``nn.Conv``'s field of this name.
+
+    Strided, dilated, grouped and non-2-D convolutions, and other memory layouts, go to XLA.
+    """
+    ones = (None, (1, 1), [1, 1])
+    options = {"precision": None, **options}
+    plain = (
+        rhs.ndim == 4
+        and tuple(window_strides) == (1, 1)
+        and lhs_dilation in ones
+        and rhs_dilation in ones
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)
+        and lhs.dtype == rhs.dtype
+        and lhs.shape[-1] == rhs.shape[2]
+        and all(options[name] in (None, 1) for name in options if name != "precision")
+    )
+    pairs = _explicit_padding(padding, rhs.shape[:2]) if plain else None
+    if pairs is not None:
+        return conv2d(lhs, rhs, pairs, options["precision"])
+    return lax.conv_general_dilated(
+        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **options
+    )
+
+
+@contextlib.contextmanager
+def fast_convolutions(enabled: bool | None = None) -> Iterator[None]:
+    """Within this context, every ``nn.Conv`` of any linen module computes by `conv_general_dilated` above.
+
+    It acts while a function is traced, so it belongs inside the function that is jitted or differentiated. Modules that
+    bring a convolution of their own (``nn.Conv(conv_general_dilated=...)``) keep it. Forward-mode differentiation does
+    not work inside.
+
+    Args:
+      enabled: None means "where it is faster": on CPUs; GPUs and TPUs keep XLA's convolution.
+    """
+    if enabled is None:
+        enabled = jax.default_backend() == "cpu"
+    if not enabled:
+        yield
+        return
+
+    def intercept(next_method, args, kwargs, context):
+        module = context.module
+        own = not isinstance(module, nn.Conv) or module.conv_general_dilated or module.conv_general_dilated_cls
+        if own or context.method_name != "__call__":
+            return next_method(*args, **kwargs)
+        # Bound linen modules are frozen, but copies made for this trace; the field is put back all the same.
+        object.__setattr__(module, "conv_general_dilated", conv_general_dilated)
+        try:
+            return next_method(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "conv_general_dilated", None)
+
+    with nn.intercept_methods(intercept):
+        yield
