@@ -1,0 +1,142 @@
+"""Models by name: the zoo, or ``package.module:Class`` for any flax.linen module with the same call signature.
+
+Denoiser: ``(x [B,H,W,C] float, c_noise [B] float, label [B] int32) -> [B,H,W,C]``; label ``n_classes`` means "none".
+Classifier: ``(x [B,H,W,C] float, train: bool = False) -> logits [B,n_classes]`` and a method ``features`` of the same
+arguments that returns [B,D].
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from privimage_jax.errors import UserError
+from privimage_jax.models.cnn import CNN
+from privimage_jax.models.resnet import ResNet9, ResNet18, ResNet50
+from privimage_jax.models.unet import UNet
+
+DENOISERS: dict[str, type[nn.Module]] = {"unet": UNet}
+CLASSIFIERS: dict[str, type[nn.Module]] = {"cnn": CNN, "resnet9": ResNet9, "resnet18": ResNet18, "resnet50": ResNet50}
+
+
+def build_denoiser(section: Any, n_classes: int, channels: int) -> nn.Module:
+    """The denoising network that ``config.model`` describes.
+
+    Args:
+      section: has ``name`` and ``kwargs`` (a mapping of constructor arguments); a ConfigDict.
+      n_classes: sensitive classes; passed to the constructor, as is ``channels``.
+      channels: image channels.
+
+    Raises:
+      UserError: unknown name or argument, or a class that cannot be imported.
+    """
+    given = {"n_classes": n_classes, "channels": channels}
+    return _build(section.name, DENOISERS, given, section.kwargs, "model.name", "model.kwargs")
+
+
+def build_classifier(
+    name: str,
+    n_classes: int,
+    *,
+    name_key: str = "query_net.model",
+    kwargs_key: str = "query_net.kwargs",
+    **kwargs: Any,
+) -> nn.Module:
+    """A classifier by name; ``kwargs`` go to its constructor.
+
+    ``name_key`` and ``kwargs_key`` say where the config holds the name and the arguments, for the text of a UserError,
+    which is raised as by `build_denoiser`.
+    """
+    return _build(name, CLASSIFIERS, {"n_classes": n_classes}, kwargs, name_key, kwargs_key)
+
+
+def init_denoiser(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
+    """Fresh parameters of a denoiser for images [H,W,C]; equal keys give equal values on devices of the same kind.
+
+    Raises:
+      UserError: the model keeps state besides parameters (such as batch statistics), or changes the images' shape.
+    """
+    x, c_noise, label = jnp.zeros((1, *image_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    (out, variables) = jax.eval_shape(model.init_with_output, key, x, c_noise, label)
+    name = type(model).__name__
+    if set(variables) != {"params"}:
+        raise UserError(
+            f"model.name: {name} keeps the collections {sorted(variables)}, but a denoiser may have 'params' only, as "
+            "all that it learns must pass through clipped gradients; use GroupNorm, not BatchNorm."
+        )
+    if out.shape != x.shape:
+        raise UserError(f"model.name: {name} maps images {x.shape} to {out.shape}; a denoiser must keep the shape.")
+    return jax.jit(model.init)(_fast_key(key), x, c_noise, label)["params"]
+
+
+def init_classifier(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
+    """Fresh variables {"params": ..., "batch_stats": ... if it has any} of a classifier for images [H,W,C]."""
+    return dict(jax.jit(model.init)(_fast_key(key), jnp.zeros((1, *image_shape))))
+
+
+def parameter_count(params: Any) -> int:
+    """Number of scalars in a pytree of arrays (or shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _fast_key(key: jax.Array) -> jax.Array:
+    """A key of the generator that XLA has built in: on CPUs, threefry takes 0.2 s to compile for every parameter."""
+    return jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="unsafe_rbg")
+
+
+def _build(
+    name: str,
+    zoo: Mapping[str, type[nn.Module]],
+    given: dict[str, Any],
+    kwargs: Mapping[str, Any],
+    name_key: str,
+    kwargs_key: str,
+) -> nn.Module:
+    cls = zoo[name] if name in zoo else _import_class(name, zoo, name_key)
+    fields = {field.name for field in dataclasses.fields(cls) if field.init} - {"parent", "name"}
+    if missing := sorted(set(given) - fields):
+        raise UserError(f"{name_key}: {name} lacks the field(s) {', '.join(missing)}; it must have {', '.join(given)}.")
+    accepted = sorted(fields - set(given))
+    if unknown := sorted(set(kwargs) - set(accepted)):
+        raise UserError(
+            f"{kwargs_key}: {name} takes no argument {', '.join(unknown)}; it accepts {', '.join(accepted) or 'none'}."
+        )
+    if name in zoo and kwargs.get("dtype", "float32") not in ("float32", "bfloat16"):
+        raise UserError(f"{kwargs_key}.dtype: must be 'float32' or 'bfloat16', not {kwargs['dtype']!r}.")
+    # Linen modules are hashed by their fields, so lists become tuples.
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
+    try:
+        return cls(**given, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kwargs_key}: {name} rejects {arguments} ({error}); correct them.") from error
+
+
+def _import_class(name: str, zoo: Mapping[str, type[nn.Module]], name_key: str) -> type[nn.Module]:
+    module_name, _, class_name = name.partition(":")
+    if not (module_name and class_name):
+        raise UserError(
+            f"{name_key}: unknown model {name!r}; choose {', '.join(sorted(zoo))} or give an import string "
+            "'package.module:Class'."
+        )
+    # Installed scripts, unlike `python -m`, do not look for modules in the current directory.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f"{name_key}: cannot import the module of {name!r} ({type(error).__name__}: {error}); it must be "
+            "installed or lie in the current directory or on PYTHONPATH."
+        ) from error
+    cls = getattr(module, class_name, None)
+    if cls is None:
+        raise UserError(f"{name_key}: the module {module_name!r} has no {class_name!r}; correct the class name.")
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise UserError(f"{name_key}: {name!r} is not a flax.linen module class; name one.")
+    return cls
