@@ -8,6 +8,7 @@ The block function is RFC 8439, section 2.3: `counter` is its block counter and 
 JAX's own generators are not used here because their keys have 64 bits and are not meant for secrecy.
 """
 
+import hashlib
 import secrets
 
 import jax
@@ -43,9 +44,9 @@ def key_to_bytes(key: jax.Array | np.ndarray) -> bytes:
     return np.asarray(key, np.uint32).astype("<u4").tobytes()
 
 
-def key_from_seed(seed: int) -> np.ndarray:
+def key_from_seed(seed: int | str) -> np.ndarray:
     """A key, uint32 [8], that anyone can guess: NOT PRIVATE. For tests and for runs that are stamped so."""
-    return key_from_bytes(int(seed).to_bytes(32, "little"))
+    return key_from_bytes(hashlib.sha256(str(seed).encode()).digest())
 
 
 @jax.jit

@@ -1,0 +1,175 @@
+"""Clipping: its values on a linear model by hand, and its promise on adversarial gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import clipping
+from privimage_jax.privacy.clipping import ETA, clip, clipped_grad
+
+C = 0.5
+
+
+def linear_loss(params, batch, keys):
+    """Half the squared error of x w + b; the gradient of example i is r_i (x_i, 1) for its residual r_i."""
+    residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return 0.5 * residual**2
+
+
+CLIPPED_LINEAR = jax.jit(clipped_grad(linear_loss, C))
+
+
+def linear_problem(m=6, d=5, seed=0):
+    rng = np.random.default_rng(seed)
+    params = {"w": rng.normal(size=d).astype(np.float32), "b": np.float32(0.3)}
+    batch = {"x": rng.normal(size=(m, d)).astype(np.float32), "y": rng.normal(size=m).astype(np.float32)}
+    return params, batch, jax.random.split(jax.random.key(0), m)
+
+
+def by_hand(params, batch):
+    """float64 gradients [m, d + 1] of the linear model, the bias last."""
+    x = np.concatenate([batch["x"], np.ones((len(batch["x"]), 1))], axis=1).astype(np.float64)
+    residual = x @ np.append(params["w"], params["b"]).astype(np.float64) - batch["y"]
+    return residual[:, None] * x
+
+
+def norm64(tree):
+    return np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree)))
+
+
+def test_agrees_with_a_linear_model_by_hand():
+    params, batch, keys = linear_problem()
+    mask = np.array([True, True, False, True, True, False])
+    total, norms, losses = jax.jit(clipped_grad(linear_loss, C))(params, batch, keys, mask)
+    gradients = by_hand(params, batch)
+    lengths = np.linalg.norm(gradients, axis=1)
+    assert (lengths[mask] > C).any() and (lengths[mask] < C).any()
+    weights = mask * np.minimum(1, C * (1 - ETA) / lengths)
+    expected = weights @ gradients
+    np.testing.assert_allclose(np.append(total["w"], total["b"]), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(norms, lengths * mask, rtol=1e-5)
+    np.testing.assert_allclose(losses, mask * 0.5 * (gradients[:, -1]) ** 2, rtol=1e-5)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((total, norms, losses)))
+
+
+def test_each_example_has_its_own_key():
+    params, batch, keys = linear_problem()
+
+    def loss(params, batch, keys):
+        return params["b"] * jax.vmap(jax.random.uniform)(keys)
+
+    total, norms, _ = clipped_grad(loss, 100.0)(params, batch, keys, np.ones(6, bool))
+    draws = np.asarray(jax.vmap(jax.random.uniform)(keys))
+    np.testing.assert_allclose(norms, draws, rtol=1e-6)
+    np.testing.assert_allclose(total["b"], draws.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
+    params, batch, keys = linear_problem()
+    fn = jax.jit(clipped_grad(linear_loss, C))
+    mask = np.array([True, True, False, True, True, True])
+    expected, norms, _ = fn(params, batch, keys, mask & (np.arange(6) != 3))
+    batch["x"][3, 1] = bad
+    batch["x"][2, 0] = bad  # masked
+    total, bad_norms, _ = fn(params, batch, keys, mask)
+    jax.tree.map(np.testing.assert_array_equal, total, expected)
+    assert np.isnan(bad_norms[3]) and bad_norms[2] == 0
+    np.testing.assert_array_equal(np.delete(bad_norms, 3), np.delete(norms, 3))
+
+
+ADVERSARIAL = {
+    "zero": np.zeros(100),
+    "huge": np.full(1000, 1e30),
+    "largest": np.full(1000, np.finfo(np.float32).max),
+    "huge and small": np.array([1e38, 1e-3, 1.0] * 50),
+    "tiny": np.full(1000, 1e-30),
+    "denormal": np.full(1000, 1e-42),
+    "one of each size": 10.0 ** np.arange(-44, 38),
+    "just above": np.full(4096, C / 64 * (1 + 1e-6)),
+    "just below": np.full(4096, C / 64 * (1 - 1e-6)),
+    # Each small square is less than half a unit in the last place of the first: one long sum would lose them all.
+    "one and a million": np.concatenate([[1.0], np.full(2**20, 2**-12.5 * 0.999)]),
+    "a million and one": np.concatenate([np.full(2**20, 2**-12.5 * 0.999), [1.0]]),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+@pytest.mark.parametrize("clip_norm", [C, 1e-3])
+def test_no_clipped_gradient_exceeds_the_bound(name, clip_norm):
+    values = ADVERSARIAL[name].astype(np.float32)
+    gradient = {"a": values, "b": values[:3].reshape(3, 1)}
+    clipped, norm = jax.jit(clip, static_argnames="clip_norm")(gradient, True, clip_norm=clip_norm)
+    exact = norm64(gradient)
+    target = clip_norm * (1 - ETA)
+    assert norm64(clipped) <= clip_norm
+    assert norm64(clipped) >= min(target, exact) * (1 - ETA) - 1e-37
+    np.testing.assert_allclose(norm, min(exact, np.finfo(np.float32).max), rtol=5e-5, atol=1e-37)
+    if 1e-30 < exact < target:
+        jax.tree.map(np.testing.assert_array_equal, clipped, gradient)  # an unclipped gradient is not touched
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=16, max_size=16), st.integers(-40, 38))
+def test_no_clipped_gradient_exceeds_the_bound_whatever_its_bits(values, exponent):
+    with np.errstate(over="ignore"):
+        gradient = [np.array(values, np.float32) * np.float32(10.0) ** exponent]
+    clipped, norm = jax.jit(clip, static_argnames="clip_norm")(gradient, True, clip_norm=C)
+    assert np.isfinite(clipped[0]).all() and norm64(clipped) <= C
+    assert np.isnan(norm) == (not np.isfinite(gradient[0]).all())
+
+
+def test_many_leaves():
+    gradient = [np.full(3, 0.1, np.float32) for _ in range(300)]
+    clipped, norm = jax.jit(clip, static_argnames="clip_norm")(gradient, True, clip_norm=C)
+    assert norm == pytest.approx(np.sqrt(9.0), rel=1e-6)
+    assert C * (1 - 2 * ETA) < norm64(clipped) <= C
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 5), st.floats(0.01, 10))
+def test_sensitivity_on_neighbouring_data_sets(seed, victim, scale):
+    """Nulling one record moves the sum by no more than C, up to the rounding of the sum."""
+    params, batch, keys = linear_problem(seed=seed)
+    batch["x"] *= np.float32(scale)
+    full = CLIPPED_LINEAR(params, batch, keys, np.ones(6, bool))[0]
+    without = CLIPPED_LINEAR(params, batch, keys, np.arange(6) != victim)[0]
+    assert norm64(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), full, without)) <= C
+
+
+def test_reduced_precision_is_clipped_after_the_cast():
+    params, batch, keys = linear_problem()
+
+    def loss(params, batch, keys):
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, batch))
+        return linear_loss(*half, keys)
+
+    total, _, losses = clipped_grad(loss, C)(params, batch, keys, np.arange(6) == 0)
+    assert losses.dtype == jnp.float32 and total["w"].dtype == jnp.float32
+    assert norm64(total) <= C
+
+
+def test_products_are_full_float32():
+    params, batch, keys = linear_problem()
+    text = jax.jit(clipped_grad(linear_loss, C)).lower(params, batch, keys, np.ones(6, bool)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products)
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(UserError, match=r"clipping\.method is 'fast'; it must be one of auto, vmap"):
+        clipped_grad(linear_loss, C, "fast")
+    with pytest.raises(UserError, match=r"clipping\.norm"):
+        clipped_grad(linear_loss, 0.0)
+
+
+def test_block_sums_stay_within_the_documented_error():
+    rng = np.random.default_rng(5)
+    for size in (1, 255, 256, 257, 65_536, 65_537, 1_000_003):
+        values = np.exp(rng.normal(size=size) * 4).astype(np.float32)
+        got = float(jax.jit(clipping._sum_in_blocks)(values**2))
+        assert got == pytest.approx(np.sum(values.astype(np.float64) ** 2), rel=ETA)
