@@ -1,0 +1,260 @@
+"""One step of DP-SGD (Abadi et al. 2016) on every device: Poisson batch, clipped sum, noise, update.
+
+    g = (sum over drawn records of clip(g_i, C) + sigma C N(0, I)) / B
+
+with the *expected* batch size B, never the drawn one. Formal guarantee: with respect to zeroing out one record, T steps
+under one key are `accounting.SampledGaussian(noise_multiplier, DPSGD.sampling_rate, T)`.
+
+The batch, the order of its records and the noise are pure functions of (key, t): the number of devices and the size of
+the microbatch change the result by the rounding of float32 sums alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import clipping, noise, sampling
+
+AXIS = "data"
+
+State = dict[str, Any]
+Stats = dict[str, jax.Array]
+Step = Callable[[State, Any, jax.Array, jax.Array, jax.Array], tuple[State, Stats]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DPSGD:
+    """The public settings of DP-SGD; fixed before the data is touched.
+
+    Attributes:
+      n: the true number of records.
+      batch_size: the expected batch size B over all devices, at most n.
+      clip_norm: C.
+      noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
+      microbatch: examples whose gradients a device holds at once.
+      method: of clipping, see `clipping.clipped_grad`.
+    """
+
+    n: int
+    batch_size: int
+    clip_norm: float
+    noise_multiplier: float
+    microbatch: int
+    method: str = "auto"
+
+    def __post_init__(self):
+        if self.microbatch < 1:
+            raise UserError(f"microbatch must be at least 1; it is {self.microbatch}.")
+        if not self.noise_multiplier >= 0:
+            raise UserError(f"noise_multiplier must not be negative; it is {self.noise_multiplier}.")
+        sampling.threshold(self.batch_size, self.n)
+
+    @property
+    def threshold(self) -> int:
+        """Of a record's random word, see `sampling`."""
+        return sampling.threshold(self.batch_size, self.n)
+
+    @property
+    def sampling_rate(self) -> float:
+        """The exact q, for the accountant."""
+        return sampling.sampling_rate(self.threshold)
+
+
+def dp_step(
+    per_example_loss: clipping.PerExampleLoss,
+    update: Callable[[State, Any], State],
+    settings: DPSGD,
+    mesh: Mesh,
+    merge: Callable[[Any, Any], Any] | None = None,
+) -> Step:
+    """One step of DP-SGD as a pure, jit-able function.
+
+    Args:
+      per_example_loss: `(params, batch, keys [B]) -> [B]`; must not mix examples (see `check_objective`).
+      update: `(state, gradient) -> state`, the optimizer's step.
+      settings: public settings.
+      mesh: of one axis, "data".
+      merge: `(params, frozen) -> params` of the loss; without it `state["frozen"]` is not used.
+
+    Returns:
+      `step(state, data, key, loss_key, t) -> (state, stats)`:
+
+      - state: a dict with "params", what is trained, and "frozen", what is not;
+      - data: a tree of arrays [n, ...] on every device, {"image", "label"};
+      - key: ChaCha20 key, uint32 [8], of batches and noise; one mechanism's, never used for the same t on other data;
+      - loss_key: a jax.random key for draws that protect nothing; record i at step t gets fold_in(fold_in(., t), i);
+      - t: int32 scalar.
+
+      Data and keys are arguments, so that no compiled program holds them. `stats` (scalars: the means loss, norm and
+      clipped, the counts nonfinite, drawn and processed) are functions of sensitive data without noise: INTERNAL only,
+      never released. `processed` equals `drawn` in every step; the caller may assert it.
+    """
+
+    def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
+        return clipping.clipped_grad(loss, settings.clip_norm, settings.method)
+
+    def add_noise(total: Any, key: jax.Array, t: jax.Array) -> Any:
+        std = settings.noise_multiplier * settings.clip_norm
+        return jax.tree.map(jnp.add, total, noise.gaussian(key, t, total, std))
+
+    make_gradient(per_example_loss)  # a wrong method or clip norm is named now, not at the first step
+    merge = merge or (lambda params, frozen: params)
+    sum_over_batch = _sum_over_batch(per_example_loss, make_gradient, add_noise, settings, mesh, merge)
+
+    def step(state: State, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array) -> tuple[State, Stats]:
+        total, stats = sum_over_batch(state["params"], state.get("frozen", {}), data, key, loss_key, t)
+        return update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total)), stats
+
+    return step
+
+
+def _sum_over_batch(
+    per_example_loss: clipping.PerExampleLoss,
+    make_gradient: Callable[[clipping.PerExampleLoss], clipping.ClippedGrad],
+    add_noise: Callable[[Any, jax.Array, jax.Array], Any],
+    settings: DPSGD,
+    mesh: Mesh,
+    merge: Callable[[Any, Any], Any],
+) -> Callable:
+    """`(params, frozen, data, key, loss_key, t) -> (sum, stats)`: the noised sum of gradients over the batch of step t.
+
+    The data path of every step, private or not: `make_gradient` and `add_noise` are all that makes it private.
+    """
+    if mesh.axis_names != (AXIS,):
+        raise ValueError(f'the mesh must have the one axis "{AXIS}", not {mesh.axis_names}')
+    n, m, n_devices = settings.n, settings.microbatch, mesh.size
+
+    def on_device(params, frozen, data, key, loss_key, t):
+        if any(leaf.shape[0] != n for leaf in jax.tree.leaves(data)):
+            raise ValueError(f"settings.n is {n}, but the data has {jax.tree.leaves(data)[0].shape[0]} records")
+        cumulative = jnp.cumsum(sampling.membership(key, t, n, settings.threshold), dtype=jnp.int32)
+        drawn = cumulative[-1]
+        # From here on values differ between devices. Without this cast, check_vma would add up each example's gradient
+        # over the devices *before* it is clipped.
+        params, frozen, data, cumulative = _varying((params, frozen, data, cumulative))
+        gradient = make_gradient(lambda trained, batch, keys: per_example_loss(merge(trained, frozen), batch, keys))
+        step_key = jax.random.fold_in(loss_key, t)
+        device = jax.lax.axis_index(AXIS)
+        share = sampling.device_share(drawn, device, n_devices)
+
+        def microbatch(i, carry):
+            place = i * m + jnp.arange(m, dtype=jnp.int32)
+            ids = sampling.positions(cumulative, device + n_devices * place)
+            mask = place < share
+            batch = jax.tree.map(lambda leaf: leaf[ids], data)
+            keys = jax.vmap(lambda record: jax.random.fold_in(step_key, record))(ids)
+            total, norms, losses = gradient(params, batch, keys, mask)
+            return jax.tree.map(jnp.add, carry, (total, _count(norms, losses, mask, settings.clip_norm)))
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+        nothing = _count(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0, bool), settings.clip_norm)
+        trips = (share + m - 1) // m
+        total, counts = jax.lax.fori_loop(0, trips, microbatch, _varying((zeros, nothing)))
+        total, counts = jax.lax.psum((total, counts), AXIS)
+        # Once, after the sum over devices, and the same on each.
+        return add_noise(total, key, t), _stats(counts, drawn)
+
+    return jax.shard_map(on_device, mesh=mesh, in_specs=P(), out_specs=P())
+
+
+def _varying(tree: Any) -> Any:
+    """The same values, marked as different on each device of the mesh."""
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
+
+
+def _count(norms: jax.Array, losses: jax.Array, mask: jax.Array, clip_norm: float) -> Stats:
+    """Sums over a microbatch, to be averaged by `_stats`."""
+    finite = mask & jnp.isfinite(norms)
+    return {
+        "loss": jnp.sum(jnp.where(finite & jnp.isfinite(losses), losses, 0.0)),
+        "norm": jnp.sum(jnp.where(finite, norms, 0.0)),
+        "clipped": jnp.sum(finite & (norms > clip_norm * (1 - clipping.ETA)), dtype=jnp.int32),
+        "nonfinite": jnp.sum(mask & ~finite, dtype=jnp.int32),
+        "processed": jnp.sum(mask, dtype=jnp.int32),
+    }
+
+
+def _stats(counts: Stats, drawn: jax.Array) -> Stats:
+    used = jnp.maximum(counts["processed"] - counts["nonfinite"], 1)
+    means = {name: counts[name] / used for name in ("loss", "norm", "clipped")}
+    return {**means, "nonfinite": counts["nonfinite"], "processed": counts["processed"], "drawn": drawn}
+
+
+def check_objective(
+    per_example_loss: clipping.PerExampleLoss,
+    params: Any,
+    image_shape: tuple[int, int, int],
+    n_classes: int,
+    name: str = "the model",
+    method: str = "auto",
+) -> None:
+    """Checks on random public inputs that the loss of one example does not depend on another.
+
+    Four random images; then the first example is replaced by other values, and by NaN. The losses of the rest and their
+    derivatives with respect to the first image must not change, and the clipped sum over all four with the NaN example
+    must be finite and equal the sum over the rest.
+
+    Args:
+      per_example_loss: `(params, batch, keys) -> [B]`; must take float images in [-1, 1] as well.
+      params: all parameters.
+      image_shape: (H, W, C).
+      n_classes: labels are in [0, n_classes).
+      name: of the model, for the message.
+      method: of clipping.
+
+    Raises:
+      UserError: when examples are mixed (batch statistics, attention over the batch, …).
+    """
+    size = 4
+    images = jax.random.uniform(jax.random.key(0), (size + 1, *image_shape), minval=-1.0)
+    labels = jnp.arange(size + 1, dtype=jnp.int32) % n_classes
+    keys = jax.random.split(jax.random.key(1), size + 1)
+    losses = jax.jit(per_example_loss)
+    rest = jnp.arange(size) > 0
+
+    def first_from(example: int) -> tuple[Any, jax.Array]:
+        """The inputs with another example in the first place."""
+        ids = jnp.arange(size).at[0].set(example)
+        return {"image": images[ids], "label": labels[ids]}, keys[ids]
+
+    def refuse(problem: str) -> None:
+        raise UserError(
+            f"{name} mixes the examples of a batch ({problem}), so that clipping each example's gradient would not "
+            "bound its influence: use a model without batch statistics."
+        )
+
+    batch, batch_keys = first_from(0)
+    with_nan = {**batch, "image": batch["image"].at[0].set(jnp.nan)}
+    expected = losses(params, batch, batch_keys)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    if expected.shape != (size,):
+        refuse(f"its loss has shape {expected.shape} for {size} examples")
+    if not jnp.allclose(losses(params, *first_from(size))[1:], expected[1:], **tolerance):
+        refuse("another first example changes the losses of the others")
+    if not jnp.allclose(losses(params, with_nan, batch_keys)[1:], expected[1:], **tolerance):
+        refuse("a NaN in the first example reaches the losses of the others")
+
+    @jax.jit
+    def influence(params, image, label, keys):
+        def others(first):
+            images = image.at[0].set(first)
+            return per_example_loss(params, {"image": images, "label": label}, keys)[1:]
+
+        _, pull_back = jax.vjp(others, image[0])
+        return [jnp.max(jnp.abs(pull_back(one)[0])) for one in jnp.eye(size - 1)]
+
+    if any(value != 0 for value in influence(params, batch["image"], batch["label"], batch_keys)):
+        refuse("the loss of an example has a derivative with respect to the image of another")
+
+    fn = jax.jit(clipping.clipped_grad(per_example_loss, 1.0, method))
+    alone, _, _ = fn(params, batch, batch_keys, rest)
+    together, norms, _ = fn(params, with_nan, batch_keys, jnp.ones(size, bool))
+    same = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, **tolerance)), alone, together)
+    if jnp.isfinite(norms[0]) or not all(jax.tree.leaves(same)):
+        refuse("a NaN in the first example reaches the gradients of the others")

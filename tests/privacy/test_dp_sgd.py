@@ -1,0 +1,263 @@
+"""DP-SGD's step: who is processed, what is summed, which noise is added, on 1, 2 and 8 devices."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import chacha, noise, sampling
+from privimage_jax.privacy.clipping import ETA
+from privimage_jax.privacy.dp_sgd import DPSGD, check_objective, dp_step
+
+KEY = chacha.key_from_seed(31)
+LOSS_KEY = jax.random.key(5)
+N, D = 53, 4
+SETTINGS = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=0.0, microbatch=2)
+
+
+def mesh_of(n_devices):
+    return Mesh(np.array(jax.devices()[:n_devices]), ("data",))
+
+
+def keep_gradient(state, gradient):
+    return {**state, "gradient": gradient}
+
+
+def members_of(t, settings=SETTINGS):
+    return np.asarray(sampling.membership(KEY, t, settings.n, settings.threshold))
+
+
+def linear_loss(params, batch, keys):
+    """Half the squared error with targets shifted by each example's own draw."""
+    target = batch["y"] + jax.vmap(jax.random.normal)(keys)
+    return 0.5 * (batch["x"] @ params["w"] + params["b"] - target) ** 2
+
+
+def linear_data(seed=0):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.normal(size=(N, D)).astype(np.float32), "y": rng.normal(size=N).astype(np.float32)}
+
+
+STATE = {"params": {"w": np.linspace(-1, 1, D, dtype=np.float32), "b": np.float32(0.2)}, "frozen": {}}
+
+
+@functools.cache
+def linear_step(n_devices, settings=SETTINGS):
+    return jax.jit(dp_step(linear_loss, keep_gradient, settings, mesh_of(n_devices)))
+
+
+def one_hot_loss(params, batch, keys):
+    """Its gradient is the record's own unit vector: the sum counts how often each record was processed."""
+    return params[batch["id"]]
+
+
+@pytest.mark.parametrize("n_devices", [1, 2, 8])
+@pytest.mark.parametrize("microbatch", [1, 3, 64])
+def test_every_drawn_record_is_processed_exactly_once(n_devices, microbatch):
+    settings = DPSGD(n=N, batch_size=12, clip_norm=1.0, noise_multiplier=0.0, microbatch=microbatch)
+    step = jax.jit(dp_step(one_hot_loss, keep_gradient, settings, mesh_of(n_devices)))
+    data, state = {"id": np.arange(N)}, {"params": np.zeros(N, np.float32)}
+    for t in range(4):
+        state_t, stats = step(state, data, KEY, LOSS_KEY, t)
+        counts = np.asarray(state_t["gradient"]) * settings.batch_size / (1 - ETA)
+        np.testing.assert_allclose(counts, members_of(t, settings), rtol=1e-6)
+        assert stats["processed"] == stats["drawn"] == members_of(t, settings).sum()
+
+
+def test_agrees_with_the_definition():
+    data = linear_data()
+    x = np.concatenate([data["x"], np.ones((N, 1))], axis=1).astype(np.float64)
+    weights = np.append(STATE["params"]["w"], STATE["params"]["b"]).astype(np.float64)
+    for t in range(3):
+        step_key = jax.random.fold_in(LOSS_KEY, t)
+        draws = np.asarray([jax.random.normal(jax.random.fold_in(step_key, i)) for i in range(N)])
+        residual = x @ weights - data["y"] - draws
+        gradients = residual[:, None] * x
+        norms = np.linalg.norm(gradients, axis=1)
+        clipped = gradients * np.minimum(1, 0.5 * (1 - ETA) / norms)[:, None]
+        members = members_of(t)
+        state, stats = linear_step(8)(STATE, data, KEY, LOSS_KEY, t)
+        gradient = np.append(state["gradient"]["w"], state["gradient"]["b"])
+        np.testing.assert_allclose(gradient, clipped[members].sum(0) / 12, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(stats["norm"], norms[members].mean(), rtol=1e-5)
+        np.testing.assert_allclose(stats["loss"], 0.5 * (residual[members] ** 2).mean(), rtol=1e-5)
+        np.testing.assert_allclose(stats["clipped"], (norms[members] > 0.5).mean(), rtol=1e-6)
+
+
+def test_devices_and_microbatches_change_nothing_but_rounding():
+    noisy = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=1.5, microbatch=2)
+    large = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=1.5, microbatch=7)
+    data, results = linear_data(), []
+    for n_devices, settings in ((1, noisy), (2, noisy), (8, noisy), (2, large)):
+        state, stats = linear_step(n_devices, settings)(STATE, data, KEY, LOSS_KEY, 1)
+        results.append((state["gradient"], {name: np.float32(value) for name, value in stats.items()}))
+    for other in results[1:]:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), other, results[0])
+
+
+def test_a_replay_is_bit_identical():
+    data = linear_data()
+    one, two = (linear_step(8)(STATE, data, KEY, LOSS_KEY, 2) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_the_noise_is_that_of_the_key_and_step_divided_by_the_expected_batch_size():
+    settings = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=3.0, microbatch=2)
+    data = linear_data()
+    silent = linear_step(2)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
+    noisy = linear_step(2, settings)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
+    expected = noise.gaussian(KEY, 7, STATE["params"], 3.0 * 0.5)
+    for name in ("w", "b"):
+        np.testing.assert_allclose(noisy[name] - silent[name], expected[name] / 12, rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_batch_still_adds_noise():
+    settings = DPSGD(n=N, batch_size=1, clip_norm=0.5, noise_multiplier=1.0, microbatch=2)
+    t = next(t for t in range(50) if not members_of(t, settings).any())
+    state, stats = linear_step(2, settings)(STATE, linear_data(), KEY, LOSS_KEY, t)
+    assert stats["drawn"] == stats["processed"] == 0 and stats["loss"] == 0
+    expected = noise.gaussian(KEY, t, STATE["params"], 0.5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), state["gradient"], expected)
+
+
+def test_a_full_batch_has_everyone():
+    settings = DPSGD(n=N, batch_size=N, clip_norm=0.5, noise_multiplier=0.0, microbatch=8)
+    assert settings.sampling_rate == 1.0
+    stats = linear_step(2, settings)(STATE, linear_data(), KEY, LOSS_KEY, 0)[1]
+    assert stats["processed"] == stats["drawn"] == N
+
+
+def test_a_record_that_is_not_a_number_counts_as_zero():
+    members = np.flatnonzero(members_of(0))
+    data = linear_data()
+    data["x"][members[1]] = 0
+    data["y"][members[1]] = np.nan
+    state, stats = linear_step(8)(STATE, data, KEY, LOSS_KEY, 0)
+    without = linear_data()
+    rest = np.delete(members, 1)
+    assert stats["nonfinite"] == 1 and stats["processed"] == len(members)
+    assert all(np.isfinite(value) for value in stats.values())
+    # The same as if the record were null: a gradient of zero.
+    without["x"][members[1]] = 1e-30
+    without["y"][members[1]] = 0
+    null = {**without, "x": without["x"].copy()}
+    step = jax.jit(
+        dp_step(
+            lambda params, batch, keys: jnp.where(batch["id"] == members[1], 0.0, linear_loss(params, batch, keys)),
+            keep_gradient,
+            SETTINGS,
+            mesh_of(8),
+        )
+    )
+    expected = step(STATE, {**null, "id": np.arange(N)}, KEY, LOSS_KEY, 0)[0]["gradient"]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), state["gradient"], expected)
+    assert len(rest) == len(members) - 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sensitivity_of_the_step_on_neighbouring_data_sets(seed):
+    """One record replaced by NaN, which counts as null: the clipped sum moves by at most C, on 2 devices."""
+    data = linear_data(seed)
+    data["x"] *= 10.0**seed
+    victim = np.flatnonzero(members_of(seed))[seed]
+    neighbour = {**data, "y": data["y"].copy()}
+    neighbour["y"][victim] = np.nan
+    one, two = (linear_step(2)(STATE, d, KEY, LOSS_KEY, seed)[0]["gradient"] for d in (data, neighbour))
+    moved = np.append(one["w"] - two["w"], one["b"] - two["b"]).astype(np.float64) * SETTINGS.batch_size
+    assert 0 < np.linalg.norm(moved) <= 0.5
+
+
+def test_frozen_parameters_take_part_and_stay():
+    def loss(params, batch, keys):
+        return params["scale"] * linear_loss(params["model"], batch, keys)
+
+    state = {"params": STATE["params"], "frozen": {"scale": np.float32(0.1)}}
+    step = dp_step(loss, keep_gradient, SETTINGS, mesh_of(2), lambda params, frozen: {"model": params, **frozen})
+    new, stats = jax.jit(step)(state, linear_data(), KEY, LOSS_KEY, 0)
+    plain = linear_step(2)(STATE, linear_data(), KEY, LOSS_KEY, 0)[1]
+    np.testing.assert_allclose(stats["norm"], 0.1 * plain["norm"], rtol=1e-5)
+    assert new["frozen"] == state["frozen"] and new["gradient"].keys() == {"w", "b"}
+
+
+def test_the_compiled_loop_has_no_collective():
+    compiled = linear_step(8).lower(STATE, linear_data(), KEY, LOSS_KEY, 0).compile().as_text()
+    collective = re.compile(r"= .*(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)[\w-]*\(")
+    computations = re.split(r"\n\n", compiled)
+    bodies = set(re.findall(r"body=%?([\w.-]+)", compiled))
+    loops = [text for text in computations if any(re.match(rf"%?{re.escape(name)} ", text) for name in bodies)]
+    assert len(loops) >= 1
+    assert not any(collective.search(text) for text in loops)
+    # All collectives are in the entry computation: the sums of the parameters and of the counts.
+    places = [text for text in computations if collective.search(text)]
+    assert len(places) == 1 and places[0].startswith("ENTRY")
+
+
+def test_neither_data_nor_key_is_in_the_program():
+    data = {"x": np.full((N, D), 1234.5678, np.float32), "y": np.full(N, 8765.4321, np.float32)}
+    key = chacha.key_from_bytes(bytes(range(100, 132)))
+    text = linear_step(2).lower(STATE, data, key, LOSS_KEY, 0).as_text()
+    assert "1234.56" not in text and "8765.43" not in text
+    assert all(str(int(word)) not in text for word in key)
+
+
+def test_wrong_settings_are_named():
+    good = dict(n=10, batch_size=5, clip_norm=1.0, noise_multiplier=1.0, microbatch=2)
+    for field, value in (("batch_size", 11), ("microbatch", 0), ("noise_multiplier", -1.0)):
+        with pytest.raises(UserError, match=field):
+            DPSGD(**{**good, field: value})
+    with pytest.raises(UserError, match="clipping.method"):
+        dp_step(linear_loss, keep_gradient, DPSGD(**good, method="fast"), mesh_of(1))
+    with pytest.raises(UserError, match="clipping.norm"):
+        dp_step(linear_loss, keep_gradient, DPSGD(**{**good, "clip_norm": 0.0}), mesh_of(1))
+    with pytest.raises(ValueError, match="axis"):
+        dp_step(linear_loss, keep_gradient, DPSGD(**good), Mesh(np.array(jax.devices()[:1]), ("x",)))
+    with pytest.raises(ValueError, match="10, but the data has 53"):
+        dp_step(linear_loss, keep_gradient, DPSGD(**good), mesh_of(1))(STATE, linear_data(), KEY, LOSS_KEY, 0)
+
+
+class Mixer(nn.Module):
+    """A tiny image model; `mix` names how it mixes the examples of a batch, "" for not at all."""
+
+    mix: str = ""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(3, (3, 3))(x)
+        if self.mix == "batch norm":
+            x = nn.BatchNorm(use_running_average=False)(x)
+        elif self.mix == "attention":
+            flat = x.reshape(len(x), -1)
+            x = x + (nn.softmax(flat @ flat.T) @ flat).reshape(x.shape)
+        elif self.mix == "faint":
+            x = x + 1e-12 * jnp.mean(x, axis=0)
+        elif self.mix == "product":
+            x = x + 0 * jnp.sum(x, axis=0)  # 0 * NaN
+        else:
+            x = nn.GroupNorm(1)(x)
+        return x
+
+
+def image_loss(model):
+    def loss(params, batch, keys):
+        out, _ = model.apply({"params": params}, batch["image"], mutable=["batch_stats"])
+        return jnp.mean(out**2, axis=(1, 2, 3)) * (1 + batch["label"]) * jax.vmap(jax.random.uniform)(keys)
+
+    return loss
+
+
+@pytest.mark.parametrize("mix", ["", "batch norm", "attention", "faint", "product"])
+def test_a_model_that_mixes_examples_is_refused(mix):
+    model = Mixer(mix)
+    params = model.init(jax.random.key(0), jnp.zeros((2, 4, 4, 1)))["params"]
+    check = functools.partial(check_objective, image_loss(model), params, (4, 4, 1), 3, f"model.name={mix}")
+    if not mix:
+        check()
+    else:
+        with pytest.raises(UserError, match=f"model.name={mix} mixes the examples"):
+            check()
