@@ -20,14 +20,21 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, padding: Padding, precision: lax.PrecisionLike = None) -> jax.Array:
-    """Convolution of stride 1, for reverse-mode differentiation only.
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    padding: Padding,
+    precision: lax.PrecisionLike = None,
+    strides: tuple[int, int] = (1, 1),
+) -> jax.Array:
+    """Convolution, for reverse-mode differentiation only.
 
     Args:
       x: [B,H,W,I], float32 or bfloat16.
       kernel: [h,w,I,O], of the same dtype.
       padding: zeros (before, after) along height and width, each at most the kernel's side minus 1.
       precision: of the forward and of both gradient products.
+      strides: along height and width.
 
     Returns:
       [B,H',W',O] in the dtype of ``x``. The kernel's gradient is accumulated in float32.
@@ -38,7 +45,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, padding: Padding, precision: lax.Pre
         kernel = lax.pcast(kernel, missing, to="varying")
     if missing := tuple(_varying_axes(kernel) - _varying_axes(x)):
         x = lax.pcast(x, missing, to="varying")
-    return _conv2d(x, kernel, padding, precision)
+    return _conv2d(x, kernel, padding, precision, strides)
 
 
 def _varying_axes(x: jax.Array) -> frozenset[str]:
@@ -48,46 +55,53 @@ def _varying_axes(x: jax.Array) -> frozenset[str]:
     return aval.vma if manual is None else manual.varying
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv2d(x, kernel, padding, precision):
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=NHWC, precision=precision)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv2d(x, kernel, padding, precision, strides):
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NHWC, precision=precision)
 
 
-def _forward(x, kernel, padding, precision):
-    return _conv2d(x, kernel, padding, precision), (x, kernel)
+def _forward(x, kernel, padding, precision, strides):
+    return _conv2d(x, kernel, padding, precision, strides), (x, kernel)
 
 
-def _backward(padding, precision, residuals, dy):
+def _backward(padding, precision, strides, residuals, dy):
     x, kernel = residuals
     height, width, n_in, n_out = kernel.shape
     (top, bottom), (left, right) = padding
+    padded = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
 
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     mirrored = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
-    dx = lax.conv_general_dilated(dy, flipped, (1, 1), mirrored, dimension_numbers=NHWC, precision=precision)
+    dense = _undo_strides(dy, strides, (padded.shape[1] - height + 1, padded.shape[2] - width + 1))
+    dx = lax.conv_general_dilated(dense, flipped, (1, 1), mirrored, dimension_numbers=NHWC, precision=precision)
 
-    padded = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
     dy_rows = dy.reshape(-1, n_out)
+    down, across = (stride * (side - 1) + 1 for stride, side in zip(strides, dy.shape[1:3], strict=True))
 
     def at_offset(i, j):
-        rows = padded[:, i : i + dy.shape[1], j : j + dy.shape[2]].reshape(-1, n_in)
+        rows = padded[:, i : i + down : strides[0], j : j + across : strides[1]].reshape(-1, n_in)
         return jnp.matmul(rows.T, dy_rows, precision=precision, preferred_element_type=jnp.float32)
 
     dkernel = jnp.stack([at_offset(i, j) for i in range(height) for j in range(width)])
     return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
+def _undo_strides(dy: jax.Array, strides: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+    """The output gradient as the convolution of stride 1 would have it: zeros where strides left positions out."""
+    if strides == (1, 1):
+        return dy
+    after = [side - stride * (n - 1) - 1 for side, stride, n in zip(size, strides, dy.shape[1:3], strict=True)]
+    edges = [(0, 0, 0), *((0, rest, stride - 1) for rest, stride in zip(after, strides, strict=True)), (0, 0, 0)]
+    return lax.pad(dy, jnp.zeros((), dy.dtype), edges)
+
+
 _conv2d.defvjp(_forward, _backward)
 
 
-def _explicit_padding(padding, kernel_size: tuple[int, int]) -> Padding | None:
-    """Zeros (before, after) along each side for stride 1; None for a padding that `conv2d` does not do."""
-    if padding == "SAME":
-        return tuple(((k - 1) // 2, k // 2) for k in kernel_size)
-    if padding == "VALID":
-        return ((0, 0), (0, 0))
+def _explicit_padding(padding, size, kernel_size, strides) -> Padding | None:
+    """Zeros (before, after) along each side; None for a padding that `conv2d` does not do."""
     if isinstance(padding, str):
-        return None
+        padding = lax.padtype_to_pads(size, kernel_size, strides, padding)
     pairs = tuple((int(before), int(after)) for before, after in padding)
     within = all(0 <= p < k for pair, k in zip(pairs, kernel_size, strict=True) for p in pair)
     return pairs if within else None
@@ -98,13 +112,12 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, by `conv2d` where that is possible; for ``nn.Conv``'s field of this name.
 
-    Strided, dilated, grouped and non-2-D convolutions, and other memory layouts, go to XLA.
+    Dilated, grouped and non-2-D convolutions, and other memory layouts, go to XLA.
     """
     ones = (None, (1, 1), [1, 1])
     options = {"precision": None, **options}
     plain = (
         rhs.ndim == 4
-        and tuple(window_strides) == (1, 1)
         and lhs_dilation in ones
         and rhs_dilation in ones
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -113,9 +126,10 @@ def conv_general_dilated(
         and lhs.shape[-1] == rhs.shape[2]
         and all(options[name] in (None, 1) for name in options if name != "precision")
     )
-    pairs = _explicit_padding(padding, rhs.shape[:2]) if plain else None
+    strides = tuple(window_strides)
+    pairs = _explicit_padding(padding, lhs.shape[1:3], rhs.shape[:2], strides) if plain else None
     if pairs is not None:
-        return conv2d(lhs, rhs, pairs, options["precision"])
+        return conv2d(lhs, rhs, pairs, options["precision"], strides)
     return lax.conv_general_dilated(
         lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **options
     )
