@@ -4,8 +4,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from data.prepared import picture, png
 from PIL import Image
-from prepared import picture, png
 
 from privimage_jax.data import load
 from privimage_jax.data.sources import archives
@@ -138,6 +138,13 @@ def test_paths_that_do_not_serve(tmp_path):
             load({"source": source}, "train", 8, 3, None, key="public")
         with pytest.raises(UserError, match=message):
             load({"source": source, "path": str(tmp_path / "file")}, "train", 8, 3, None)
+
+
+def test_pipes_are_refused(tmp_path):
+    root = fill(tmp_path / "set", ["a/0.png"])
+    os.mkfifo(root / "a" / "1.png")
+    with pytest.raises(UserError, match="1.png is not a regular file"):
+        load({"source": "folder", "path": str(root)}, "train", 8, 3, None)
 
 
 def test_linked_folders_are_refused(tmp_path):

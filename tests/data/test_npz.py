@@ -51,6 +51,7 @@ def test_names_and_unlabelled_sets(tmp_path):
         ({"labels": LABELS + 0.5}, "'labels' as float64; store labels as integers"),
         ({"labels": np.array(list("abcabc"))}, "store labels as integers"),
         ({"labels": LABELS[:5]}, r"6 images and 'labels' of shape \[5\]"),
+        ({"labels": LABELS + 2**40}, "the label 1099511627778, which is no class number"),
         ({"labels": LABELS - 1}, "negative label -1 at 0"),
         ({"class_names": np.array(["a", "b"])}, "example 2 of set has label 2, outside the 2 classes"),
         ({"class_names": np.array(["a", "a", "b"], object)}, "Python objects in class_names.npy"),

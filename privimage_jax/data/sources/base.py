@@ -66,6 +66,8 @@ class Settings:
             path.stat()
         except FileNotFoundError:
             raise UserError(f"{self.key}.path={path} does not exist; set it to {what}.") from None
+        except ValueError:
+            raise UserError(f"{self.key}.path={self.path!r} is no path; set it to {what}.") from None
         except OSError as error:
             raise UserError(
                 f"{self.key}.path={path} cannot be read ({error.strerror}); check its permissions."

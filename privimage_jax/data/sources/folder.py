@@ -10,6 +10,7 @@ each.
 """
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,6 +47,8 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
 
     def status(name: str) -> list:
         found = os.stat(root / name)
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+            raise UserError(f"{root / name} is not a regular file; remove it.")
         return [name, found.st_size, found.st_mtime_ns]
 
     try:

@@ -15,6 +15,8 @@ from privimage_jax.data.sources.archives import check_size
 from privimage_jax.data.sources.base import Settings, Source, numbered_classes, stamp
 from privimage_jax.errors import UserError
 
+MAX_CLASSES = 1 << 16  # that labels alone may announce; a larger number is no class number
+
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
     """The asked part of the archive at `settings.path`; its pixels are read when first asked for."""
@@ -126,4 +128,7 @@ def _class_names(
     if settings.class_names:
         return settings.class_names
     every = [_labels(path, name, held[name][0][0], where) for name in held if name.endswith("labels")]
-    return numbered_classes(settings, max((int(part.max()) + 1 for part in every if len(part)), default=1))
+    count = max((int(part.max()) + 1 for part in every if len(part)), default=1)
+    if count > MAX_CLASSES:
+        raise UserError(f"{where} holds the label {count - 1}, which is no class number; number classes from 0.")
+    return numbered_classes(settings, count)
