@@ -47,7 +47,13 @@ class Context:
 
             cache = self.workdir.cache if self.config[section].cache else None
             return data.load(
-                self.config[section], part, shape.image_size, shape.channels, cache, on_progress=on_progress
+                self.config[section],
+                part,
+                shape.image_size,
+                shape.channels,
+                cache,
+                on_progress=on_progress,
+                key=section,
             )
 
     @functools.cached_property
@@ -94,5 +100,8 @@ class Context:
         data.check_compatible(self.sensitive, self.public)
         configs.check_against_n(self.config, self.sensitive.n)
         configs.check_against_classes(self.config, self.sensitive.n_classes, self.public.n_classes)
-        if self.config.evaluate.enabled:
-            data.check_same_classes(self.sensitive, self.held_out)
+        if self.config.evaluate.enabled and self.held_out.class_names != self.sensitive.class_names:
+            raise UserError(
+                f"the held-out part of config.data has the classes {', '.join(self.held_out.class_names)}, but the "
+                f"training part has {', '.join(self.sensitive.class_names)}; give both the same classes."
+            )

@@ -41,8 +41,8 @@ def run(context: Context) -> None:
     results |= {"classifier": section.classifier, "extractor": section.extractor}
     results |= {"real_test_images": context.held_out.n, "synthetic_images": synthetic.n}
     atomic_write_json(context.workdir.internal / "evaluation.json", results)
-    for name in ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real"):
-        headline(NAME, name, f"{results[name]:.4g}  (not private)")
+    shown = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")
+    headline(NAME, "result", "  ".join(f"{name} {results[name]:.4g}" for name in shown) + "  (not private)")
 
 
 def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
@@ -58,7 +58,13 @@ def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
 
 def _accuracy(context: Context, train: Dataset, name: str) -> float:
     section = context.config.evaluate
-    model = registry.build_classifier(section.classifier, train.n_classes, **section.classifier_kwargs)
+    model = registry.build_classifier(
+        section.classifier,
+        train.n_classes,
+        name_key="evaluate.classifier",
+        kwargs_key="evaluate.classifier_kwargs",
+        **section.classifier_kwargs,
+    )
     with progress(f"{NAME}: classifier on {name}", section.classifier_steps) as bar:
         return train_and_score(
             model,

@@ -10,7 +10,7 @@ import optax
 from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.diffusion import make_per_example_loss
-from privimage_jax.privacy import accounting, dp_sgd
+from privimage_jax.privacy import dp_sgd
 from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
@@ -155,10 +155,8 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
 
 def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, end: int) -> None:
     """The block [begin, end) is on the disk as spent before its first step is dispatched."""
-    mechanism.open_ledger()
     mechanism.spend(
         "dp-sgd",
-        accounting.SampledGaussian(plan.finetune_noise, plan.sampling_rate, end - begin),
         steps=[begin, end],
         sampling_rate=plan.sampling_rate,
         noise_multiplier=plan.finetune_noise,

@@ -1,7 +1,7 @@
 """What both private stages share around a mechanism: its ledger lines, its key, and the identity of its inputs.
 
-The order of writes is fixed (DESIGN section 6, rules 2, 3 and 5): inputs' identity, key, ledger line, use; and at the
-end artefact, ledger line `closed`, key deleted, done mark.
+The order of writes is fixed, so that a crash between any two of them loses nothing and spends nothing twice: identity
+of the inputs, key, ledger line, use; and at the end artefact, ledger line `closed`, key deleted, done mark.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from privimage_jax import workdir
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
-from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.privacy.ledger import Ledger, is_closed
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.plan import code_version
 from privimage_jax.training.writers import headline
@@ -38,7 +38,7 @@ class Mechanism:
     @property
     def is_closed(self) -> bool:
         """Whether its artefact is complete; a key that a crash left behind is then deleted."""
-        closed = any(line["kind"] == "closed" for line in self.lines)
+        closed = is_closed(self.ledger.entries, self.name)
         if closed:
             self._delete_keys()
         return closed
@@ -79,20 +79,15 @@ class Mechanism:
             **terms,
         )
 
-    def spend(self, kind: str, event, **fields: Any) -> None:
+    def spend(self, kind: str, **fields: Any) -> None:
         """Writes a line that spends budget, with the epsilon of everything spent so far; returns when it is on disk.
 
         Raises:
           UserError: if the mechanism would exceed the budget; nothing is written then.
         """
+        self.open_ledger()
         plan = self.context.plan
-        epsilon = plan.spent([*spent_events(self.ledger.entries), event])
-        if epsilon > plan.epsilon:
-            raise UserError(
-                f"the {self.name} would raise epsilon to {epsilon:.4g}, above config.privacy.epsilon={plan.epsilon:g}; "
-                "the budget of this workdir is spent."
-            )
-        self.ledger.append(kind, mechanism=self.name, **fields, epsilon=epsilon)
+        self.ledger.spend(kind, lambda spent: plan.spent(accounting.events_from(spent)), mechanism=self.name, **fields)
 
     @property
     def generation(self) -> int:
@@ -107,7 +102,7 @@ class Mechanism:
         """The 256-bit key uint32[8] of a generation, made from OS entropy and on the disk before this returns."""
         if not self.context.is_private:
             seed = self.context.config.privacy.fixed_seed
-            return chacha.key_from_seed(f"{seed}/{self._stage}/{generation}")
+            return chacha.key_from_seed(f"{seed} {self._stage} {generation}")
         path = self._key_path(generation)
         if not path.exists():
             workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
@@ -115,7 +110,7 @@ class Mechanism:
 
     def close(self) -> None:
         """After the artefact is durable: the line `closed`, then the key is deleted."""
-        if not any(line["kind"] == "closed" for line in self.lines):
+        if not is_closed(self.ledger.entries, self.name):
             self.ledger.append("closed", mechanism=self.name)
         self._delete_keys()
 
@@ -129,18 +124,3 @@ class Mechanism:
     def _delete_keys(self) -> None:
         for path in self._keys.glob(f"{self._stage}-*.key"):
             workdir.remove(path)
-
-
-def spent_events(entries: list[dict[str, Any]]) -> list:
-    """The ledger's spending lines as events of `privacy.accounting`; consecutive DP-SGD blocks of equal noise are
-    merged.
-    """
-    events: list = []
-    steps: dict[tuple[float, float], int] = {}
-    for line in entries:
-        if line["kind"] == "gaussian":
-            events.append(accounting.Gaussian(line["noise_multiplier"]))
-        elif line["kind"] == "dp-sgd":
-            kind = (line["noise_multiplier"], line["sampling_rate"])
-            steps[kind] = steps.get(kind, 0) + line["steps"][1] - line["steps"][0]
-    return events + [accounting.SampledGaussian(noise, rate, count) for (noise, rate), count in steps.items()]

@@ -108,7 +108,12 @@ def code_version() -> str:
     import privimage_jax
 
     root = Path(privimage_jax.__file__).parent
-    files = [*sorted(root.glob("privacy/*.py")), *sorted(root.glob("models/*.py")), root / "diffusion.py"]
+    files = [
+        *sorted(root.glob("privacy/*.py")),
+        *sorted(root.glob("models/*.py")),
+        root / "diffusion.py",
+        root / "augment.py",
+    ]
     digest = hashlib.sha256(f"{privimage_jax.__version__} jax {jax.__version__}".encode())
     for file in files:
         digest.update(file.read_bytes())

@@ -10,7 +10,7 @@ from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
-from privimage_jax.privacy import accounting, noise
+from privimage_jax.privacy import noise
 from privimage_jax.stages import train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
@@ -54,17 +54,20 @@ def run(context: Context) -> None:
     logits = extract(forward(model, variables, method="__call__"), sensitive.images)
     counts = count_semantics(logits, sensitive.labels, sensitive.n_classes, section.k1)
     if not spent:
-        mechanism.open_ledger()
         mechanism.spend(
             "gaussian",
-            accounting.Gaussian(context.plan.query_noise),
             noise_multiplier=context.plan.query_noise,
             l2_sensitivity=section.k1**0.5,
             key_generation=0,
         )
-    noisy = counts + noise.rounded_gaussian(key, counts.shape, context.plan.query_noise * section.k1**0.5)
+    noisy = counts + noise.rounded_gaussian(key, counts.shape, noise_std(context))
     workdir.atomic_write_json(output, {"histogram": noisy.tolist(), "k1": section.k1})
     mechanism.close()
+
+
+def noise_std(context: Context) -> float:
+    """Standard deviation of the noise on every count: sigma1 times the sensitivity sqrt(k1)."""
+    return context.plan.query_noise * context.config.query.k1**0.5
 
 
 def count_semantics(logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: int) -> np.ndarray:

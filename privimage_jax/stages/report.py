@@ -29,7 +29,7 @@ def run(context: Context) -> None:
     entries = ledger.Ledger.open(context.workdir.ledger).entries
     inputs = ReportInputs(
         title=context.config.name,
-        epsilon=entries[-1].get("epsilon") if entries else 0.0,
+        epsilon=context.plan.epsilon,
         delta=context.plan.delta,
         n=context.plan.n,
         entries=entries,

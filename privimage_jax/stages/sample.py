@@ -7,7 +7,7 @@ import numpy as np
 from privimage_jax import config as configs
 from privimage_jax.stages import finetune, generator
 from privimage_jax.stages.context import Context
-from privimage_jax.training.writers import png_bytes, progress
+from privimage_jax.training.writers import encode_png, progress
 from privimage_jax.workdir import atomic_dir, atomic_write_npz, remove
 
 NAME = "sample"
@@ -64,7 +64,7 @@ def _write_folders(folder, images, labels, class_names) -> None:
             (partial / f"{number}_{_safe(name)}").mkdir()
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             path = partial / f"{label}_{_safe(class_names[label])}" / f"{row:06d}.png"
-            path.write_bytes(png_bytes(image))
+            path.write_bytes(encode_png(image))
 
 
 def _safe(name: str) -> str:

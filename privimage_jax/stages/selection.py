@@ -59,6 +59,8 @@ def run(context: Context) -> None:
             "histogram": None if histogram is None else histogram.tolist(),
             "picked": None if picked is None else picked.tolist(),
             "public_images": int(len(rows)),
+            "k1": context.config.query.k1 if histogram is not None else None,
+            "noise_std": query.noise_std(context) if histogram is not None else None,
         },
     )
 

@@ -1,0 +1,89 @@
+"""The smallest experiment that goes through every stage, and ways to run it, for the tests of the whole pipeline."""
+
+import pathlib
+
+import numpy as np
+
+from privimage_jax import config as configs
+from privimage_jax import pipeline
+from privimage_jax.configs import base
+from privimage_jax.stages.context import Context
+from privimage_jax.training.mesh import make_mesh
+from privimage_jax.workdir import Workdir
+
+SIDE, CLASSES, SEMANTICS = 8, 3, 6
+
+
+def write_npz(path: pathlib.Path, n: int, classes: int, seed: int) -> pathlib.Path:
+    """Noisy squares whose place tells the class, as training and test arrays."""
+    generator = np.random.default_rng(seed)
+
+    def images_of(labels):
+        images = generator.integers(0, 60, (len(labels), SIDE, SIDE, 1))
+        for image, label in zip(images, labels, strict=True):
+            image[label : label + 3, label : label + 3] += 180
+        return images.astype(np.uint8)
+
+    labels = np.arange(n) % classes
+    np.savez(
+        path,
+        train_images=images_of(labels),
+        train_labels=labels,
+        test_images=images_of(labels[: n // 2]),
+        test_labels=labels[: n // 2],
+    )
+    return path
+
+
+def tiny_config(folder: pathlib.Path):
+    """A config on small npz files in `folder`, with a fixed seed in place of entropy."""
+    config = base.get_config()
+    config.name = "tiny"
+    for name, classes, seed in (("data", CLASSES, 1), ("public", SEMANTICS, 2)):
+        path = folder / f"{name}.npz"
+        config[name].source = "npz"
+        config[name].path = str(path if path.exists() else write_npz(path, 60, classes, seed))
+    config.data.image_size = SIDE
+    config.data.channels = 1
+    config.privacy.fixed_seed = 7
+    config.query_net.model = "cnn"
+    config.query_net.kwargs.width = 8
+    config.query_net.epochs = 4.0
+    config.query_net.batch_size = 20
+    config.query.noise_multiplier = 5.0
+    config.model.kwargs.nf = 8
+    config.model.kwargs.ch_mult = (1,)
+    config.model.kwargs.attn = ()
+    config.model.kwargs.num_blocks = 1
+    config.pretrain.steps = 6
+    config.pretrain.batch_size = 8
+    config.finetune.batch_size = 20
+    config.finetune.steps = 6
+    config.finetune.block = 3
+    config.finetune.noise_multiplicity = 2
+    config.clipping.microbatch = 8
+    config.sample.n = 12
+    config.sample.batch_size = 6
+    config.sample.steps = 3
+    config.evaluate.classifier_kwargs.width = 8
+    config.evaluate.classifier_steps = 10
+    config.evaluate.classifier_batch_size = 10
+    config.log.every = 2
+    config.log.sample_every = 0
+    config.log.checkpoint_every = 2
+    return config
+
+
+def run(config, workdir: pathlib.Path, last: str | None = None) -> Workdir:
+    """Runs the pipeline in this process on one device and returns its workdir."""
+    import jax
+
+    result = Workdir(workdir)
+    pipeline.run(Context(configs.check(config), result, make_mesh(jax.devices()[:1])), last)
+    return result
+
+
+def release_bytes(workdir: Workdir) -> dict[str, bytes]:
+    """Every released file's content by its name."""
+    files = sorted(path for path in workdir.release.rglob("*") if path.is_file())
+    return {str(path.relative_to(workdir.release)): path.read_bytes() for path in files}

@@ -1,0 +1,221 @@
+"""The whole pipeline at its smallest: what it writes, skips and refuses, and how it survives interruption."""
+interruption.
+"""
+
+import json
+import shutil
+import stat
+
+import numpy as np
+import pytest
+from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
+
+from privimage_jax.errors import UserError
+from privimage_jax.stages import finetune, pretrain, query, train_query
+from privimage_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder with the tiny data and an uninterrupted run of it; tests must not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(tiny_config(folder), folder / "run")
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A private copy of the finished run: (config, workdir)."""
+    folder, workdir = finished
+    shutil.copytree(workdir.root, tmp_path / "run")
+    return tiny_config(folder), tmp_path / "run"
+
+
+def test_every_artefact_is_there(finished):
+    _, workdir = finished
+    assert set(release_bytes(workdir)) == {
+        "generator/model.json",
+        "generator/params.npz",
+        "ledger.jsonl",
+        "report.html",
+        "semantics.json",
+        "synthetic.npz",
+    }
+    with np.load(workdir.release / "synthetic.npz") as synthetic:
+        assert synthetic["images"].shape == (12, SIDE, SIDE, 1)
+        assert synthetic["images"].dtype == np.uint8
+        np.testing.assert_array_equal(np.bincount(synthetic["labels"]), [4] * CLASSES)
+    evaluation = json.loads((workdir.internal / "evaluation.json").read_text())
+    assert {"fid", "precision", "recall", "accuracy_synthetic", "accuracy_real"} <= set(evaluation)
+    assert evaluation["private"] is False
+
+
+def test_the_ledger_adds_up(finished):
+    _, workdir = finished
+    lines = [json.loads(line) for line in workdir.ledger.read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["open", "gaussian", "closed", "dp-sgd", "dp-sgd", "closed"]
+    assert [line["steps"] for line in lines if line["kind"] == "dp-sgd"] == [[0, 3], [3, 6]]
+    spent = [line["epsilon"] for line in lines if "epsilon" in line]
+    assert spent == sorted(spent)
+    assert 9.9 < spent[-1] <= 10
+    assert lines[0]["note"] == "NOT PRIVATE: fixed seed"
+
+
+def test_a_fixed_seed_is_stamped_on_the_report(finished):
+    assert "NOT PRIVATE" in (finished[1].release / "report.html").read_text()
+
+
+def test_a_finished_run_skips_everything(copy, capsys):
+    config, workdir = copy
+    before = release_bytes(run(config, workdir))
+    assert capsys.readouterr().out.count("skipped") == 8
+    assert release_bytes(run(config, workdir)) == before
+
+
+def test_a_change_downstream_runs_again_and_spends_nothing(copy):
+    config, workdir = copy
+    before = (workdir / "release" / "ledger.jsonl").read_bytes()
+    config.sample.n = 9
+    result = run(config, workdir)
+    assert result.ledger.read_bytes() == before
+    assert len(np.load(result.release / "synthetic.npz")["labels"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("clipping.norm", 2e-3), ("pretrain.steps", 5), ("query.noise_multiplier", 6.0), ("privacy.epsilon", 20.0)],
+)
+def test_a_change_in_or_before_a_spent_stage_is_refused(copy, key, value):
+    config, workdir = copy
+    section, name = key.split(".")
+    config[section][name] = value
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=rf"has spent privacy budget .*config\.{key}"):
+        run(config, workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_other_data_is_refused(copy, tmp_path):
+    config, workdir = copy
+    other = dict(np.load(config.data.path))
+    other["train_images"][0] = 0
+    np.savez(tmp_path / "other.npz", **other)
+    config.data.path = str(tmp_path / "other.npz")
+    with pytest.raises(UserError, match="has spent privacy budget .*other data"):
+        run(config, workdir)
+
+
+def test_the_same_data_elsewhere_is_the_same(copy, tmp_path, capsys):
+    config, workdir = copy
+    shutil.copy(config.data.path, tmp_path / "moved.npz")
+    config.data.path = str(tmp_path / "moved.npz")
+    run(config, workdir)
+    assert capsys.readouterr().out.count("skipped") == 8
+
+
+class Stop(BaseException):
+    """Stands for whatever ends a process; not an Exception, so nothing can swallow it."""
+
+
+def interrupt(monkeypatch, owner, name, after):
+    """Lets `owner.name` work `after` times and then stops before doing anything."""
+    original, calls = getattr(owner, name), []
+
+    def stopping(*args, **kwargs):
+        calls.append(name)
+        if len(calls) > after:
+            raise Stop
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, stopping)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "after"),
+    [
+        (Checkpoints, "save", 1),  # in the training of the query network
+        (query.Mechanism, "spend", 0),  # key made, nothing spent
+        (query.noise, "rounded_gaussian", 0),  # spent, output not there
+        (query.Mechanism, "close", 0),  # output there, key not deleted
+        (Checkpoints, "save", 8),  # in pre-training
+        (finetune.Mechanism, "spend", 2),  # one block reserved and run
+        (Checkpoints, "save", 10),  # within the second block
+        (finetune.generator, "publish", 0),  # all steps run, nothing published
+        (finetune.Mechanism, "close", 1),  # published, not closed
+        (pretrain, "save_tree", 0),
+        (train_query, "save_tree", 0),
+    ],
+)
+def test_an_interrupted_run_ends_with_the_same_release(finished, tmp_path, owner, name, after):
+    folder, uninterrupted = finished
+    config = tiny_config(folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(monkeypatch, owner, name, after)
+        with pytest.raises(Stop):
+            run(config, tmp_path / "run")
+    assert release_bytes(run(config, tmp_path / "run")) == release_bytes(uninterrupted)
+
+
+def test_keys_come_from_entropy_are_private_and_are_deleted(finished, tmp_path, monkeypatch):
+    config = tiny_config(finished[0])
+    config.privacy.fixed_seed = -1
+    config.evaluate.enabled = False
+    keys = tmp_path / "run" / "internal" / "keys"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, finetune.Mechanism, "spend", 2)
+        with pytest.raises(Stop):
+            run(config, tmp_path / "run")
+    assert [path.name for path in keys.iterdir()] == ["finetune-0.key"]
+    assert stat.S_IMODE((keys / "finetune-0.key").stat().st_mode) == 0o600
+    (keys / "finetune-0.key").unlink()  # lost: its three reserved steps are spent
+    workdir = run(config, tmp_path / "run")
+    assert not list(keys.iterdir())
+    lines = [json.loads(line) for line in workdir.ledger.read_text().splitlines()]
+    blocks = [(line["key_generation"], line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
+    assert sum(end - begin for _, (begin, end) in blocks) == 6
+    assert [generation for generation, _ in blocks] == [0, 1]
+    assert lines[0]["private"] is True
+    assert max(line.get("epsilon", 0) for line in lines) <= 10
+
+
+def test_a_lost_query_key_stops_the_run(finished, tmp_path):
+    config = tiny_config(finished[0])
+    config.privacy.fixed_seed = -1
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, query.noise, "rounded_gaussian", 0)
+        with pytest.raises(Stop):
+            run(config, tmp_path / "run")
+    (tmp_path / "run" / "internal" / "keys" / "query-0.key").unlink()
+    with pytest.raises(UserError, match="start a new workdir"):
+        run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["random", "all"])
+def test_other_selections_need_no_query(finished, tmp_path, method):
+    config = tiny_config(finished[0])
+    config.selection.method = method
+    config.evaluate.enabled = False
+    workdir = run(config, tmp_path / "run")
+    assert "gaussian" not in workdir.ledger.read_text()
+    assert json.loads((workdir.release / "semantics.json").read_text())["histogram"] is None
+
+
+def test_without_fine_tuning_only_the_query_spends(finished, tmp_path):
+    config = tiny_config(finished[0])
+    config.finetune.enabled = False
+    config.evaluate.enabled = False
+    workdir = run(config, tmp_path / "run")
+    assert "dp-sgd" not in workdir.ledger.read_text()
+    assert (workdir.release / "synthetic.npz").exists()
+
+
+def test_a_query_network_is_reused(finished, tmp_path, capsys):
+    folder, workdir = finished
+    config = tiny_config(folder)
+    config.query_net.workdir = str(workdir.root)
+    run(config, tmp_path / "run", last="query")
+    assert (tmp_path / "run" / "internal" / "query" / "histogram.json").read_text() == (
+        workdir.internal / "query" / "histogram.json"
+    ).read_text()
+    config.query_net.epochs = 5.0
+    with pytest.raises(UserError, match="other settings or public data"):
+        run(config, tmp_path / "other", last="query")
