@@ -1,0 +1,53 @@
+"""MNIST under epsilon = 10 with small ImageNet images, in grey, as public set, at a size for two CPU cores and an hour.
+
+    privimage run --config configs/mnist_cpu.py --workdir runs/mnist_cpu \\
+        --config.data.path=DIR/mnist/3.0.1 --config.public.path=DIR/tiny_imagenet32/1.0.0
+
+Any prepared TFDS set of labelled pictures can take the public role. The published size is configs/mnist.py.
+"""
+
+from privimage_jax.configs import mnist
+
+
+def get_config():
+    """A denoiser of 0.26 M parameters, 40 of 200 public classes, some 400 DP-SGD steps of expected batches of 512."""
+    config = mnist.get_config()
+    config.name = "MNIST on two CPU cores"
+
+    config.query_net.model = "resnet9"
+    config.query_net.kwargs.width = 16
+    config.query_net.epochs = 3.0
+    config.query_net.batch_size = 128
+    config.query_net.learning_rate = 0.1
+
+    config.query.k1 = 4
+    config.selection.ratio = 0.0
+    config.selection.k2 = 4
+
+    config.model.kwargs.nf = 16
+    config.model.kwargs.ch_mult = (2, 2)
+    config.model.kwargs.attn = ()
+    config.model.kwargs.num_blocks = 1
+
+    config.pretrain.steps = 1200
+    config.pretrain.batch_size = 64
+    config.pretrain.learning_rate = 1e-3
+
+    config.finetune.batch_size = 512
+    config.finetune.steps = 400
+    config.finetune.noise_multiplicity = 1
+    config.finetune.learning_rate = 2e-3
+    config.finetune.ema = 0.98
+
+    config.sample.n = 5000
+    config.sample.batch_size = 500
+    config.sample.steps = 30
+
+    config.evaluate.max_images = 5000
+    config.evaluate.classifier_steps = 1000
+    config.evaluate.classifier_batch_size = 64
+
+    config.log.every = 10
+    config.log.sample_every = 100
+    config.log.checkpoint_every = 50
+    return config
