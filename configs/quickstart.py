@@ -12,7 +12,7 @@ from privimage_jax.configs import base
 
 
 def get_config():
-    """A small denoiser, 62 semantics, 1,438 sensitive images."""
+    """A small denoiser, 62 semantics, 1,437 sensitive images."""
     config = base.get_config()
     config.name = "Quickstart: handwritten digits"
 
