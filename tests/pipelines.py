@@ -2,7 +2,10 @@
 
 import pathlib
 
+import flax.linen as nn
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax import pipeline
@@ -12,6 +15,36 @@ from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
 
 SIDE, CLASSES, SEMANTICS = 8, 3, 6
+
+
+class Denoiser(nn.Module):
+    """One hidden layer: compiles in a moment, and takes the pipeline's import-string path."""
+
+    n_classes: int
+    channels: int
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, x, c_noise, label):
+        h = nn.Dense(self.width)(x.reshape(len(x), -1)) + nn.Embed(self.n_classes + 1, self.width)(label)
+        h = nn.silu(h + nn.Dense(self.width)(c_noise[:, None]))
+        return nn.Dense(x[0].size)(h).reshape(x.shape)
+
+
+class Classifier(nn.Module):
+    """One hidden layer."""
+
+    n_classes: int
+    width: int = 16
+
+    def setup(self):
+        self.hidden, self.head = nn.Dense(self.width), nn.Dense(self.n_classes)
+
+    def __call__(self, x, train=False):
+        return self.head(self.features(x, train))
+
+    def features(self, x, train=False):
+        return nn.relu(self.hidden(x.reshape(len(x), -1)))
 
 
 def write_npz(path: pathlib.Path, n: int, classes: int, seed: int) -> pathlib.Path:
@@ -46,15 +79,12 @@ def tiny_config(folder: pathlib.Path):
     config.data.image_size = SIDE
     config.data.channels = 1
     config.privacy.fixed_seed = 7
-    config.query_net.model = "cnn"
-    config.query_net.kwargs.width = 8
+    config.query_net.model = "pipelines:Classifier"
     config.query_net.epochs = 4.0
     config.query_net.batch_size = 20
     config.query.noise_multiplier = 5.0
-    config.model.kwargs.nf = 8
-    config.model.kwargs.ch_mult = (1,)
-    config.model.kwargs.attn = ()
-    config.model.kwargs.num_blocks = 1
+    config.model.name = "pipelines:Denoiser"
+    config.model.kwargs = ConfigDict()
     config.pretrain.steps = 6
     config.pretrain.batch_size = 8
     config.finetune.batch_size = 20
@@ -65,7 +95,7 @@ def tiny_config(folder: pathlib.Path):
     config.sample.n = 12
     config.sample.batch_size = 6
     config.sample.steps = 3
-    config.evaluate.classifier_kwargs.width = 8
+    config.evaluate.classifier = "pipelines:Classifier"
     config.evaluate.classifier_steps = 10
     config.evaluate.classifier_batch_size = 10
     config.log.every = 2
@@ -76,8 +106,6 @@ def tiny_config(folder: pathlib.Path):
 
 def run(config, workdir: pathlib.Path, last: str | None = None) -> Workdir:
     """Runs the pipeline in this process on one device and returns its workdir."""
-    import jax
-
     result = Workdir(workdir)
     pipeline.run(Context(configs.check(config), result, make_mesh(jax.devices()[:1])), last)
     return result

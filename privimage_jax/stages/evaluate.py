@@ -11,17 +11,18 @@ from privimage_jax.metrics.features import extract, forward
 from privimage_jax.metrics.fid import fid
 from privimage_jax.metrics.precision_recall import precision_recall
 from privimage_jax.models import registry
-from privimage_jax.stages import sample, train_query
+from privimage_jax.stages import sample, selection, train_query
 from privimage_jax.stages.context import Context
-from privimage_jax.training.writers import headline, progress
+from privimage_jax.training.writers import headline, image_grid, progress, save_png
 from privimage_jax.workdir import atomic_write_json
 
 NAME = "evaluate"
+COMPARED = 8  # images of each class and set in the comparison picture
 
 
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
-    return (train_query.NAME, sample.NAME)
+    return (train_query.NAME, selection.NAME, sample.NAME)
 
 
 def settings(config) -> dict[str, Any]:
@@ -30,10 +31,11 @@ def settings(config) -> dict[str, Any]:
 
 
 def run(context: Context) -> None:
-    """Writes `internal/evaluation.json`, one flat object labelled non-private."""
+    """Writes `internal/evaluation.json`, one flat object labelled non-private, and `internal/comparison.png`."""
     section = context.config.evaluate
     images, labels = sample.load(context)
     synthetic = Dataset(images, labels, context.sensitive.class_names, "synthetic")
+    save_png(context.workdir.internal / "comparison.png", _comparison(context, synthetic))
     results: dict[str, Any] = {"private": False, "note": "computed on real images without noise: keep it internal"}
     results |= _fidelity(context, synthetic)
     results["accuracy_synthetic"] = _accuracy(context, synthetic, "synthetic")
@@ -43,6 +45,23 @@ def run(context: Context) -> None:
     atomic_write_json(context.workdir.internal / "evaluation.json", results)
     shown = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")
     headline(NAME, "result", "  ".join(f"{name} {results[name]:.4g}" for name in shown) + "  (not private)")
+
+
+def _comparison(context: Context, synthetic: Dataset) -> np.ndarray:
+    """The first images of each class, one row a class: held-out real, selected public, synthetic; scaled to be seen."""
+    parts = [(context.held_out.images, context.held_out.labels), (synthetic.images, synthetic.labels)]
+    if context.config.selection.method != "all":
+        parts.insert(1, selection.load(context))
+    rows = range(context.sensitive.n_classes)
+    height, width, channels = context.sensitive.image_shape
+    scale = max(1, 32 // height)
+    blank = np.full((1, height, width, channels), 255, np.uint8)  # parts the columns; fills classes without images
+    columns = []
+    for images, labels in parts:
+        firsts = [np.asarray(images[np.flatnonzero(labels == row)[:COMPARED]]) for row in rows]
+        padded = [np.concatenate([first, blank.repeat(COMPARED - len(first), axis=0), blank]) for first in firsts]
+        columns.append(np.stack(padded))
+    return image_grid(np.concatenate(columns, axis=1)[:, :-1], scale)
 
 
 def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
