@@ -5,8 +5,13 @@ imports nothing heavy: a wrong value stops the program in its first second.
 """
 
 import difflib
+import importlib.machinery
+import importlib.util
 import math
+import os
 import re
+import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,18 +22,27 @@ from privimage_jax.errors import UserError
 
 SOURCES = ("tfds", "folder", "zip", "npz", "digits", "glyphs")
 PLACES = ("path", "data_dir", "workdir", "cache")
-FREE_SECTIONS = ("model.kwargs", "query_net.kwargs", "evaluate.classifier_kwargs")
+FREE_SECTIONS = ("model.kwargs.", "query_net.kwargs.", "evaluate.classifier_kwargs.")
+TYPES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list in round brackets",
+}
 
 Rule = tuple[Callable[[Any], bool], str]
 
 _ABOVE_0: Rule = (lambda v: math.isfinite(v) and v > 0, "a number above 0")
 _AT_LEAST_0: Rule = (lambda v: math.isfinite(v) and v >= 0, "a number of at least 0")
 _POSITIVE: Rule = (lambda v: v >= 1, "a whole number of at least 1")
+_FINITE: Rule = (math.isfinite, "a finite number")
+_SEED: Rule = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1")
 _DECAY: Rule = (lambda v: 0 <= v < 1, "a number in [0, 1)")
 
 
 def _one_of(*names: str) -> Rule:
-    return (lambda v: v in names, "one of " + ", ".join(names))
+    return (lambda v: v in names, "one of " * (len(names) > 1) + ", ".join(names))
 
 
 def _is_regex(text: str) -> bool:
@@ -45,14 +59,17 @@ _DATA_RULES: dict[str, Rule] = {
     "validation_fraction": _DECAY,
     "crop": _AT_LEAST_0,
     "max_examples": _AT_LEAST_0,
-    "seed": _AT_LEAST_0,
+    "seed": _SEED,
     "per_class": _POSITIVE,
     "style": _one_of("handwriting", "print"),
-    "class_names": (lambda v: len(set(v)) == len(v) != 1, "a list of at least two distinct names, or ()"),
+    "class_names": (
+        lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v) != 1,
+        "a list of at least two distinct names, or ()",
+    ),
 }
 
 RULES: dict[str, Rule] = {
-    "seed": _AT_LEAST_0,
+    "seed": _SEED,
     **{f"data.{key}": rule for key, rule in _DATA_RULES.items()},
     **{f"public.{key}": rule for key, rule in _DATA_RULES.items()},
     "data.n": _AT_LEAST_0,
@@ -74,6 +91,7 @@ RULES: dict[str, Rule] = {
     "selection.k2": _POSITIVE,
     "selection.ratio": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "selection.assignment": _one_of("sequential", "optimal"),
+    "diffusion.p_mean": _FINITE,
     "diffusion.p_std": _ABOVE_0,
     "diffusion.sigma_data": _ABOVE_0,
     "diffusion.sigma_min": _ABOVE_0,
@@ -107,9 +125,10 @@ RULES: dict[str, Rule] = {
     "sample.s_max": _ABOVE_0,
     "sample.s_noise": _ABOVE_0,
     "sample.class_weights": (
-        lambda v: all(w >= 0 for w in v) and (not v or sum(v) > 0),
+        lambda v: all(type(w) in (int, float) and 0 <= w < math.inf for w in v) and (not v or sum(v) > 0),
         "a list with one number of at least 0 per class, not all 0, or ()",
     ),
+    "evaluate.extractor": _one_of("query"),
     "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
     "evaluate.neighbours": _POSITIVE,
     "evaluate.classifier_steps": _POSITIVE,
@@ -121,6 +140,49 @@ RULES: dict[str, Rule] = {
     "log.checkpoint_every": _POSITIVE,
     "log.keep": _POSITIVE,
 }
+
+
+def load(path: str) -> ConfigDict:
+    """Runs a config file and returns what its `get_config()` makes.
+
+    Args:
+      path: of the file; "file.py:text" calls `get_config("text")`.
+
+    Raises:
+      UserError: naming the file, and the line of it that fails.
+    """
+    file, colon, argument = path.partition(":")
+    if not os.path.isfile(file):
+        raise UserError(f"the config file {file!r} does not exist; give a path such as configs/quickstart.py.")
+    try:
+        loader = importlib.machinery.SourceFileLoader("privimage_config", file)
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+        loader.exec_module(module)
+        config = module.get_config(*[argument][: len(colon)])
+    except Exception as error:  # a config file is a program and may fail in any way
+        raise UserError(
+            f"the config file {file} fails{_line_in(file, error)} with {_named(error)}; "
+            "correct it after the example of configs/quickstart.py."
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of the config file {file} returns {type(config).__name__}; "
+            "let it return the changed ConfigDict of configs/base.py."
+        )
+    return config
+
+
+def _line_in(file: str, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f" in line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def _named(error: Exception) -> str:
+    """The error's type and the beginning of its text, as a part of a sentence."""
+    text = str(error.args[0] if error.args else error).strip(" '.").replace(". ", "; ")
+    return textwrap.shorten(f"{type(error).__name__}: {text}", 160, placeholder=" …").rstrip(": ")
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -139,7 +201,7 @@ def check(config: ConfigDict) -> ConfigDict:
         if key not in given and not key.startswith(FREE_SECTIONS):
             raise UserError(f"config.{key} is missing; start your config from configs/base.py.")
     for key, (accepts, accepted) in RULES.items():
-        if not accepts(given[key]):
+        if key in given and not accepts(given[key]):
             raise UserError(f"config.{key}={given[key]!r} is not accepted; give {accepted}.")
     _check_together(config)
     return config
@@ -154,6 +216,9 @@ def check_key(key: str) -> None:
     reference = dict(flatten(base.get_config()))
     if key in reference or key.startswith(FREE_SECTIONS):
         return
+    inside = [name for name in reference if name.startswith(f"{key}.")]
+    if inside:
+        raise UserError(f"config.{key} is a section; give one of its settings a value, such as config.{inside[0]}.")
     close = difflib.get_close_matches(key, reference, n=1)
     hint = f" (did you mean config.{close[0]}?)" if close else ""
     raise UserError(f"config.{key} is not a known setting{hint}; see configs/base.py.")
@@ -187,13 +252,15 @@ def _check_type(key: str, value: Any, reference: Any) -> None:
     if wanted is float and type(value) is int or wanted is tuple and isinstance(value, list):
         return
     if type(value) is not wanted:
-        raise UserError(f"config.{key}={value!r} is a {type(value).__name__}; give a {wanted.__name__}.")
+        raise UserError(f"config.{key}={value!r} is a {type(value).__name__}; give {TYPES[wanted]}.")
 
 
 def _check_together(config: ConfigDict) -> None:
     """What no single key can tell."""
     for name in ("data", "public"):
         _check_source(name, config[name])
+    if config.evaluate.enabled and config.sample.n < 2:
+        raise UserError("config.sample.n=1 is too few images to evaluate; give at least 2 or evaluate.enabled=False.")
     if config.data.n:
         check_against_n(config, config.data.n)
     weights, names = config.sample.class_weights, config.data.class_names
@@ -217,8 +284,8 @@ def check_against_n(config: ConfigDict, n: int) -> None:
     Raises:
       UserError: if delta is not below 1/N or the expected batch is larger than N.
     """
-    if n < 2:
-        raise UserError(f"the sensitive training part has {n} image(s); at least 2 are needed.")
+    if n < 3:
+        raise UserError(f"the sensitive training part has N={n} image(s); give at least 3, so that 1/(N ln N) < 1/N.")
     if delta(config, n) >= 1 / n:
         raise UserError(
             f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} images; "
@@ -244,11 +311,21 @@ def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) 
         )
     if config.selection.method == "all":
         return
-    picks = k2(config, n_classes, n_semantics)
-    if picks < 1 or picks * n_classes > n_semantics:
+    picks, most = k2(config, n_classes, n_semantics), n_semantics // n_classes
+    if not most:
         raise UserError(
-            f"config.selection.k2={picks} semantics for each of {n_classes} classes need {max(picks, 1) * n_classes} "
-            f"public classes, but the public set has {n_semantics}; give a k2 of at most {n_semantics // n_classes}."
+            f"the public set has {n_semantics} classes for {n_classes} sensitive ones, and each of these needs one of "
+            "its own; choose a public set with more classes or config.selection.method=all."
+        )
+    if config.selection.ratio and picks < 1:
+        raise UserError(
+            f"config.selection.ratio={config.selection.ratio} of {n_semantics} public classes leaves none for each of "
+            f"{n_classes} classes; give at least {math.ceil(1000 * n_classes / n_semantics) / 1000}."
+        )
+    if picks > most:
+        raise UserError(
+            f"config.selection.k2={picks} semantics for each of {n_classes} classes need {picks * n_classes} "
+            f"public classes, but the public set has {n_semantics}; give a k2 of at most {most}."
         )
     if config.selection.method == "semantic" and config.query.k1 > n_semantics:
         raise UserError(

@@ -6,9 +6,10 @@ second.
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from privimage_jax import config as configs
@@ -45,14 +46,25 @@ def main(argv: list[str]) -> int:
     Returns:
       0 when it is done, 2 for a mistake that the user can mend (one sentence on standard error), 130 when interrupted.
     """
+    logging.set_verbosity(logging.ERROR)  # standard error is for what this program has to say
     try:
         command, arguments = _command(argv)
         if command == "help":
             print(USAGE)
-            return 0
-        COMMANDS[command](arguments)
+        else:
+            COMMANDS[command](arguments)
+        sys.stdout.flush()
     except UserError as error:
         print(f"privimage: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # what is not about a file of the run, such as a closed or full standard output
+        culprit = "" if error.filename is None else f" ({error.filename})"
+        print(
+            f"privimage: error: the system refuses: {error.strerror or error}{culprit}; mend that and run the same "
+            "command again.",
+            file=sys.stderr,
+        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # nothing is flushed in vain at exit
         return 2
     except KeyboardInterrupt:
         print("privimage: interrupted; the same command continues where it stopped.", file=sys.stderr)
@@ -61,7 +73,9 @@ def main(argv: list[str]) -> int:
 
 
 def _command(argv: list[str]) -> tuple[str, list[str]]:
-    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+    if len(argv) < 2:
+        raise UserError(f"a command is missing; give one of {', '.join(COMMANDS)} (see privimage --help).")
+    if argv[1] == "help" or {"-h", "--help"} & set(argv):
         return "help", []
     command = argv[1]
     if command not in COMMANDS:
@@ -69,52 +83,54 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
     return command, argv[2:]
 
 
-def _parse(arguments: list[str], *required: str, positional: int = 0) -> tuple[flags.FlagValues, list[str]]:
-    """Parses flags into a fresh set, so that `main` can be called more than once in a process."""
+def _parse(arguments: list[str], *required: str, positional: str = "") -> tuple[flags.FlagValues, list[str]]:
+    """Parses flags into a fresh set, so that `main` can be called more than once in a process.
+
+    `positional` describes the one argument that is no flag, where a command takes one.
+    """
+    path, arguments = _take_config(arguments)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "The experiment's config file.", flag_values=values)
     flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
     flags.DEFINE_string("data_dir", None, "TFDS's folder of prepared sets.", flag_values=values)
-    path = _config_path(arguments)
+    argv = ["privimage", *arguments]
     try:
-        rest = values(["privimage", *arguments])[1:]
+        if path is not None:
+            config_flags.DEFINE_config_dict(
+                "config",
+                configs.load(path),
+                lock_config=False,  # it is already, but for the arguments of models,
+                accept_new_attributes=True,  # which may be new; all other names have been checked
+                flag_values=values,
+                sys_argv=argv,
+            )
+        rest = values(argv)[1:]
     except flags.Error as error:
-        raise UserError(f"{_one_line(error)}; every setting and its type is in configs/base.py.") from None
-    except UserError:
-        raise
-    except Exception as error:  # a config file is a program and may fail in any way
-        raise UserError(
-            f"the config file {path} does not fit: {type(error).__name__}: {_one_line(error)}; "
-            "see configs/quickstart.py for an example and configs/base.py for every setting."
-        ) from None
+        text = " ".join(str(error).split()).rstrip(".")
+        where = "every setting and its type is in configs/base.py" if "config." in text else "see privimage --help"
+        raise UserError(f"{text[:1].lower()}{text[1:]}; {where}.") from None
     for name in required:
-        if values[name].value is None:
+        if name not in values or not values[name].value:
             raise UserError(f"--{name} is missing; see privimage --help.")
-    if len(rest) != positional:
-        raise UserError(f"unexpected arguments {rest}; settings are given as --config.section.key=value.")
+    if positional and len(rest) != 1:
+        raise UserError(f"give {positional}, not {' '.join(rest) or 'nothing'}; see privimage --help.")
+    if rest and not positional:
+        raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.section.key=value.")
     return values, rest
 
 
-def _config_path(arguments: list[str]) -> str | None:
-    """The config file's path, if given; also checks the names of all overridden settings, before the flags are
-    parsed.
-    """
-    path = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Parts the config file's path from the other arguments, and checks the names of all overridden settings."""
+    path, rest, following = None, [], iter(arguments)
+    for argument in following:
         name, equals, value = argument.lstrip("-").partition("=")
-        if name == "config":
-            path = value if equals else following
-        elif name.startswith("config."):
+        if not argument.startswith("-") or name.split(".")[0] != "config":
+            rest.append(argument)
+        elif name == "config":
+            path = value if equals else next(following, "")
+        else:
             configs.check_key(name.removeprefix("config."))
-    if path is not None and not os.path.isfile(path.split(":")[0]):
-        raise UserError(
-            f"the config file {path} does not exist; give the path of a .py file such as configs/quickstart.py."
-        )
-    return path
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split()).rstrip(".")
+            rest.append(argument)
+    return path, rest
 
 
 def _configured(arguments: list[str], *required: str):
@@ -130,6 +146,12 @@ def _set_up_jax(cache_dir=None) -> None:
 
     if cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"jax finds no device ({reason}); correct JAX_PLATFORMS or the installation.") from None
 
 
 def _run(last: str | None) -> Callable[[list[str]], None]:
@@ -173,7 +195,7 @@ def _ledger(arguments: list[str]) -> None:
 
 
 def _prepare(arguments: list[str]) -> None:
-    values, names = _parse(arguments, positional=1)
+    values, names = _parse(arguments, positional="the NAME of one TFDS set")
     from privimage_jax.data.prepare import prepare
 
     prepare(names[0], values.data_dir or "")

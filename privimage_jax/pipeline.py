@@ -100,7 +100,14 @@ def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints:
     for stage in STAGES:
         if not _has_spent(context, stage):
             continue
-        record = workdir.read_json(context.workdir.internal / stage.NAME / "started.json")
+        started = context.workdir.internal / stage.NAME / "started.json"
+        try:
+            record = workdir.read_json(started)
+        except (FileNotFoundError, ValueError):
+            raise UserError(
+                f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME}, but the record of its "
+                f"inputs {started} is missing or damaged; restore it, or choose a new --workdir."
+            ) from None
         if prints.get(stage.NAME) != record["fingerprint"]:
             raise UserError(
                 f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME} with "

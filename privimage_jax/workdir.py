@@ -30,6 +30,10 @@ _EXPLAINED = {
     errno.EFBIG: "the file would be larger than this disk or account allows; raise the limit",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another workdir",
     errno.EEXIST: "a file of this name is in the way; choose another workdir",
+    errno.ENOENT: "no folder can be made or was removed there; choose another workdir",
+    errno.ENAMETOOLONG: "the path is too long; choose another workdir",
+    errno.ELOOP: "the path is a loop of links; choose another workdir",
+    errno.EIO: "the disk reports an error; choose another workdir",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another workdir",
 }
 
@@ -195,6 +199,8 @@ class Workdir:
     """
 
     def __init__(self, root: str | Path):
+        if not str(root):
+            raise UserError("--workdir is empty; give the path of the run's folder.")
         if "://" in str(root):
             raise UserError(f"--workdir={root} is an object store; use a POSIX file system shared by all processes.")
         self.root = Path(root).expanduser().absolute()

@@ -100,6 +100,11 @@ class Context:
         data.check_compatible(self.sensitive, self.public)
         configs.check_against_n(self.config, self.sensitive.n)
         configs.check_against_classes(self.config, self.sensitive.n_classes, self.public.n_classes)
+        if self.config.evaluate.enabled and self.held_out.n < 2:
+            raise UserError(
+                f"the held-out part of config.data has {self.held_out.n} image; hold out at least 2 by "
+                "config.data.test_fraction, or give config.evaluate.enabled=False."
+            )
         if self.config.evaluate.enabled and self.held_out.class_names != self.sensitive.class_names:
             raise UserError(
                 f"the held-out part of config.data has the classes {', '.join(self.held_out.class_names)}, but the "

@@ -18,6 +18,7 @@ import rich.text
 from privimage_jax import workdir
 
 PLAIN_LINE_SECONDS = 10.0
+FLUSH_SECONDS = 10.0
 
 
 class MetricWriter:
@@ -37,11 +38,10 @@ class MetricWriter:
         self._columns, self._file, self._events = ["step"], None, None
         if not active:
             return
-        import tensorboardX  # Here, because it takes half a second and most commands never need it.
-
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._rewrite([row for row in self._read() if int(row["step"]) < start_step])
-        self._events = tensorboardX.SummaryWriter(str(directory), purge_step=start_step or None, flush_secs=10)
+        workdir.make_dir(self._path.parent)
+        with self._writing():
+            self._rewrite([row for row in self._read() if int(row["step"]) < start_step])
+            self._events = _Events(self._path.parent, start_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Adds one row; a name that is new becomes a column, empty in the rows before."""
@@ -53,21 +53,36 @@ class MetricWriter:
             rows = self._read()
             self._columns += new
             self._rewrite(rows)
-        self._rows.writerow({"step": int(step), **{name: repr(value) for name, value in values.items()}})
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, int(step))
+        with self._writing():
+            self._rows.writerow({"step": int(step), **{name: repr(value) for name, value in values.items()}})
+            self._file.flush()
+            self._events.scalars(int(step), values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds an image, uint8 `[H, W, C]` with C = 1 or 3, to TensorBoard."""
         if self._events is not None:
-            self._events.add_image(name, image, int(step), dataformats="HWC")
+            with self._writing():
+                self._events.image(int(step), name, image)
 
     def close(self) -> None:
         if self._events is not None:
-            self._file.close()
-            self._events.close()
+            with self._writing():
+                self._file.close()
+                self._events.close()
             self._events = None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A refused write is a `UserError`; the files are then closed, so that nothing is tried again at exit."""
+        try:
+            with workdir.explain_os_errors(self._path.parent):
+                yield
+        except BaseException:
+            for file in (self._file, self._events):
+                with contextlib.suppress(OSError):
+                    if file is not None:
+                        file.close()
+            raise
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -94,6 +109,36 @@ class MetricWriter:
         workdir.atomic_write_bytes(self._path, text.getvalue().encode())
         self._file = self._path.open("a", encoding="utf-8", newline="")
         self._rows = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
+
+
+class _Events:
+    """A TensorBoard event file, written at once: tensorboardX's own writer is a thread, which a full disk ends."""
+
+    def __init__(self, directory: pathlib.Path, start_step: int):
+        from tensorboardX import event_file_writer, summary  # Here, because it takes half a second.
+        from tensorboardX.proto import event_pb2
+
+        self._summary, self._event = summary, event_pb2
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+        self._flushed = time.monotonic()
+        if start_step:  # TensorBoard then hides what an interrupted run wrote of later steps
+            self._write(start_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._write(step, summary=self._summary.scalar(name, value))
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._write(step, summary=self._summary.image(name, image, dataformats="HWC"))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **content) -> None:
+        self._writer.write_event(self._event.Event(wall_time=time.time(), step=step, **content))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
 
 class _PlainProgress:
