@@ -98,7 +98,7 @@ def marked_loss(make: Callable) -> Callable:
 
 @contextlib.contextmanager
 def observed(own: Outputs, substitute: Outputs | None = None):
-    """Records a run's mechanisms in `own`; with `substitute`, the run goes on with those outputs in place of its own."""
+    """Records a run's mechanisms in `own`; with `substitute` the run goes on with those outputs, not its own."""
     real = query.count_semantics, noise.rounded_gaussian, finetune.make_update, finetune.make_per_example_loss
 
     def count_semantics(*args):
