@@ -10,7 +10,7 @@ from privimage_jax.configs import mnist
 
 
 def get_config():
-    """A denoiser of 0.26 M parameters, 40 of 200 public classes, some 400 DP-SGD steps of expected batches of 512."""
+    """A denoiser of 0.26 M parameters, 40 of 200 public classes, 500 DP-SGD steps of expected batches of 512."""
     config = mnist.get_config()
     config.name = "MNIST on two CPU cores"
 
@@ -25,26 +25,26 @@ def get_config():
     config.selection.k2 = 4
 
     config.model.kwargs.nf = 16
-    config.model.kwargs.ch_mult = (2, 2)
+    config.model.kwargs.ch_mult = (1, 2, 2)
     config.model.kwargs.attn = ()
     config.model.kwargs.num_blocks = 1
 
-    config.pretrain.steps = 1200
+    config.pretrain.steps = 1000
     config.pretrain.batch_size = 64
     config.pretrain.learning_rate = 1e-3
 
     config.finetune.batch_size = 512
-    config.finetune.steps = 400
+    config.finetune.steps = 500
     config.finetune.noise_multiplicity = 1
     config.finetune.learning_rate = 2e-3
     config.finetune.ema = 0.98
 
-    config.sample.n = 5000
+    config.sample.n = 4000
     config.sample.batch_size = 500
     config.sample.steps = 30
 
-    config.evaluate.max_images = 5000
-    config.evaluate.classifier_steps = 1000
+    config.evaluate.max_images = 4000
+    config.evaluate.classifier_steps = 800
     config.evaluate.classifier_batch_size = 64
 
     config.log.every = 10
