@@ -17,6 +17,8 @@ def get_config():
     config.name = "Quickstart: handwritten digits"
 
     config.data.source = "digits"
+    config.data.class_names = tuple("0123456789")
+    config.data.n = 1437
     config.data.image_size = 8
     config.data.channels = 1
 
@@ -25,7 +27,7 @@ def get_config():
 
     config.query_net.model = "resnet9"
     config.query_net.kwargs.width = 16
-    config.query_net.epochs = 12.0
+    config.query_net.epochs = 8.0
     config.query_net.batch_size = 256
     config.query_net.learning_rate = 0.1
     config.query_net.flip = False
@@ -41,7 +43,7 @@ def get_config():
     config.model.kwargs.attn = ()
     config.model.kwargs.num_blocks = 1
 
-    config.pretrain.steps = 2000
+    config.pretrain.steps = 1500
     config.pretrain.batch_size = 128
     config.pretrain.learning_rate = 1e-3
     config.pretrain.flip = False
@@ -49,7 +51,7 @@ def get_config():
     config.finetune.batch_size = 512
     config.finetune.steps = 100
     config.finetune.noise_multiplicity = 4
-    config.finetune.learning_rate = 1e-3
+    config.finetune.learning_rate = 2e-3
     config.finetune.ema = 0.95
 
     config.sample.n = 2000

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     Returns:
       0 when it is done, 2 for a mistake that the user can mend (one sentence on standard error), 130 when interrupted.
     """
-    logging.set_verbosity(logging.ERROR)  # standard error is for what this program has to say
+    logging.set_verbosity(logging.FATAL)  # of libraries; what they raise is told in one sentence
     try:
         command, arguments = _command(argv)
         if command == "help":
