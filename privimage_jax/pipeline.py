@@ -36,6 +36,7 @@ def fingerprints(context: Context) -> dict[str, str]:
         covered = {
             "settings": stage.settings(config),
             "reads": {name: result[name] for name in stage.reads(config)},
+            "classes": None if stage is train_query else context.sensitive.class_names,
             "public": context.public.digest() if stage in (train_query, selection) else None,
             "sensitive": context.sensitive.digest() if stage in (query, finetune, evaluate) else None,
             "held_out": context.held_out.digest() if stage is evaluate else None,
@@ -61,8 +62,7 @@ def run(context: Context, last: str | None = None) -> None:
     with context.workdir.lock():
         context.check_data()
         _ = context.plan  # an impossible budget is an error before anything runs
-        prints = fingerprints(context)
-        context.fingerprint = prints.__getitem__
+        prints = context.fingerprints = fingerprints(context)
         _refuse_changed_spending(context, stages, prints)
         _write_config(context)
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:

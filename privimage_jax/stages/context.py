@@ -26,6 +26,7 @@ class Context:
         self.config = config
         self.workdir = workdir
         self.mesh = make_mesh() if mesh is None else mesh
+        self.fingerprints: dict[str, str] = {}  # of each enabled stage, set by the pipeline
 
     def folder(self, stage: str) -> Path:
         """`internal/<stage>`, made if missing: what only this stage writes."""

@@ -86,7 +86,7 @@ def load(context: Context) -> tuple[nn.Module, Any]:
 
 def _reused_network(context: Context) -> Any:
     other = Workdir(context.config.query_net.workdir)
-    mark, own = other.done_mark(NAME), context.fingerprint(NAME)
+    mark, own = other.done_mark(NAME), context.fingerprints[NAME]
     if mark is None:
         raise UserError(
             f"config.query_net.workdir={other.root} holds no trained query network; run `privimage train-query` "
