@@ -176,7 +176,14 @@ def _make_step(context: Context, model, optimizer, n_classes, params):
         flip=section.flip,
         shift=section.shift,
     )
-    dp_sgd.check_objective(per_example_loss, params, context.sensitive.image_shape, n_classes, config.model.name)
+    dp_sgd.check_objective(
+        per_example_loss,
+        params,
+        context.sensitive.image_shape,
+        n_classes,
+        f"config.model.name={config.model.name}",
+        config.clipping.method,
+    )
     dp_step = dp_sgd.dp_step(
         per_example_loss,
         make_update(optimizer, section.ema),
