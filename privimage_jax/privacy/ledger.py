@@ -80,27 +80,48 @@ class Ledger:
         self._size += len(line.encode()) + 1
         return self.entries[-1]
 
-    def spend(self, kind: str, epsilon: Callable[[list[dict[str, Any]]], float], **fields: Any) -> Entry:
+    def spend(
+        self,
+        kind: str,
+        epsilon: Callable[[list[dict[str, Any]]], float],
+        terms: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Entry:
         """Appends a spending line with the cumulative epsilon, unless that exceeds the target of the "open" line.
 
         Args:
           kind: "gaussian" or "dp-sgd".
           epsilon: from the events of `spent` to their epsilon (the accountant at the run's delta).
+          terms: fields of the "open" line, which an empty ledger gets first; any other must have been opened with them.
           **fields: of the line, without `epsilon`.
 
         Raises:
-          UserError: when the mechanism would exceed the budget; nothing is written.
+          UserError: when the ledger was opened with other terms, or the mechanism would exceed the budget; nothing is
+            written.
         """
-        if not self.entries:
+        if not self.entries and terms is None:
             raise ValueError('the first line of a ledger is "open"')
-        target = self.entries[0]["epsilon_target"]
+        opened = self.entries[0] if self.entries else terms
+        if terms is not None:
+            self._check_terms(opened, terms)
+        target = opened["epsilon_target"]
         cost = epsilon(spent([*self.entries, {"kind": kind, **fields}]))
         if not cost <= target:
             raise UserError(
                 f"{fields['mechanism']} would raise the epsilon of {self.path} to {cost:.4g}, above privacy.epsilon = "
                 f"{target:g}; its budget is spent: start a new workdir."
             )
+        if not self.entries:
+            self.append("open", **terms)
         return self.append(kind, **fields, epsilon=cost)
+
+    def _check_terms(self, opened: Entry, terms: dict[str, Any]) -> None:
+        for name in sorted(FIELDS["open"]):
+            if opened.get(name) != terms.get(name):
+                raise UserError(
+                    f"{self.path} was opened with {name} = {opened.get(name)!r}, not {terms.get(name)!r}; restore the "
+                    "settings or start a new workdir."
+                )
 
     def _cut_torn_line(self) -> None:
         if not self.path.exists() or (present := self.path.stat().st_size) == self._size:

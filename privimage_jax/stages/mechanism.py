@@ -62,32 +62,30 @@ class Mechanism:
         else:
             workdir.atomic_write_json(path, inputs)
 
-    def open_ledger(self) -> None:
-        """Writes the ledger's first line, the terms of the guarantee, unless it is there."""
-        if self.ledger.entries:
-            return
+    def _terms(self) -> dict[str, Any]:
+        """The ledger's first line, the terms of the guarantee."""
         plan = self.context.plan
-        terms = {} if self.context.is_private else {"note": "NOT PRIVATE: fixed seed"}
-        self.ledger.append(
-            "open",
-            epsilon_target=plan.epsilon,
-            delta=plan.delta,
-            n=plan.n,
-            accountant=plan.accountant,
-            adjacency=ADJACENCY,
-            private=self.context.is_private,
-            **terms,
-        )
+        return {
+            "epsilon_target": plan.epsilon,
+            "delta": plan.delta,
+            "n": plan.n,
+            "accountant": plan.accountant,
+            "adjacency": ADJACENCY,
+            "private": self.context.is_private,
+            **({} if self.context.is_private else {"note": "NOT PRIVATE: fixed seed"}),
+        }
 
     def spend(self, kind: str, **fields: Any) -> None:
         """Writes a line that spends budget, with the epsilon of everything spent so far; returns when it is on disk.
 
         Raises:
-          UserError: if the mechanism would exceed the budget; nothing is written then.
+          UserError: if the mechanism would exceed the budget, or other terms were promised; nothing is written then.
         """
-        self.open_ledger()
-        plan = self.context.plan
-        self.ledger.spend(kind, lambda spent: plan.spent(accounting.events_from(spent)), mechanism=self.name, **fields)
+
+        def epsilon(spent: list[dict[str, Any]]) -> float:
+            return self.context.plan.spent(accounting.events_from(spent))
+
+        self.ledger.spend(kind, epsilon, self._terms(), mechanism=self.name, **fields)
 
     @property
     def generation(self) -> int:
@@ -99,12 +97,15 @@ class Mechanism:
         return not self.context.is_private or self._key_path(generation).exists()
 
     def key(self, generation: int) -> np.ndarray:
-        """The 256-bit key uint32[8] of a generation, made from OS entropy and on the disk before this returns."""
+        """The 256-bit key uint32[8] of a generation, made from OS entropy and on the disk before this returns.
+
+        A key that no ledger line speaks of was never used and is replaced: a copy of this workdir may hold it too.
+        """
         if not self.context.is_private:
             seed = self.context.config.privacy.fixed_seed
             return chacha.key_from_seed(f"{seed} {self._stage} {generation}")
         path = self._key_path(generation)
-        if not path.exists():
+        if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
         return chacha.key_from_bytes(path.read_bytes())
 

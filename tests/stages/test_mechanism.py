@@ -1,0 +1,252 @@
+"""What a mechanism leaves on the disk, in which order, and what it refuses."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+
+from privimage_jax import workdir as disk
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import chacha, ledger
+from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.stages.plan import Plan
+from privimage_jax.workdir import Workdir
+
+PLAN = Plan(
+    epsilon=1.0,
+    delta=1e-5,
+    n=1000,
+    accountant="rdp",
+    query_noise=10.0,
+    finetune_noise=None,
+    threshold=0,
+    sampling_rate=0.0,
+    steps=0,
+)
+
+
+class FakeContext:
+    """Of a `Context`, what a mechanism reads."""
+
+    def __init__(self, root, fixed_seed=-1):
+        self.workdir = Workdir(root)
+        self.workdir.create()
+        self.plan = PLAN
+        self.is_private = fixed_seed < 0
+        self.config = types.SimpleNamespace(privacy=types.SimpleNamespace(fixed_seed=fixed_seed))
+
+    def folder(self, stage):
+        path = self.workdir.internal / stage
+        disk.make_dir(path, mode=0o700)
+        return path
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the mechanism as a new process would."""
+    return lambda **kwargs: Mechanism(FakeContext(tmp_path, **kwargs), "semantic query", "query")
+
+
+def spend(mechanism, noise_multiplier=10.0, generation=0):
+    mechanism.spend("gaussian", noise_multiplier=noise_multiplier, key_generation=generation)
+
+
+def kinds(mechanism):
+    return [line["kind"] for line in mechanism.ledger.entries]
+
+
+def files(mechanism):
+    root = mechanism.context.workdir.root
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_order_of_writes(start, monkeypatch):
+    writes = []
+
+    def noting(owner, name):
+        original = getattr(owner, name)
+
+        def note(path, *args, **kwargs):
+            result = original(path, *args, **kwargs)
+            writes.append((path.name, name))
+            return result
+
+        monkeypatch.setattr(owner, name, note)
+
+    noting(disk, "atomic_write_bytes")
+    noting(disk, "remove")
+    noting(ledger, "append_line_durably")
+    mechanism = start()
+    mechanism.fix_inputs(data="digest")
+    mechanism.key(0)
+    spend(mechanism)
+    mechanism.close()
+    assert writes == [
+        ("inputs.json", "atomic_write_bytes"),
+        ("query-0.key", "atomic_write_bytes"),
+        ("ledger.jsonl", "append_line_durably"),
+        ("ledger.jsonl", "append_line_durably"),
+        ("ledger.jsonl", "append_line_durably"),
+        ("query-0.key", "remove"),
+    ]
+    assert kinds(mechanism) == ["open", "gaussian", "closed"]
+
+
+def test_a_spent_key_stays_the_same_and_is_for_its_owner_only(start):
+    mechanism = start()
+    key = mechanism.key(0)
+    spend(mechanism)
+    np.testing.assert_array_equal(start().key(0), key)
+    path = mechanism.context.workdir.internal / "keys" / "query-0.key"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_bytes() == chacha.key_to_bytes(key)
+
+
+def test_a_key_without_a_ledger_line_is_made_anew(start):
+    """It was never used, but a copy of the workdir could spend under it on other inputs."""
+    first = start().key(0)
+    second = start().key(0)
+    assert (first != second).any()
+
+
+def test_a_closed_mechanism_deletes_the_key_that_a_crash_left(start):
+    mechanism = start()
+    mechanism.key(0)
+    spend(mechanism)
+    mechanism.ledger.append("closed", mechanism=mechanism.name)  # and here the machine stops
+    assert start().has_key(0)
+    assert start().is_closed
+    assert not start().has_key(0)
+
+
+def test_an_open_mechanism_keeps_its_key(start):
+    mechanism = start()
+    mechanism.key(0)
+    spend(mechanism)
+    assert not start().is_closed
+    assert start().has_key(0)
+
+
+def test_closing_twice_writes_one_line(start):
+    mechanism = start()
+    spend(mechanism)
+    mechanism.close()
+    start().close()
+    assert kinds(start()) == ["open", "gaussian", "closed"]
+
+
+def test_another_mechanism_does_not_share_the_key(start, tmp_path):
+    mechanism = start()
+    other = Mechanism(mechanism.context, "DP-SGD fine-tuning", "finetune")
+    other.key(0)
+    mechanism.key(0)
+    spend(mechanism)
+    mechanism.close()
+    assert other.has_key(0) and not other.is_closed
+
+
+def test_inputs_may_change_until_budget_is_spent(start):
+    start().fix_inputs(data="one", network="a")
+    mechanism = start()
+    mechanism.fix_inputs(data="two", network="a")
+    spend(mechanism)
+    start().fix_inputs(data="two", network="a")
+
+
+@pytest.mark.parametrize(
+    ("now", "changed"),
+    [({"data": "two", "network": "a"}, "data"), ({"data": "two", "network": "b"}, "data, network")],
+)
+def test_changed_inputs_of_a_spent_mechanism_are_named_and_refused(start, now, changed):
+    mechanism = start()
+    mechanism.fix_inputs(data="one", network="a")
+    spend(mechanism)
+    before = files(mechanism)
+    with pytest.raises(UserError, match=rf"spent budget on other inputs \(changed: {changed}\)"):
+        start().fix_inputs(**now)
+    assert files(mechanism) == before
+
+
+def test_other_code_is_another_input(start, monkeypatch):
+    mechanism = start()
+    mechanism.fix_inputs(data="one")
+    spend(mechanism)
+    monkeypatch.setattr("privimage_jax.stages.mechanism.code_version", lambda: "other")
+    with pytest.raises(UserError, match=r"changed: code"):
+        start().fix_inputs(data="one")
+
+
+def test_a_lost_record_of_the_inputs_is_refused(start):
+    mechanism = start()
+    mechanism.fix_inputs(data="one")
+    spend(mechanism)
+    (mechanism.folder / "inputs.json").unlink()
+    with pytest.raises(UserError, match="changed: code, data"):
+        start().fix_inputs(data="one")
+
+
+def test_a_refused_budget_writes_nothing(start):
+    mechanism = start()
+    before = files(mechanism)
+    with pytest.raises(UserError, match="would raise the epsilon"):
+        spend(mechanism, noise_multiplier=0.1)
+    assert files(mechanism) == before
+    spend(mechanism)
+    spent = files(mechanism)
+    with pytest.raises(UserError, match="would raise the epsilon"):
+        spend(start(), noise_multiplier=0.1)
+    assert files(mechanism) == spent
+
+
+def test_the_terms_of_the_guarantee_come_first(start):
+    mechanism = start()
+    spend(mechanism)
+    first, second = (json.loads(line) for line in mechanism.ledger.path.read_text().splitlines())
+    assert (first["kind"], first["epsilon_target"], first["n"], first["private"]) == ("open", 1.0, 1000, True)
+    assert "note" not in first
+    assert 0 < second["epsilon"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"epsilon": 2.0}, "epsilon_target"), ({"delta": 1e-6}, "delta"), ({"n": 999}, "n")]
+)
+def test_other_terms_than_the_ledger_was_opened_with_are_refused(start, change, named):
+    """Also where a crash came between the first line and the second, so that nothing is spent yet."""
+    mechanism = start()
+    mechanism.ledger.append("open", **mechanism._terms())
+    before = files(mechanism)
+    mechanism = start()
+    mechanism.context.plan = dataclasses.replace(PLAN, **change)
+    with pytest.raises(UserError, match=f"opened with {named} ="):
+        spend(mechanism)
+    assert files(mechanism) == before
+
+
+def test_a_ledger_opened_as_private_takes_no_fixed_seed(start):
+    mechanism = start()
+    mechanism.ledger.append("open", **mechanism._terms())
+    with pytest.raises(UserError, match="opened with note = None"):
+        spend(start(fixed_seed=3))
+
+
+def test_a_fixed_seed_writes_no_key_and_is_stamped(start):
+    mechanism = start(fixed_seed=3)
+    np.testing.assert_array_equal(mechanism.key(1), chacha.key_from_seed("3 query 1"))
+    spend(mechanism)
+    assert mechanism.ledger.entries[0]["note"] == "NOT PRIVATE: fixed seed"
+    assert mechanism.ledger.entries[0]["private"] is False
+    assert not list((mechanism.context.workdir.internal / "keys").iterdir())
+
+
+def test_a_lost_key_is_noticed_and_the_next_generation_is_another(start):
+    mechanism = start()
+    assert mechanism.generation == -1
+    first = mechanism.key(0)
+    spend(mechanism)
+    assert mechanism.generation == 0
+    (mechanism.context.workdir.internal / "keys" / "query-0.key").unlink()
+    mechanism = start()
+    assert not mechanism.has_key(0)
+    assert (mechanism.key(1) != first).any()
