@@ -5,9 +5,16 @@ import functools
 import hashlib
 from pathlib import Path
 
+import flax
+import jax
+import jaxlib
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
+import privimage_jax
 from privimage_jax import config as configs
+from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, sampling
 
 
@@ -72,6 +79,11 @@ def _solve(epsilon, delta, n, accountant, query_noise, batch_size, steps) -> Pla
     threshold = sampling.threshold(batch_size, n) if steps else 0
     rate = sampling.sampling_rate(threshold)
     reserved = [accounting.Gaussian(query_noise)] if query_noise is not None else []
+    if (cost := accounting.epsilon(reserved, delta, accountant)) > epsilon:
+        raise UserError(
+            f"the semantic query alone costs epsilon {cost:.4f}, more than config.privacy.epsilon = {epsilon:g}; raise "
+            "config.query.noise_multiplier or config.privacy.epsilon."
+        )
     noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, reserved, accountant) if steps else None
     return Plan(epsilon, delta, n, accountant, query_noise, noise, threshold, rate, steps)
 
@@ -103,18 +115,18 @@ def describe(plan: Plan) -> str:
 
 def code_version() -> str:
     """A digest of the code that determines what the mechanisms see and do; part of a replay's identity."""
-    import jax
-
-    import privimage_jax
-
     root = Path(privimage_jax.__file__).parent
     files = [
         *sorted(root.glob("privacy/*.py")),
         *sorted(root.glob("models/*.py")),
+        *(root / f"stages/{name}.py" for name in ("query", "finetune", "generator")),
+        *(root / f"training/{name}.py" for name in ("state", "loop", "mesh")),
+        root / "metrics/features.py",
         root / "diffusion.py",
         root / "augment.py",
     ]
-    digest = hashlib.sha256(f"{privimage_jax.__version__} jax {jax.__version__}".encode())
+    versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]
+    digest = hashlib.sha256(", ".join(versions).encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
