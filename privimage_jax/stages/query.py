@@ -37,14 +37,15 @@ def run(context: Context) -> None:
     """
     mechanism = Mechanism(context, MECHANISM, NAME)
     output = mechanism.folder / "histogram.json"
-    if mechanism.is_closed and output.exists():
+    spent = mechanism.generation >= 0
+    if spent and output.exists():  # never computed again: equal noise on counts that differ at all would subtract
+        mechanism.close()
         return
     model, variables = train_query.load(context)
     section, sensitive = context.config.query, context.sensitive
     mechanism.fix_inputs(
         data=sensitive.digest(), network=tree_digest(variables), settings=workdir.fingerprint(settings(context.config))
     )
-    spent = mechanism.generation >= 0
     if spent and not mechanism.has_key(0):
         raise UserError(
             f"the {MECHANISM} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
