@@ -10,6 +10,7 @@ import optax
 from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.diffusion import make_per_example_loss
+from privimage_jax.errors import UserError
 from privimage_jax.privacy import dp_sgd
 from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
@@ -41,7 +42,8 @@ def run(context: Context) -> None:
     """Writes `release/generator/`: the averaged parameters after the last step, and the model's config.
 
     Raises:
-      UserError: if the model mixes the examples of a batch, or the inputs changed since budget was spent.
+      UserError: if the model mixes the examples of a batch, the inputs changed since budget was spent, or no step is
+        left.
     """
     target = context.workdir.release / "generator"
     params = pretrain.load(context)
@@ -49,8 +51,13 @@ def run(context: Context) -> None:
         generator.publish(target, params, describe(context))
         return
     mechanism = Mechanism(context, MECHANISM, NAME)
-    if mechanism.is_closed and target.exists():
-        return
+    if mechanism.is_closed:
+        if target.exists():
+            return
+        raise UserError(
+            f"the {MECHANISM} in {context.workdir.root} has spent its budget, but its output {target} was deleted; "
+            "start a new workdir."
+        )
     mechanism.fix_inputs(
         data=context.sensitive.digest(),
         parameters=tree_digest(params),
@@ -81,9 +88,8 @@ def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_k
     """Which steps follow the checkpoint, given this mechanism's ledger lines.
 
     Steps reserved under a key that is still there are replayed for free. Under a lost key they are spent, and the run
-    goes on
-    from its checkpoint with a fresh key for as many steps as the plan has left; likewise if the checkpoint is older
-    than the first step of the present key.
+    goes on from its checkpoint with a fresh key for as many steps as the plan has left; likewise if the checkpoint is
+    older than the first step of the present key.
 
     Args:
       lines: the ledger's lines of DP-SGD blocks, oldest first.
@@ -113,6 +119,11 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, mechanism.warn) or state
     stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
+    if stretch.stop == 0:
+        raise UserError(
+            f"every step of the {MECHANISM} in {context.workdir.root} is spent, but its key and its checkpoints were "
+            "lost; start a new workdir."
+        )
     if stretch.generation > max(mechanism.generation, 0):
         mechanism.warn(
             f"the key of {MECHANISM} was lost; its reserved steps are spent and {stretch.stop - stretch.start} "
@@ -141,6 +152,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
                 reserved = reserve_to
             state, metrics = run_steps(state, inputs, begin, end)
             metrics = {name: float(value) for name, value in metrics.items()}
+            _check_processed(metrics, begin, end)
             writer.scalars(end, metrics)
             bar.advance(end - begin, loss=metrics["loss"], clipped=metrics["clipped"])
             if log.sample_every and (end % log.sample_every == 0 or end == stretch.stop):
@@ -151,6 +163,15 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
                 checkpoints.save(end, state)
     writer.close()
     return jax.device_get(merge_params(state["ema"], state["frozen"]))
+
+
+def _check_processed(metrics: dict[str, float], begin: int, end: int) -> None:
+    """Every drawn record is processed exactly once, over all devices: what the accountant's sampling assumes."""
+    if metrics["processed"] != metrics["drawn"]:
+        raise RuntimeError(
+            f"in the steps [{begin}, {end}) of {MECHANISM} a mean of {metrics['drawn']:g} records was drawn, but "
+            f"{metrics['processed']:g} processed: this is a bug of privimage_jax, and the run is not to be released."
+        )
 
 
 def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, end: int) -> None:
