@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,8 +16,10 @@ from privimage_jax.data import Dataset
 from privimage_jax.errors import UserError
 from privimage_jax.stages.plan import Plan, make_plan
 from privimage_jax.training.mesh import make_mesh
-from privimage_jax.training.writers import progress
+from privimage_jax.training.writers import headline, progress
 from privimage_jax.workdir import Workdir, make_dir
+
+UNDECLARED = ("npz", "folder", "zip")  # sources that may take the list of classes from the records themselves
 
 
 class Context:
@@ -106,8 +109,25 @@ class Context:
                 f"the held-out part of config.data has {self.held_out.n} image; hold out at least 2 by "
                 "config.data.test_fraction, or give config.evaluate.enabled=False."
             )
+        self._warn_about_classes()
         if self.config.evaluate.enabled and self.held_out.class_names != self.sensitive.class_names:
             raise UserError(
                 f"the held-out part of config.data has the classes {', '.join(self.held_out.class_names)}, but the "
                 f"training part has {', '.join(self.sensitive.class_names)}; give both the same classes."
+            )
+
+    def _warn_about_classes(self) -> None:
+        """Tells the operator, and nobody else, of classes that come from the data, and of classes without images."""
+        sensitive, section = self.sensitive, self.config.data
+        if not section.class_names and section.source in UNDECLARED:
+            headline(
+                "data",
+                "warning",
+                f"the {sensitive.n_classes} classes were read from the sensitive set, but are released as public: "
+                "declare them in config.data.class_names, also those that may be empty.",
+            )
+        present = set(np.unique(sensitive.labels).tolist())
+        if empty := [name for number, name in enumerate(sensitive.class_names) if number not in present]:
+            headline(
+                "data", "warning", f"no sensitive image is of class {', '.join(empty)}; it is generated all the same."
             )
