@@ -1,6 +1,4 @@
 """The whole pipeline at its smallest: what it writes, skips and refuses, and how it survives interruption."""
-interruption.
-"""
 
 import json
 import shutil
