@@ -181,7 +181,9 @@ def _line_in(file: str, error: Exception) -> str:
 
 def _named(error: Exception) -> str:
     """The error's type and the beginning of its text, as a part of a sentence."""
-    text = str(error.args[0] if error.args else error).strip(" '.").replace(". ", "; ")
+    text = str(error.args[0] if error.args else error).strip(" .").replace(". ", "; ")
+    if isinstance(error, KeyError | AttributeError):  # ConfigDict quotes some of its messages twice
+        text = re.sub(r"^'(.*)'$", r"\1", text)
     return textwrap.shorten(f"{type(error).__name__}: {text}", 160, placeholder=" …").rstrip(": ")
 
 

@@ -6,6 +6,7 @@ second.
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -37,6 +38,7 @@ XLA_FLAGS = (
 
 def entry_point() -> None:
     """The console script: runs a command and exits with its status."""
+    sys.excepthook = report_uncaught
     sys.exit(main(sys.argv))
 
 
@@ -70,6 +72,14 @@ def main(argv: list[str]) -> int:
         print("privimage: interrupted; the same command continues where it stopped.", file=sys.stderr)
         return 130
     return 0
+
+
+def report_uncaught(kind, error, trace) -> None:
+    """For `sys.excepthook`: when a write fails, tensorstore's other threads go on to call an event loop that orbax has
+    closed; the main thread tells what went wrong, and they need not.
+    """
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
 
 
 def _command(argv: list[str]) -> tuple[str, list[str]]:

@@ -5,9 +5,9 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
-import pytest
 
 from privimage_jax import main
 from privimage_jax.stages import context
@@ -40,12 +40,12 @@ class Result:
         return self
 
 
-@pytest.fixture
-def privimage(capfd, monkeypatch):
-    """`privimage("run", "--config", …) -> Result` in this process, on one device and with the tests' own jax set-up."""
+def caller(capfd, monkeypatch) -> Callable[..., Result]:
+    """`call("run", "--config", …) -> Result` in this process, on one device and with the tests' own jax set-up."""
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(main, "_set_up_jax", lambda *_: None)
     monkeypatch.setattr(context, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(sys, "excepthook", main.report_uncaught)
 
     def call(*arguments) -> Result:
         capfd.readouterr()
@@ -56,23 +56,21 @@ def privimage(capfd, monkeypatch):
 
 
 def start(*arguments, cwd, **more) -> subprocess.Popen:
-    """Starts the installed console script; the folder of tests is importable, as its config files need `pipelines`."""
+    """Starts the installed console script; the tests are importable, as their config files need `pipelines`."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     return subprocess.Popen(
         [SCRIPT, *map(str, arguments)],
         cwd=cwd,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        **more,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
     )
 
 
 def finish(process: subprocess.Popen) -> Result:
     """Waits for a started script."""
     out, err = process.communicate(timeout=120)
-    return Result(process.returncode, out, err)
+    return Result(process.returncode, out or "", err)
 
 
 def write_config(folder: pathlib.Path, data: pathlib.Path) -> pathlib.Path:

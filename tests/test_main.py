@@ -1,0 +1,174 @@
+"""The command line: every mistake is answered in one sentence with exit status 2, every command does what it says."""
+
+import pathlib
+import shutil
+import signal
+import time
+
+import pytest
+from commands import caller, finish, start, write_config
+
+import privimage_jax.configs
+from privimage_jax import config as configs
+from privimage_jax import main
+
+CONFIGS = pathlib.Path(privimage_jax.configs.__path__[0])
+N = "--config.data.n=60"
+
+
+@pytest.fixture
+def privimage(capfd, monkeypatch):
+    return caller(capfd, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    return write_config(folder, folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprits"),
+    [
+        ([], ["a command is missing", "run, train-query"]),
+        (["runn"], ["'runn' is not a command", "run, train-query"]),
+        (["run"], ["--config is missing"]),
+        (["run", "--config"], ["the config file '' does not exist"]),
+        (["run", "--config", "nowhere.py", "--workdir", "w"], ["'nowhere.py' does not exist", "quickstart.py"]),
+        (["run", "--config", "{config}"], ["--workdir is missing"]),
+        (["run", "--config", "{config}", "--workdir"], ["missing value for flag --workdir"]),
+        (["run", "--config", "{config}", "--workdir", ""], ["--workdir is missing"]),
+        (["run", "--config", "{config}", "--workdir", "gs://b/run"], ["gs://b/run is an object store"]),
+        (["run", "--config", "{config}", "--workdir", "w", "more"], ["unexpected argument 'more'"]),
+        (["run", "--config", "{config}", "--workdri", "w"], ["'workdri'", "workdir"]),
+        (["budget", "--config", "{config}"], ["config.data.n is 0", "--config.data.n=60000"]),
+        (["ledger"], ["--workdir is missing"]),
+        (["ledger", "--workdir", "nowhere"], ["nowhere/release/ledger.jsonl does not exist"]),
+        (["prepare"], ["give the NAME of one TFDS set"]),
+        (["prepare", "mnist", "cifar10"], ["give the NAME of one TFDS set, not mnist cifar10"]),
+    ],
+)
+def test_a_command_that_does_not_fit_is_refused(privimage, config, tmp_path, monkeypatch, arguments, culprits):
+    monkeypatch.chdir(tmp_path)
+    privimage(*(str(argument).format(config=config) for argument in arguments)).refuses(*culprits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "culprits"),
+    [
+        ("epsilon=1", ["config.epsilon is not a known setting", "did you mean config.privacy.epsilon?"]),
+        ("privacy=1", ["config.privacy is a section", "config.privacy.accountant"]),
+        ("data.paht=x", ["config.data.paht", "did you mean config.data.path?"]),
+        ("model.kwargsx=1", ["config.model.kwargsx is not a known setting"]),
+        ("privacy.epsilon=ten", ["--config.privacy.epsilon=ten", "configs/base.py"]),
+        ("privacy.epsilon=0", ["config.privacy.epsilon=0.0", "a number above 0"]),
+        ("privacy.epsilon=-1", ["config.privacy.epsilon=-1.0", "a number above 0"]),
+        ("privacy.epsilon=nan", ["config.privacy.epsilon=nan"]),
+        ("privacy.delta=0.02", ["config.privacy.delta=0.02 is not below 1/N", "N=60", "0 for 1 / (N ln N)"]),
+        ("data.n=2", ["N=2 image(s)", "at least 3"]),
+        ("finetune.batch_size=61", ["config.finetune.batch_size=61", "N=60", "at most 60"]),
+        ("query.noise_multiplier=0.1", ["privacy.epsilon = 10", "raise config.query.noise_multiplier"]),
+        ("seed=1.5", ["--config.seed=1.5"]),
+        ("seed=99999999999999999999", ["config.seed=", "a whole number from 0 to 2^32 - 1"]),
+        ("evaluate.enabled=maybe", ["--config.evaluate.enabled=maybe"]),
+        ("evaluate.extractor=inception", ["config.evaluate.extractor='inception'", "give query"]),
+        ("sample.n=1", ["config.sample.n=1", "at least 2"]),
+        ("sample.class_weights=('a','b')", ["config.sample.class_weights=('a', 'b')", "one number"]),
+        ("data.class_names=('a','a')", ["config.data.class_names=('a', 'a')", "distinct names"]),
+        ("data.source=hdf5", ["config.data.source='hdf5'", "tfds, folder"]),
+        ("public.path=", ["config.public.path is empty"]),
+    ],
+)
+def test_a_setting_that_is_not_accepted_is_named(privimage, config, setting, culprits):
+    privimage("budget", "--config", config, N, f"--config.{setting}").refuses(*culprits)
+
+
+BASE = "from privimage_jax.configs import base\ndef get_config():\n    config = base.get_config()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "culprits"),
+    [
+        ("def get_config(:\n", ["in line 1 with SyntaxError"]),
+        ("\nimport no_such_module\n", ["in line 2 with ModuleNotFoundError: No module named 'no_such_module'"]),
+        ("def get_config():\n    raise ValueError('no. way\\nout')\n", ["in line 2 with ValueError: no; way out"]),
+        ("def get_config():\n    open('/no/such/file')\n", ["in line 2 with FileNotFoundError"]),
+        ("x = 1\n", ["has no attribute 'get_config'"]),
+        ("def get_config(): pass\n", ["returns NoneType", "let it return the changed ConfigDict"]),
+        ("def get_config(): return {}\n", ["returns dict"]),
+        (f"{BASE}    config.privacy.epsilonn = 1\n    return config\n", ["in line 4", 'Key "epsilonn" does not exist']),
+        (f"{BASE}    config.privacy.epsilon = 'x'\n    return config\n", ["in line 4", "'epsilon'", "'float'"]),
+        (
+            f"{BASE}    with config.unlocked(): config.privacy.epsilonn = 1\n    return config\n",
+            ["config.privacy.epsilonn is not a known setting", "config.privacy.epsilon?"],
+        ),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'seed': 1})\n",
+            ["is missing; start your config from configs/base.py"],
+        ),
+        (f"{BASE}    config.data.image_size = 2\n    return config\n", ["config.data.image_size=2", "from 4 to 1024"]),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(privimage, tmp_path, text, culprits):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    result = privimage("run", "--config", path, "--workdir", tmp_path / "run")
+    result.refuses(*culprits)
+    assert "config." in result.err or str(path) in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_no_mistake(privimage):
+    for arguments in (["--help"], ["help"], ["run", "-h"]):
+        out = privimage(*arguments).succeeds().out
+        assert out.startswith("usage: privimage COMMAND") and "configs/base.py" in out
+
+
+def test_the_budget_needs_no_data(privimage, config):
+    out = privimage("budget", f"--config={config}", N, "--config.data.path=nowhere.npz").succeeds().out
+    assert out.startswith("budget       epsilon = 10, delta = 0.004071, N = 60") and "sigma2" in out
+
+
+def test_overrides_reach_the_config_wherever_they_stand(config):
+    """Also arguments of a model that its config file does not give."""
+    arguments = [N, "--config.privacy.epsilon=2", "--config", str(config), "--config.model.kwargs.widths=(8, 9)"]
+    given, _ = main._configured(arguments)
+    assert (given.data.n, given.privacy.epsilon, given.model.kwargs.widths) == (60, 2.0, (8, 9))
+
+
+def test_a_config_takes_an_argument(privimage):
+    assert configs.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
+    privimage("budget", f"--config={CONFIGS / 'mnist.py'}:64").refuses("mnist.py fails", "get_config() takes 0")
+
+
+def test_preparing_without_tensorflow_says_what_to_install(privimage, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    privimage("prepare", "mnist").refuses('pip install "privimage-jax[prepare]"')
+
+
+def test_the_installed_script_works_from_anywhere(tmp_path):
+    shutil.copy(CONFIGS / "quickstart.py", tmp_path / "mine.py")
+    (tmp_path / "elsewhere").mkdir()
+    script = start("budget", "--config", tmp_path / "mine.py", "--config.data.n=1438", cwd=tmp_path / "elsewhere")
+    assert "sigma1 = 5" in finish(script).succeeds().out
+    script = start("budget", "--config", "mine.py", "--config.data.n=0", cwd=tmp_path)
+    finish(script).refuses("config.data.n is 0")
+
+
+def test_a_full_standard_output_is_no_stack_trace(tmp_path):
+    with open("/dev/full", "w") as full:
+        finish(start("help", cwd=tmp_path, stdout=full)).refuses("No space left on device")
+
+
+def test_an_interrupted_script_says_how_to_go_on(config, tmp_path):
+    settings = ("--config.query_net.epochs=100000", "--config.privacy.accountant=rdp")
+    script = start("run", "--config", config, "--workdir", tmp_path / "run", *settings, cwd=tmp_path)
+    deadline = time.monotonic() + 100
+    while not list((tmp_path / "run").glob("internal/train_query/checkpoints/[1-9]*")) and time.monotonic() < deadline:
+        assert script.poll() is None, finish(script)
+        time.sleep(0.1)
+    script.send_signal(signal.SIGINT)
+    result = finish(script)
+    assert result.status == 130, result
+    assert result.err == "privimage: interrupted; the same command continues where it stopped.\n"
