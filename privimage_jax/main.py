@@ -38,7 +38,7 @@ XLA_FLAGS = (
 
 def entry_point() -> None:
     """The console script: runs a command and exits with its status."""
-    sys.excepthook = report_uncaught
+    sys.unraisablehook = report_unraisable
     sys.exit(main(sys.argv))
 
 
@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
             "command again.",
             file=sys.stderr,
         )
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # nothing is flushed in vain at exit
+        if error.filename is None:  # nothing is to be flushed in vain at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return 2
     except KeyboardInterrupt:
         print("privimage: interrupted; the same command continues where it stopped.", file=sys.stderr)
@@ -74,12 +75,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def report_uncaught(kind, error, trace) -> None:
-    """For `sys.excepthook`: when a write fails, tensorstore's other threads go on to call an event loop that orbax has
-    closed; the main thread tells what went wrong, and they need not.
+def report_unraisable(unraisable) -> None:
+    """For `sys.unraisablehook`: when a write fails, tensorstore's other threads go on to call an event loop that orbax
+    has closed; the main thread says what went wrong, and they need not.
     """
     if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(kind, error, trace)
+        sys.__unraisablehook__(unraisable)
 
 
 def _command(argv: list[str]) -> tuple[str, list[str]]:

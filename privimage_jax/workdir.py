@@ -74,9 +74,9 @@ def fsync_dir(path: Path) -> None:
 def make_dir(path: Path, mode: int = 0o755) -> None:
     """Makes a folder and its parents, durably; an existing one is left as it is."""
     path = Path(path)
-    if path.is_dir():
-        return
     with explain_os_errors(path):
+        if path.is_dir():
+            return
         make_dir(path.parent)
         path.mkdir(mode=mode, exist_ok=True)
         fsync_dir(path.parent)
@@ -155,11 +155,13 @@ def append_line_durably(path: Path, line: str) -> None:
     """
     path = Path(path)
     created = not path.exists()
-    with explain_os_errors(path), open(path, "ab") as file:
-        start = file.tell()
+    # Unbuffered: closing a buffered file would write the rest of a refused line once the truncation has made room.
+    with explain_os_errors(path), open(path, "ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        rest = memoryview(line.rstrip("\n").encode() + b"\n")
         try:
-            file.write(line.rstrip("\n").encode() + b"\n")
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except OSError:
             with contextlib.suppress(OSError):
@@ -223,7 +225,9 @@ class Workdir:
     def lock(self) -> Iterator[None]:
         """Holds the run's lock; a second process on the same folder is refused at once."""
         path = self.internal / "lock"
-        with explain_os_errors(path), open(path, "a", encoding="utf-8") as file:
+        with explain_os_errors(path):
+            path.touch()
+        with open(path, "a", encoding="utf-8") as file:  # not explained: what goes wrong inside is not about this file
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

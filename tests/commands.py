@@ -40,17 +40,16 @@ class Result:
         return self
 
 
-def caller(capfd, monkeypatch) -> Callable[..., Result]:
+def caller(capsys, monkeypatch) -> Callable[..., Result]:
     """`call("run", "--config", …) -> Result` in this process, on one device and with the tests' own jax set-up."""
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(main, "_set_up_jax", lambda *_: None)
     monkeypatch.setattr(context, "make_mesh", lambda: mesh)
-    monkeypatch.setattr(sys, "excepthook", main.report_uncaught)
 
     def call(*arguments) -> Result:
-        capfd.readouterr()
+        capsys.readouterr()
         status = main.main(["privimage", *map(str, arguments)])
-        return Result(status, *capfd.readouterr())
+        return Result(status, *capsys.readouterr())
 
     return call
 

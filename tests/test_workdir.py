@@ -68,6 +68,15 @@ def test_a_line_that_does_not_fit_is_taken_back(tmp_path, size_limit):
     assert path.read_text() == "first\n"
 
 
+def test_no_part_of_a_line_that_fits_in_part_is_left(tmp_path, size_limit):
+    path = tmp_path / "lines"
+    workdir.append_line_durably(path, "x" * ((1 << 16) - 20))
+    before = path.read_text()
+    with pytest.raises(UserError):
+        workdir.append_line_durably(path, "a line of more than the twenty bytes that are left")
+    assert path.read_text() == before
+
+
 def test_text_of_a_full_disk_inside_a_library_error_is_explained(tmp_path):
     with pytest.raises(UserError, match="the disk is full"), workdir.explain_os_errors(tmp_path):
         raise ValueError("failed to write chunk: [OS error 28: No space left on device]")

@@ -120,7 +120,7 @@ def _decode(
                     f"{name} has label {label}, outside the {len(source.class_names)} classes "
                     f"(0 to {len(source.class_names) - 1}); repair it or extend {settings.key}.class_names."
                 )
-            images[row] = fit(image, shape[0], shape[2], settings.crop, name)
+            images[row] = fit(image, shape[0], shape[2], settings.crop, getattr(image, "filename", "") or name)
             labels[row] = label
         return images, labels
 

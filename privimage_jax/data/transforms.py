@@ -32,7 +32,9 @@ def decode_image(content: Path | bytes, name: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+            upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+            upright.filename = name  # what later messages call it
+            return upright
     except UserError:
         raise
     except Image.DecompressionBombError:
