@@ -4,13 +4,15 @@ The configuration is checked before anything heavy is imported, so that a wrong 
 second.
 """
 
+import logging
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from privimage_jax import config as configs
@@ -39,6 +41,7 @@ XLA_FLAGS = (
 def entry_point() -> None:
     """The console script: runs a command and exits with its status."""
     sys.unraisablehook = report_unraisable
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # likewise of tasks that fail beside the first
     sys.exit(main(sys.argv))
 
 
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> int:
     Returns:
       0 when it is done, 2 for a mistake that the user can mend (one sentence on standard error), 130 when interrupted.
     """
-    logging.set_verbosity(logging.FATAL)  # of libraries; what they raise is told in one sentence
+    absl_logging.set_verbosity(absl_logging.FATAL)  # of libraries; what they raise is told in one sentence
     try:
         command, arguments = _command(argv)
         if command == "help":

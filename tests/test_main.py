@@ -17,8 +17,8 @@ N = "--config.data.n=60"
 
 
 @pytest.fixture
-def privimage(capfd, monkeypatch):
-    return caller(capfd, monkeypatch)
+def privimage(capsys, monkeypatch):
+    return caller(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
