@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.errors import UserError
-from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.stages import evaluate, finetune, pretrain, query, report, sample, selection, train_query
 from privimage_jax.stages.context import Context
+from privimage_jax.stages.mechanism import open_ledger
 from privimage_jax.training.writers import headline
 
 STAGES: tuple[ModuleType, ...] = (train_query, query, selection, pretrain, finetune, sample, evaluate, report)
@@ -71,11 +71,13 @@ def run(context: Context, last: str | None = None) -> None:
 
 def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
     mark = context.workdir.done_mark(stage.NAME)
-    if mark is not None and mark["fingerprint"] == fingerprint:
+    missing = [name for name in stage.OUTPUTS if not (context.workdir.root / name).exists()]
+    if mark is not None and mark["fingerprint"] == fingerprint and not missing:
         headline(stage.NAME, "skipped", "done before with the same settings")
         return
     if mark is not None:
-        headline(stage.NAME, "stale", "its settings or inputs changed; it runs again")
+        reason = f"{missing[0]} is missing" if missing else "its settings or inputs changed"
+        headline(stage.NAME, "stale", f"{reason}; it runs again")
         context.workdir.clear_mark(stage.NAME)
     started = context.workdir.internal / stage.NAME / "started.json"
     record = _record(context, stage, fingerprint)
@@ -117,7 +119,7 @@ def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints:
 
 def _has_spent(context: Context, stage: ModuleType) -> bool:
     mechanism = getattr(stage, "MECHANISM", None)
-    lines = Ledger.open(context.workdir.ledger).entries
+    lines = open_ledger(context.workdir).entries
     return mechanism is not None and any(line.get("mechanism") == mechanism for line in lines)
 
 

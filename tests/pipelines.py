@@ -76,6 +76,7 @@ def tiny_config(folder: pathlib.Path):
         path = folder / f"{name}.npz"
         config[name].source = "npz"
         config[name].path = str(path if path.exists() else write_npz(path, 60, classes, seed))
+    config.data.class_names = ("left", "middle", "right")
     config.data.image_size = SIDE
     config.data.channels = 1
     config.privacy.fixed_seed = 7

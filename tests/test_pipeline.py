@@ -110,6 +110,31 @@ def test_the_same_data_elsewhere_is_the_same(copy, tmp_path, capsys):
     assert capsys.readouterr().out.count("skipped") == 8
 
 
+def test_a_deleted_output_is_made_again(copy):
+    config, workdir = copy
+    before = release_bytes(run(config, workdir))
+    (workdir / "release" / "synthetic.npz").unlink()
+    assert release_bytes(run(config, workdir)) == before
+
+
+def test_deleted_outputs_of_mechanisms_stop_the_run(copy):
+    config, workdir = copy
+    shutil.rmtree(workdir / "release" / "generator")
+    with pytest.raises(UserError, match="has spent its budget, but its output .*generator was deleted"):
+        run(config, workdir)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_a_ledger_that_lost_lines_stops_the_run(copy, kept):
+    """Otherwise its budget could be spent again."""
+    config, workdir = copy
+    ledger = workdir / "release" / "ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:kept]))
+    config.clipping.norm = 2e-3
+    with pytest.raises(UserError, match=r"ledger\.jsonl has lost lines"):
+        run(config, workdir)
+
+
 class Stop(BaseException):
     """Stands for whatever ends a process; not an Exception, so nothing can swallow it."""
 
@@ -134,9 +159,9 @@ def interrupt(monkeypatch, owner, name, after):
         (query.Mechanism, "spend", 0),  # key made, nothing spent
         (query.noise, "rounded_gaussian", 0),  # spent, output not there
         (query.Mechanism, "close", 0),  # output there, key not deleted
-        (Checkpoints, "save", 8),  # in pre-training
+        (Checkpoints, "save", 5),  # in pre-training
         (finetune.Mechanism, "spend", 2),  # one block reserved and run
-        (Checkpoints, "save", 10),  # within the second block
+        (Checkpoints, "save", 8),  # within the second block
         (finetune.generator, "publish", 0),  # all steps run, nothing published
         (finetune.Mechanism, "close", 1),  # published, not closed
         (pretrain, "save_tree", 0),
@@ -170,7 +195,7 @@ def test_keys_come_from_entropy_are_private_and_are_deleted(finished, tmp_path, 
     lines = [json.loads(line) for line in workdir.ledger.read_text().splitlines()]
     blocks = [(line["key_generation"], line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
     assert sum(end - begin for _, (begin, end) in blocks) == 6
-    assert [generation for generation, _ in blocks] == [0, 1]
+    assert [generation for generation, _ in blocks] == [0, 1, 1]
     assert lines[0]["private"] is True
     assert max(line.get("epsilon", 0) for line in lines) <= 10
 

@@ -7,9 +7,12 @@ arguments that returns [B,D].
 
 import dataclasses
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -117,6 +120,24 @@ def _build(
         raise UserError(f"{kwargs_key}: {name} rejects {arguments} ({error}); correct them.") from error
 
 
+def source_file(name: str) -> Path:
+    """The file of the module that an import string "package.module:Class" names."""
+    return Path(inspect.getfile(_import_module(name, "model.name")))
+
+
+def _import_module(name: str, name_key: str) -> ModuleType:
+    # Installed scripts, unlike `python -m`, do not look for modules in the current directory.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name.partition(":")[0])
+    except Exception as error:
+        raise UserError(
+            f"{name_key}: cannot import the module of {name!r} ({type(error).__name__}: {error}); it must be "
+            "installed or lie in the current directory or on PYTHONPATH."
+        ) from error
+
+
 def _import_class(name: str, zoo: Mapping[str, type[nn.Module]], name_key: str) -> type[nn.Module]:
     module_name, _, class_name = name.partition(":")
     if not (module_name and class_name):
@@ -124,16 +145,7 @@ def _import_class(name: str, zoo: Mapping[str, type[nn.Module]], name_key: str) 
             f"{name_key}: unknown model {name!r}; choose {', '.join(sorted(zoo))} or give an import string "
             "'package.module:Class'."
         )
-    # Installed scripts, unlike `python -m`, do not look for modules in the current directory.
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise UserError(
-            f"{name_key}: cannot import the module of {name!r} ({type(error).__name__}: {error}); it must be "
-            "installed or lie in the current directory or on PYTHONPATH."
-        ) from error
+    module = _import_module(name, name_key)
     cls = getattr(module, class_name, None)
     if cls is None:
         raise UserError(f"{name_key}: the module {module_name!r} has no {class_name!r}; correct the class name.")

@@ -115,6 +115,16 @@ class Ledger:
             self.append("open", **terms)
         return self.append(kind, **fields, epsilon=cost)
 
+    @property
+    def head(self) -> dict[str, Any]:
+        """How many lines there are and the SHA-256 of the last: kept elsewhere, it tells whether lines went missing."""
+        return {"lines": len(self.entries), "last": self._last_hash}
+
+    def extends(self, head: dict[str, Any]) -> bool:
+        """Whether the ledger still holds all the lines that `head` spoke of."""
+        hashes = [*(entry["previous"] for entry in self.entries), self._last_hash]
+        return head["lines"] < len(hashes) and hashes[head["lines"]] == head["last"]
+
     def _check_terms(self, opened: Entry, terms: dict[str, Any]) -> None:
         for name in sorted(FIELDS["open"]):
             if opened.get(name) != terms.get(name):

@@ -17,6 +17,7 @@ from privimage_jax.training.writers import headline, image_grid, progress, save_
 from privimage_jax.workdir import atomic_write_json
 
 NAME = "evaluate"
+OUTPUTS = ("internal/evaluation.json",)  # a missing one makes the stage stale
 COMPARED = 8  # images of each class and set in the comparison picture
 
 

@@ -23,6 +23,7 @@ from privimage_jax.training.state import init_state, make_update, merge_params, 
 from privimage_jax.training.writers import MetricWriter, progress
 
 NAME = "finetune"
+OUTPUTS = ("release/generator",)  # a missing one makes the stage stale
 MECHANISM = "DP-SGD fine-tuning"
 
 

@@ -19,6 +19,19 @@ from privimage_jax.training.writers import headline
 ADJACENCY = "zero-out of one record (an image with its label)"
 
 
+def open_ledger(run: workdir.Workdir) -> Ledger:
+    """The run's ledger, which must still hold every line that `internal/ledger_head.json` remembers.
+
+    Raises:
+      UserError: if the ledger is damaged, or lines were cut off: budget would seem unspent.
+    """
+    ledger = Ledger.open(run.ledger)
+    head = run.internal / "ledger_head.json"
+    if head.exists() and not ledger.extends(workdir.read_json(head)):
+        raise UserError(f"{run.ledger} has lost lines that spent budget; restore the file, or start a new workdir.")
+    return ledger
+
+
 class Mechanism:
     """One mechanism of one run."""
 
@@ -26,7 +39,7 @@ class Mechanism:
         self.context = context
         self.name = name
         self.folder = context.folder(stage)
-        self.ledger = Ledger.open(context.workdir.ledger)
+        self.ledger = open_ledger(context.workdir)
         self._keys = context.folder("keys")
         self._stage = stage
 
@@ -50,7 +63,7 @@ class Mechanism:
           UserError: if a spent mechanism would be replayed on other inputs: equal noise on different inputs subtracts.
         """
         path = self.folder / "inputs.json"
-        inputs = {**inputs, "code": code_version()}
+        inputs = {**inputs, "code": code_version(self.context.config)}
         if any(line["kind"] != "closed" for line in self.lines):
             recorded = workdir.read_json(path) if path.exists() else {}
             changed = sorted(name for name in inputs if recorded.get(name) != inputs[name])
@@ -86,6 +99,11 @@ class Mechanism:
             return self.context.plan.spent(accounting.events_from(spent))
 
         self.ledger.spend(kind, epsilon, self._terms(), mechanism=self.name, **fields)
+        self._remember_head()
+
+    def _remember_head(self) -> None:
+        """After the ledger's line: a crash between the two leaves a head that the ledger extends."""
+        workdir.atomic_write_json(self.context.workdir.internal / "ledger_head.json", self.ledger.head)
 
     @property
     def generation(self) -> int:
@@ -113,6 +131,7 @@ class Mechanism:
         """After the artefact is durable: the line `closed`, then the key is deleted."""
         if not is_closed(self.ledger.entries, self.name):
             self.ledger.append("closed", mechanism=self.name)
+            self._remember_head()
         self._delete_keys()
 
     def warn(self, message: str) -> None:

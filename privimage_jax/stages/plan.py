@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import privimage_jax
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
+from privimage_jax.models import registry
 from privimage_jax.privacy import accounting, sampling
 
 
@@ -113,8 +114,12 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def code_version() -> str:
-    """A digest of the code that determines what the mechanisms see and do; part of a replay's identity."""
+def code_version(config: ConfigDict) -> str:
+    """A digest of the code that determines what the mechanisms see and do; part of a replay's identity.
+
+    It covers the privacy core, the models, what lies between them and the data, the files of models that are named by
+    import strings, and the versions of the numerical libraries.
+    """
     root = Path(privimage_jax.__file__).parent
     files = [
         *sorted(root.glob("privacy/*.py")),
@@ -124,6 +129,7 @@ def code_version() -> str:
         root / "metrics/features.py",
         root / "diffusion.py",
         root / "augment.py",
+        *(registry.source_file(name) for name in (config.model.name, config.query_net.model) if ":" in name),
     ]
     versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]
     digest = hashlib.sha256(", ".join(versions).encode())

@@ -20,6 +20,7 @@ from privimage_jax.training.state import init_state, make_update
 from privimage_jax.training.writers import MetricWriter, progress
 
 NAME = "pretrain"
+OUTPUTS = ("internal/pretrain/params",)  # a missing one makes the stage stale
 
 
 def reads(config) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
 
 NAME = "query"
+OUTPUTS = ("internal/query/histogram.json",)  # a missing one makes the stage stale
 MECHANISM = "semantic query"
 
 

@@ -10,6 +10,7 @@ from privimage_jax.stages import sample
 from privimage_jax.stages.context import Context
 
 NAME = "report"
+OUTPUTS = ("release/report.html",)  # a missing one makes the stage stale
 
 
 def reads(config) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from privimage_jax.training.writers import encode_png, progress
 from privimage_jax.workdir import atomic_dir, atomic_write_npz, remove
 
 NAME = "sample"
+OUTPUTS = ("release/synthetic.npz",)  # a missing one makes the stage stale
 
 
 def reads(config) -> tuple[str, ...]:

@@ -15,6 +15,10 @@ from privimage_jax.stages.context import Context
 from privimage_jax.workdir import atomic_write_json, atomic_write_npz
 
 NAME = "select"
+OUTPUTS = (
+    "internal/select/subset.npz",
+    "release/semantics.json",
+)  # a missing one makes the stage stale
 
 
 def reads(config) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from privimage_jax.training.writers import MetricWriter, progress
 from privimage_jax.workdir import Workdir
 
 NAME = "train_query"
+OUTPUTS = ("internal/train_query/network",)  # a missing one makes the stage stale
 
 
 def reads(config) -> tuple[str, ...]:

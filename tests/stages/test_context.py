@@ -16,6 +16,7 @@ def context(tmp_path):
 
 
 def test_classes_that_nobody_declared_are_warned_about(context, capsys):
+    context.config.data.class_names = ()
     context.check_data()
     assert "declare them in config.data.class_names" in capsys.readouterr().out
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import types
 
 import numpy as np
 import pytest
 
 from privimage_jax import workdir as disk
+from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, ledger
 from privimage_jax.stages.mechanism import Mechanism
@@ -35,7 +35,8 @@ class FakeContext:
         self.workdir.create()
         self.plan = PLAN
         self.is_private = fixed_seed < 0
-        self.config = types.SimpleNamespace(privacy=types.SimpleNamespace(fixed_seed=fixed_seed))
+        self.config = base.get_config()
+        self.config.privacy.fixed_seed = fixed_seed
 
     def folder(self, stage):
         path = self.workdir.internal / stage
@@ -88,7 +89,9 @@ def test_the_order_of_writes(start, monkeypatch):
         ("query-0.key", "atomic_write_bytes"),
         ("ledger.jsonl", "append_line_durably"),
         ("ledger.jsonl", "append_line_durably"),
+        ("ledger_head.json", "atomic_write_bytes"),
         ("ledger.jsonl", "append_line_durably"),
+        ("ledger_head.json", "atomic_write_bytes"),
         ("query-0.key", "remove"),
     ]
     assert kinds(mechanism) == ["open", "gaussian", "closed"]
@@ -173,7 +176,7 @@ def test_other_code_is_another_input(start, monkeypatch):
     mechanism = start()
     mechanism.fix_inputs(data="one")
     spend(mechanism)
-    monkeypatch.setattr("privimage_jax.stages.mechanism.code_version", lambda: "other")
+    monkeypatch.setattr("privimage_jax.stages.mechanism.code_version", lambda config: "other")
     with pytest.raises(UserError, match=r"changed: code"):
         start().fix_inputs(data="one")
 
