@@ -112,6 +112,7 @@ def get_config() -> ConfigDict:
     config.finetune.flip = False  # random left-right flips
     config.finetune.shift = 0  # random shifts of up to so many pixels
     config.finetune.trainable = ".*"  # regular expression of the parameters to fine-tune, e.g. ".*attention.*"
+    config.finetune.lora_rank = 0  # >0: train low-rank changes of the chosen kernels (LoRA) in place of the kernels
     config.finetune.block = 0  # steps reserved in the ledger at a time; 0 = a tenth of all
 
     config.clipping = ConfigDict()  # of per-example gradients

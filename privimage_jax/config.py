@@ -111,6 +111,7 @@ RULES: dict[str, Rule] = {
     "finetune.ema": _DECAY,
     "finetune.shift": _AT_LEAST_0,
     "finetune.trainable": (_is_regex, "a regular expression"),
+    "finetune.lora_rank": _AT_LEAST_0,
     "finetune.block": _AT_LEAST_0,
     "clipping.norm": _ABOVE_0,
     "clipping.method": _one_of("auto", "vmap"),

@@ -10,7 +10,8 @@ from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 
 from privimage_jax.errors import UserError
 from privimage_jax.stages import finetune, pretrain, query, train_query
-from privimage_jax.training.checkpoint import Checkpoints
+from privimage_jax.training.checkpoint import Checkpoints, restore_tree
+from privimage_jax.training.state import flatten_params
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +221,19 @@ def test_other_selections_need_no_query(finished, tmp_path, method):
     workdir = run(config, tmp_path / "run")
     assert "gaussian" not in workdir.ledger.read_text()
     assert json.loads((workdir.release / "semantics.json").read_text())["histogram"] is None
+
+
+def test_low_rank_fine_tuning_changes_kernels_only(finished, tmp_path):
+    folder, uninterrupted = finished
+    config = tiny_config(folder)
+    config.finetune.lora_rank = 2
+    config.evaluate.enabled = False
+    workdir = run(config, tmp_path / "run")
+    low, full = (np.load(w.release / "generator" / "params.npz") for w in (workdir, uninterrupted))
+    assert set(low) == set(full)
+    pretrained = flatten_params(restore_tree(workdir.internal / "pretrain" / "params"))
+    for path, value in pretrained.items():
+        assert np.array_equal(low[path], value) == path.endswith("bias"), path
 
 
 def test_without_fine_tuning_only_the_query_spends(finished, tmp_path):

@@ -1,6 +1,7 @@
 """Stage 5: fine-tune the generator on the sensitive images with DP-SGD (mechanism 2) and publish it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.stages.query import tree_digest
-from privimage_jax.training import loop
+from privimage_jax.training import loop, lora
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import replicated
 from privimage_jax.training.state import init_state, make_update, merge_params, split_params
@@ -114,7 +115,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     config, plan, log = context.config, context.plan, context.config.log
     n_classes = context.sensitive.n_classes
     model = generator.build(config, n_classes)
-    trainable, frozen = split_params(params, config.finetune.trainable)
+    trainable, frozen, merge = _part(context, params)
     optimizer = optax.adam(config.finetune.learning_rate)
     state = jax.device_put(init_state(trainable, optimizer, frozen), replicated(context.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
@@ -130,7 +131,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
             f"the key of {MECHANISM} was lost; its reserved steps are spent and {stretch.stop - stretch.start} "
             f"are left."
         )
-    run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes, merge_params(trainable, frozen)))
+    run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes, params, merge))
     inputs = jax.device_put(
         {
             "data": {"image": np.asarray(context.sensitive.images), "label": np.asarray(context.sensitive.labels)},
@@ -157,13 +158,20 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
             writer.scalars(end, metrics)
             bar.advance(end - begin, loss=metrics["loss"], clipped=metrics["clipped"])
             if log.sample_every and (end % log.sample_every == 0 or end == stretch.stop):
-                writer.image(
-                    end, "samples", draw.grid(merge_params(state["ema"], state["frozen"]), grid_key, n_classes)
-                )
+                writer.image(end, "samples", draw.grid(merge(state["ema"], state["frozen"]), grid_key, n_classes))
             if end % log.checkpoint_every == 0 or end == stretch.stop:
                 checkpoints.save(end, state)
     writer.close()
-    return jax.device_get(merge_params(state["ema"], state["frozen"]))
+    return jax.device_get(merge(state["ema"], state["frozen"]))
+
+
+def _part(context: Context, params: Any) -> tuple[dict, dict, Callable[[dict, dict], dict]]:
+    """What is trained, what is kept, and how the two make the model's parameters."""
+    section = context.config.finetune
+    if section.lora_rank:
+        factors, frozen = lora.split(params, section.trainable, section.lora_rank, context.key("low-rank factors"))
+        return factors, frozen, lora.merge
+    return *split_params(params, section.trainable), merge_params
 
 
 def _check_processed(metrics: dict[str, float], begin: int, end: int) -> None:
@@ -188,7 +196,7 @@ def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, en
     )
 
 
-def _make_step(context: Context, model, optimizer, n_classes, params):
+def _make_step(context: Context, model, optimizer, n_classes, params, merge):
     config, section = context.config, context.config.finetune
     per_example_loss = make_per_example_loss(
         model,
@@ -218,7 +226,7 @@ def _make_step(context: Context, model, optimizer, n_classes, params):
             method=config.clipping.method,
         ),
         context.mesh,
-        merge=merge_params,
+        merge=merge,
     )
 
     def step(state, inputs, t):
