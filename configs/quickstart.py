@@ -61,6 +61,6 @@ def get_config():
     config.evaluate.classifier_steps = 1500
 
     config.log.every = 10
-    config.log.sample_every = 0
+    config.log.sample_every = 500
     config.log.checkpoint_every = 50
     return config

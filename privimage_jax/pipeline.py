@@ -4,14 +4,17 @@ import time
 from types import ModuleType
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.errors import UserError
-from privimage_jax.stages import evaluate, finetune, pretrain, query, report, sample, selection, train_query
+from privimage_jax.models import registry
+from privimage_jax.stages import evaluate, finetune, generator, pretrain, query, report, sample, selection, train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.training.state import split_params
 from privimage_jax.training.writers import headline
 
 STAGES: tuple[ModuleType, ...] = (train_query, query, selection, pretrain, finetune, sample, evaluate, report)
@@ -62,11 +65,28 @@ def run(context: Context, last: str | None = None) -> None:
     with context.workdir.lock():
         context.check_data()
         _ = context.plan  # an impossible budget is an error before anything runs
+        _check_models(context, stages)
         prints = context.fingerprints = fingerprints(context)
         _refuse_changed_spending(context, stages, prints)
         _write_config(context)
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
             _run_stage(context, stage, prints[stage.NAME])
+
+
+def _check_models(context: Context, stages: list[ModuleType]) -> None:
+    """Builds every model without computing anything, so that a wrong name or argument is told before budget is
+    spent.
+    """
+    config, n_classes = context.config, context.sensitive.n_classes
+    model = generator.build(config, n_classes)
+    params = jax.eval_shape(
+        lambda key: registry.init_denoiser(model, key, context.sensitive.image_shape), context.key("initial weights")
+    )
+    split_params(params, config.finetune.trainable)
+    if train_query in stages:
+        jax.eval_shape(train_query.build(context).init, context.key("query network"), context.public.images[:1] / 127.5)
+    if evaluate in stages:
+        evaluate.build_classifier(config, n_classes)
 
 
 def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:

@@ -136,6 +136,24 @@ def test_a_ledger_that_lost_lines_stops_the_run(copy, kept):
         run(config, workdir)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("model.name", "pipelines:Nothing", "model.name"),
+        ("query_net.model", "resnet7", "query_net.model"),
+        ("evaluate.classifier", "vit", "evaluate.classifier"),
+        ("finetune.trainable", "nothing", "finetune.trainable"),
+    ],
+)
+def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, value, named):
+    config = tiny_config(finished[0])
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(UserError, match=named):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "internal" / "train_query").exists()
+
+
 class Stop(BaseException):
     """Stands for whatever ends a process; not an Exception, so nothing can swallow it."""
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
+from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax.data import Dataset
@@ -78,13 +80,7 @@ def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
 
 def _accuracy(context: Context, train: Dataset, name: str) -> float:
     section = context.config.evaluate
-    model = registry.build_classifier(
-        section.classifier,
-        train.n_classes,
-        name_key="evaluate.classifier",
-        kwargs_key="evaluate.classifier_kwargs",
-        **section.classifier_kwargs,
-    )
+    model = build_classifier(context.config, train.n_classes)
     with progress(f"{NAME}: classifier on {name}", section.classifier_steps) as bar:
         return train_and_score(
             model,
@@ -97,6 +93,17 @@ def _accuracy(context: Context, train: Dataset, name: str) -> float:
             seed=context.config.seed,
             on_steps=bar.advance,
         )
+
+
+def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
+    """The module of the downstream classifier."""
+    return registry.build_classifier(
+        config.evaluate.classifier,
+        n_classes,
+        name_key="evaluate.classifier",
+        kwargs_key="evaluate.classifier_kwargs",
+        **config.evaluate.classifier_kwargs,
+    )
 
 
 def _first(images: np.ndarray, n: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from privimage_jax.augment import augment
 from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.models.registry import init_classifier
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
 
@@ -48,9 +49,9 @@ class Recipe:
 
 def init(model: nn.Module, recipe: Recipe, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """A state `{variables, opt_state, step}`; `variables` holds params and, where the model has them, batch_stats."""
-    variables = jax.jit(model.init)(key, jnp.zeros((2, *image_shape), jnp.float32))
+    variables = init_classifier(model, key, image_shape)
     return {
-        "variables": dict(variables),
+        "variables": variables,
         "opt_state": recipe.make_optimizer().init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
     }
