@@ -49,7 +49,7 @@ class Normalised(nn.Module):
 def test_the_cnn_learns_digits(digits):
     train, test = digits
     model = build_classifier("cnn", 10, width=8)
-    assert train_and_score(model, train, test, steps=150, batch_size=64, learning_rate=1e-2) > 0.9
+    assert train_and_score(model, train, test, steps=250, batch_size=64, learning_rate=1e-2) > 0.9
 
 
 def test_shuffled_labels_teach_nothing(digits):
