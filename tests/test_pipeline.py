@@ -180,7 +180,7 @@ def interrupt(monkeypatch, owner, name, after):
         (query.Mechanism, "close", 0),  # output there, key not deleted
         (Checkpoints, "save", 5),  # in pre-training
         (finetune.Mechanism, "spend", 2),  # one block reserved and run
-        (Checkpoints, "save", 8),  # within the second block
+        (Checkpoints, "save", 9),  # within the second block
         (finetune.generator, "publish", 0),  # all steps run, nothing published
         (finetune.Mechanism, "close", 1),  # published, not closed
         (pretrain, "save_tree", 0),

@@ -21,7 +21,6 @@ from privimage_jax.training import loop, lora
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import replicated
 from privimage_jax.training.state import init_state, make_update, merge_params, split_params
-from privimage_jax.training.writers import MetricWriter, progress
 
 NAME = "finetune"
 OUTPUTS = ("release/generator",)  # a missing one makes the stage stale
@@ -131,7 +130,6 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
             f"the key of {MECHANISM} was lost; its reserved steps are spent and {stretch.stop - stretch.start} "
             f"are left."
         )
-    run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes, params, merge))
     inputs = jax.device_put(
         {
             "data": {"image": np.asarray(context.sensitive.images), "label": np.asarray(context.sensitive.labels)},
@@ -143,25 +141,29 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
     reserved = stretch.reserved
-    writer = MetricWriter(mechanism.folder / "metrics", start_step=stretch.start)
-    with progress(NAME, stretch.stop, initial=stretch.start) as bar:
-        for begin, end in loop.stretches(
-            stretch.start, stretch.stop, log.every, log.checkpoint_every, log.sample_every, block
-        ):
-            if end > reserved:
-                reserve_to = min((begin // block + 1) * block, stretch.stop)
-                _reserve(mechanism, plan, config, stretch.generation, reserved, reserve_to)
-                reserved = reserve_to
-            state, metrics = run_steps(state, inputs, begin, end)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            _check_processed(metrics, begin, end)
-            writer.scalars(end, metrics)
-            bar.advance(end - begin, loss=metrics["loss"], clipped=metrics["clipped"])
-            if log.sample_every and (end % log.sample_every == 0 or end == stretch.stop):
-                writer.image(end, "samples", draw.grid(merge(state["ema"], state["frozen"]), grid_key, n_classes))
-            if end % log.checkpoint_every == 0 or end == stretch.stop:
-                checkpoints.save(end, state)
-    writer.close()
+
+    def reserve(begin: int, end: int) -> None:
+        """Whole blocks are on the disk as spent before their first step is dispatched."""
+        nonlocal reserved
+        if end > reserved:
+            reserve_to = min((begin // block + 1) * block, stretch.stop)
+            _reserve(mechanism, plan, config, stretch.generation, reserved, reserve_to)
+            reserved = reserve_to
+
+    state = loop.train(
+        NAME,
+        _make_step(context, model, optimizer, n_classes, params, merge),
+        state,
+        inputs,
+        stretch.start,
+        stretch.stop,
+        mechanism.folder,
+        log,
+        draw=lambda state: draw.grid(merge(state["ema"], state["frozen"]), grid_key, n_classes),
+        before=reserve,
+        after=_check_processed,
+        block=block,
+    )
     return jax.device_get(merge(state["ema"], state["frozen"]))
 
 
@@ -174,7 +176,7 @@ def _part(context: Context, params: Any) -> tuple[dict, dict, Callable[[dict, di
     return *split_params(params, section.trainable), merge_params
 
 
-def _check_processed(metrics: dict[str, float], begin: int, end: int) -> None:
+def _check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
     """Every drawn record is processed exactly once, over all devices: what the accountant's sampling assumes."""
     if metrics["processed"] != metrics["drawn"]:
         raise RuntimeError(
@@ -184,7 +186,7 @@ def _check_processed(metrics: dict[str, float], begin: int, end: int) -> None:
 
 
 def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, end: int) -> None:
-    """The block [begin, end) is on the disk as spent before its first step is dispatched."""
+    """Writes the steps [begin, end) into the ledger."""
     mechanism.spend(
         "dp-sgd",
         steps=[begin, end],

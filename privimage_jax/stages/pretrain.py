@@ -17,7 +17,6 @@ from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.state import init_state, make_update
-from privimage_jax.training.writers import MetricWriter, progress
 
 NAME = "pretrain"
 OUTPUTS = ("internal/pretrain/params",)  # a missing one makes the stage stale
@@ -58,21 +57,18 @@ def _train(context: Context, model, optimizer, state, n_classes):
     )
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state) or state
-    start = int(state["step"])
-    run_steps = loop.make_runner(_make_step(context, model, optimizer, n_classes))
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
-    writer = MetricWriter(folder / "metrics", start_step=start)
-    with progress(NAME, section.steps, initial=start) as bar:
-        for begin, end in loop.stretches(start, section.steps, log.every, log.checkpoint_every, log.sample_every):
-            state, metrics = run_steps(state, inputs, begin, end)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            writer.scalars(end, metrics)
-            bar.advance(end - begin, **metrics)
-            if log.sample_every and (end % log.sample_every == 0 or end == section.steps):
-                writer.image(end, "samples", draw.grid(state["ema"], grid_key, n_classes))
-            if end % log.checkpoint_every == 0:
-                checkpoints.save(end, state)
-    writer.close()
+    state = loop.train(
+        NAME,
+        _make_step(context, model, optimizer, n_classes),
+        state,
+        inputs,
+        int(state["step"]),
+        section.steps,
+        folder,
+        log,
+        draw=lambda state: draw.grid(state["ema"], grid_key, n_classes),
+    )
     checkpoints.clear()
     return state
 

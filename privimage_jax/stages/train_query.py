@@ -13,7 +13,6 @@ from privimage_jax.stages.context import Context
 from privimage_jax.training import classifier, loop
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.mesh import replicated
-from privimage_jax.training.writers import MetricWriter, progress
 from privimage_jax.workdir import Workdir
 
 NAME = "train_query"
@@ -58,18 +57,8 @@ def run(context: Context) -> None:
         {"image": np.asarray(public.images), "label": public.labels, "key": context.key("query batches")},
         replicated(context.mesh),
     )
-    run_steps = loop.make_runner(classifier.make_step(model, recipe, context.mesh))
-    start, log = int(state["step"]), context.config.log
-    writer = MetricWriter(folder / "metrics", start_step=start)
-    with progress(NAME, steps, initial=start) as bar:
-        for begin, end in loop.stretches(start, steps, log.every, log.checkpoint_every):
-            state, metrics = run_steps(state, inputs, begin, end)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            writer.scalars(end, metrics)
-            bar.advance(end - begin, **metrics)
-            if end % log.checkpoint_every == 0:
-                checkpoints.save(end, state)
-    writer.close()
+    step = classifier.make_step(model, recipe, context.mesh)
+    state = loop.train(NAME, step, state, inputs, int(state["step"]), steps, folder, context.config.log)
     save_tree(folder / "network", jax.device_get(state["variables"]))
     checkpoints.clear()
 

@@ -2,10 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from privimage_jax.training.checkpoint import Checkpoints
+from privimage_jax.training.writers import MetricWriter, progress
+
+SHOWN = ("loss", "accuracy", "clipped")  # the metrics beside the progress bar
 
 Step = Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
 
@@ -45,3 +52,58 @@ def stretches(start: int, stop: int, *periods: int) -> Iterator[tuple[int, int]]
         end = min([*ends, stop])
         yield start, end
         start = end
+
+
+def train(
+    name: str,
+    step: Step,
+    state: Any,
+    inputs: Any,
+    start: int,
+    stop: int,
+    folder: Path,
+    log: Any,
+    *,
+    draw: Callable[[Any], np.ndarray] | None = None,
+    before: Callable[[int, int], None] | None = None,
+    after: Callable[[int, int, dict[str, float]], None] | None = None,
+    block: int = 0,
+) -> Any:
+    """Runs the steps [start, stop) with everything that surrounds them.
+
+    Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`.
+
+    Args:
+      name: what the progress bar shows.
+      step: `(state, inputs, t) -> (state, metrics)`.
+      state: at step `start`; its buffers are donated.
+      inputs: data and keys.
+      start, stop: the steps to run.
+      folder: of the stage.
+      log: `config.log`: every, sample_every, checkpoint_every, keep.
+      draw: makes a picture of samples from a state.
+      before: called as before(begin, end) before the steps [begin, end) are dispatched.
+      after: called as after(begin, end, metrics) when they are done.
+      block: pauses at its multiples too; 0 = none.
+
+    Returns:
+      The state after the last step.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", log.keep)
+    run_steps = make_runner(step)
+    sample_every = log.sample_every if draw else 0
+    with MetricWriter(folder / "metrics", start_step=start) as writer, progress(name, stop, initial=start) as bar:
+        for begin, end in stretches(start, stop, log.every, log.checkpoint_every, sample_every, block):
+            if before:
+                before(begin, end)
+            state, metrics = run_steps(state, inputs, begin, end)
+            metrics = {key: float(value) for key, value in metrics.items()}
+            if after:
+                after(begin, end, metrics)
+            writer.scalars(end, metrics)
+            bar.advance(end - begin, **{key: metrics[key] for key in SHOWN if key in metrics})
+            if sample_every and (end % sample_every == 0 or end == stop):
+                writer.image(end, "samples", draw(state))
+            if end % log.checkpoint_every == 0 or end == stop:
+                checkpoints.save(end, state)
+    return state
