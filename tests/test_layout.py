@@ -22,7 +22,6 @@ LAYERS = (
     ("main",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-SHELL_OF_METRICS = {"report"}  # shares the writers' pictures, knows no measure
 
 
 def modules():

@@ -28,7 +28,6 @@ def load(
     image_size: int,
     channels: int,
     cache_dir: Path | str | None,
-    n_jobs: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     key: str = "data",
 ) -> Dataset:
@@ -43,7 +42,6 @@ def load(
         image_size: side of the square images, in pixels.
         channels: 1 = grey, 3 = RGB.
         cache_dir: where decoded images are kept (holds sensitive pixels: made with mode 0700); None = in memory only.
-        n_jobs: decoding threads; None = one for each processor.
         on_progress: called as on_progress(examples done, examples in all) while decoding.
         key: what error messages call the section.
 
@@ -68,7 +66,7 @@ def load(
     shape = (image_size, image_size, channels)
 
     def make() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return _decode(source, indices, settings, shape, n_jobs or os.cpu_count() or 1, on_progress)
+        return _decode(source, indices, settings, shape, on_progress)
 
     if cache_dir is not None and settings.cache:
         identity = [_FORMAT, vars(settings), part, shape, source.n, source.class_names, source.fingerprint]
@@ -106,7 +104,6 @@ def _decode(
     indices: np.ndarray,
     settings: Settings,
     shape: tuple[int, int, int],
-    n_jobs: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields decoded chunks in order, a few of them ahead of the reader."""
@@ -124,12 +121,12 @@ def _decode(
             labels[row] = label
         return images, labels
 
-    done = 0
+    done, n_threads = 0, os.cpu_count() or 1
     waiting = iter([indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)])
-    with concurrent.futures.ThreadPoolExecutor(n_jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
         running: collections.deque[concurrent.futures.Future] = collections.deque()
         try:
-            for _ in range(2 * n_jobs):
+            for _ in range(2 * n_threads):
                 running.extend(pool.submit(one, chunk) for chunk in [next(waiting, None)] if chunk is not None)
             while running:
                 images, labels = running.popleft().result()

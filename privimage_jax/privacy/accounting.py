@@ -55,13 +55,6 @@ def events_from(spent: Iterable[Mapping[str, Any]]) -> list[Event]:
     return [SampledGaussian(**fields) if "steps" in fields else Gaussian(**fields) for fields in spent]
 
 
-def default_delta(n: int) -> float:
-    """1 / (n ln n), the paper's delta for n records (n >= 2)."""
-    if n < 2:
-        raise UserError(f"a data set of {n} records is too small for the default delta; give privacy.delta.")
-    return 1 / (n * math.log(n))
-
-
 def epsilon(events: Sequence[Event], delta: float, accountant: str = "pld") -> float:
     """The epsilon, rounded up to 6 decimals, at which the composition of `events` is (epsilon, delta)-DP.
 
@@ -125,25 +118,6 @@ def solve_noise_multiplier(
             f"mechanisms (epsilon {reserved:.4f}): raise privacy.epsilon or query.noise_multiplier, or train for less."
         )
     return high / 10**_NOISE_DECIMALS
-
-
-def affordable_steps(
-    target_epsilon: float,
-    delta: float,
-    sampling_rate: float,
-    noise_multiplier: float,
-    other_events: Sequence[Event],
-    accountant: str,
-    at_most: int,
-) -> int:
-    """The most further steps, at most `at_most`, that fit into the budget beside `other_events`; 0 when none do."""
-
-    def too_many(steps: int) -> bool:
-        event = SampledGaussian(noise_multiplier, sampling_rate, steps)
-        return epsilon([*other_events, event], delta, accountant) > target_epsilon
-
-    first = _smallest(too_many, 1, at_most)
-    return at_most if first is None else first - 1
 
 
 def _epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:

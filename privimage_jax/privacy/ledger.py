@@ -180,12 +180,6 @@ def total_epsilon(entries: Iterable[Entry]) -> float:
     return next((entry["epsilon"] for entry in reversed(list(entries)) if "epsilon" in entry), 0.0)
 
 
-def reserved_end(entries: Iterable[Entry], mechanism: str) -> int:
-    """The end b of the last reserved steps [a, b) of a mechanism; 0 when none are reserved."""
-    ends = [entry["steps"][1] for entry in entries if entry["kind"] == "dp-sgd" and entry["mechanism"] == mechanism]
-    return ends[-1] if ends else 0
-
-
 def is_closed(entries: Iterable[Entry], mechanism: str) -> bool:
     """Whether the mechanism's artefact is complete, so that it spends no more."""
     return any(entry["kind"] == "closed" and entry["mechanism"] == mechanism for entry in entries)

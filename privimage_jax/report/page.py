@@ -34,8 +34,8 @@ class ReportInputs:
         n: number N of sensitive records.
         entries: the ledger's lines in order: dicts with `index`, `kind` ("open", "gaussian", "dp-sgd", "closed"),
             `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after this line),
-            `previous` (hash), each where it applies, and any further public fields. A field `fixed_seed`, a
-            field `private` that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
+            `previous` (hash), each where it applies, and any further public fields. A field `private`
+            that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
         ledger_ok: whether the chain of hashes holds.
         semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`:
             the noisy count of every semantic in each class and the semantics each class picked, as indices.
@@ -94,10 +94,6 @@ def _warnings(inputs: ReportInputs) -> list[tuple[str, str]]:
                 "This run is a test. Do not hand it over.",
             )
         )
-    if not math.isfinite(inputs.epsilon):
-        found.append(
-            ("NOT PRIVATE: no limit on ε", "The budget is infinite: nothing bounds what this folder gives away.")
-        )
     if _spent(inputs.entries) > inputs.epsilon:
         found.append(
             ("NOT PRIVATE: budget exceeded", "The ledger adds up to more than the ε that this release is held to.")
@@ -114,13 +110,7 @@ def _warnings(inputs: ReportInputs) -> list[tuple[str, str]]:
 
 
 def _has_fixed_seed(entry: dict[str, Any]) -> bool:
-    seed = entry.get("fixed_seed")
-    seeded = (
-        entry.get("private") is False
-        or seed is True
-        or (isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0)
-    )
-    return seeded or any("NOT PRIVATE" in str(value) for value in entry.values())
+    return entry.get("private") is False or any("NOT PRIVATE" in str(value) for value in entry.values())
 
 
 def _spent(entries: Iterable[dict[str, Any]]) -> float:
@@ -181,8 +171,8 @@ def _samples(inputs: ReportInputs) -> str:
 def _budget(inputs: ReportInputs) -> str:
     parts = _mechanism_costs(inputs.entries)
     spent = sum(cost for _, cost in parts)
-    whole = max(inputs.epsilon, spent) if math.isfinite(inputs.epsilon) else spent
-    if not parts or not whole:
+    whole = max(inputs.epsilon, spent)
+    if not parts:
         return '<p class="note">Nothing has been spent yet.</p>'
     rows = [
         f'<li><i class="key part-{index}"></i><span>{_text(name)}</span><b>{_rounded_up(cost)}</b></li>'

@@ -30,14 +30,11 @@ class MetricWriter:
         directory: made if it is missing.
         start_step: the step a run starts or resumes at. Rows of that step and later, written before an interruption,
             are dropped, since they are about to be written again; 0 starts afresh.
-        active: False on all processes but the first makes every method do nothing.
     """
 
-    def __init__(self, directory: str | pathlib.Path, start_step: int = 0, active: bool = True):
+    def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
         self._path = pathlib.Path(directory) / "metrics.csv"
         self._columns, self._file, self._events = ["step"], None, None
-        if not active:
-            return
         workdir.make_dir(self._path.parent)
         with self._writing():
             self._rewrite([row for row in self._read() if int(row["step"]) < start_step])
@@ -45,8 +42,6 @@ class MetricWriter:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Adds one row; a name that is new becomes a column, empty in the rows before."""
-        if self._events is None:
-            return
         values = {name: float(value) for name, value in values.items()}
         new = [name for name in values if name not in self._columns]
         if new:
@@ -200,23 +195,14 @@ class _RichProgress:
         self.bar.stop()
 
 
-class _NoProgress:
-    def advance(self, n: int = 1, **info: float | int | str) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-
 @contextlib.contextmanager
 def progress(
     description: str,
     total: int,
     initial: int = 0,
     unit: str = "steps",
-    active: bool = True,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[_PlainProgress | _RichProgress | _NoProgress]:
+) -> Iterator[_PlainProgress | _RichProgress]:
     """Shows how far a loop has come, its rate and the time that remains.
 
     On a terminal a live bar; elsewhere a printed line at most every 10 seconds and one at the end.
@@ -226,16 +212,13 @@ def progress(
         total: units in all, including `initial` ones done by an earlier run.
         initial: units done before.
         unit: what is counted.
-        active: False (processes other than the first) shows nothing.
         clock: seconds; for tests.
 
     Yields:
         An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
     """
     console = _console()
-    if not active:
-        shown = _NoProgress()
-    elif console.is_terminal:
+    if console.is_terminal:
         shown = _RichProgress(description, total, initial, unit, console)
     else:
         shown = _PlainProgress(description, total, initial, unit, clock)
@@ -259,19 +242,6 @@ def headline(stage: str, status: str, detail: str = "") -> None:
     text = rich.text.Text.assemble((f"{stage:<14}", "bold"), (f"{status:<9}", style), detail)
     text.rstrip()
     _console().print(text, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Headlines around a stage: "running" before it, then "done" or "failed" with the time it took."""
-    headline(name, "running")
-    began = time.monotonic()
-    try:
-        yield
-    except BaseException:
-        headline(name, "failed", f"after {_duration(time.monotonic() - began)}")
-        raise
-    headline(name, "done", f"in {_duration(time.monotonic() - began)}")
 
 
 def image_grid(images: np.ndarray, scale: int = 1, gap: int = 1) -> np.ndarray:

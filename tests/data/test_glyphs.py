@@ -18,7 +18,7 @@ def test_a_drawing_depends_on_its_number_alone():
 
 def test_the_set_is_whole_and_repeatable():
     section = {"source": "glyphs", "characters": "0Aé", "per_class": 10}
-    train, test = (load(section, part, 8, 1, None, n_jobs=2) for part in ("train", "test"))
+    train, test = (load(section, part, 8, 1, None) for part in ("train", "test"))
     assert train.class_names == ("0", "A", "é") and (train.n, test.n) == (24, 6)
     assert np.bincount(np.concatenate([train.labels, test.labels])).tolist() == [10, 10, 10]
     again = load({**section, "per_class": 12, "test_fraction": 0.0}, "train", 8, 1, None)

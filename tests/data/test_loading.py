@@ -75,7 +75,7 @@ def test_threads_keep_the_order_and_progress_is_told(tmp_path):
     stored = archive(tmp_path / "set.npz", n=700)
     told = []
     config = section(tmp_path / "set.npz", test_fraction=0.0)
-    dataset = load(config, "train", 8, 1, None, n_jobs=3, on_progress=lambda done, total: told.append((done, total)))
+    dataset = load(config, "train", 8, 1, None, on_progress=lambda done, total: told.append((done, total)))
     np.testing.assert_array_equal(dataset.images[..., 0], stored["images"])
     assert told == [(128, 700), (256, 700), (384, 700), (512, 700), (640, 700), (700, 700)]
 

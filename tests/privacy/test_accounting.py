@@ -13,7 +13,7 @@ from privimage_jax.privacy import accounting, sampling
 from privimage_jax.privacy.accounting import Gaussian, SampledGaussian, epsilon
 
 N, BATCH, STEPS = 45_000, 4096, 1647
-DELTA = accounting.default_delta(N)
+DELTA = 1 / (N * math.log(N))
 RATE = sampling.sampling_rate(sampling.threshold(BATCH, N))
 QUERY = [Gaussian(50.0)]
 
@@ -30,12 +30,6 @@ def test_reference_noise_multipliers(target, accountant, expected):
         return epsilon([*QUERY, SampledGaussian(noise, RATE, STEPS)], DELTA, accountant)
 
     assert cost(solved) <= target < cost(solved - 1e-4)
-
-
-def test_default_delta():
-    assert math.isclose(DELTA, 1 / (45_000 * math.log(45_000)))
-    with pytest.raises(UserError, match="privacy.delta"):
-        accounting.default_delta(1)
 
 
 @pytest.mark.parametrize("noise", [0.8, 5.0, 50.0])
@@ -89,15 +83,6 @@ def test_a_solution_is_affordable_and_smallest(target, rate, steps, accountant):
     assert round(solved, 4) == solved
     assert epsilon([*QUERY, SampledGaussian(solved, rate, steps)], 1e-5, accountant) <= target
     assert epsilon([*QUERY, SampledGaussian(solved - 1e-4, rate, steps)], 1e-5, accountant) > target
-
-
-def test_affordable_steps():
-    noise = accounting.solve_noise_multiplier(0.5, DELTA, RATE, 100, QUERY)
-    arguments = (0.5, DELTA, RATE, noise)
-    assert accounting.affordable_steps(*arguments, QUERY, "pld", 100) == 100
-    left = accounting.affordable_steps(*arguments, [*QUERY, SampledGaussian(noise, RATE, 40)], "pld", 100)
-    assert left in (60, 61)
-    assert accounting.affordable_steps(*arguments, [*QUERY, Gaussian(1.0)], "pld", 100) == 0
 
 
 def test_a_query_that_exceeds_the_budget_is_refused():

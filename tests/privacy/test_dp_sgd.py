@@ -139,14 +139,9 @@ def test_a_record_that_is_not_a_number_counts_as_zero():
     data["x"][members[1]] = 0
     data["y"][members[1]] = np.nan
     state, stats = linear_step(8)(STATE, data, KEY, LOSS_KEY, 0)
-    without = linear_data()
-    rest = np.delete(members, 1)
     assert stats["nonfinite"] == 1 and stats["processed"] == len(members)
     assert all(np.isfinite(value) for value in stats.values())
     # The same as if the record were null: a gradient of zero.
-    without["x"][members[1]] = 1e-30
-    without["y"][members[1]] = 0
-    null = {**without, "x": without["x"].copy()}
     step = jax.jit(
         dp_step(
             lambda params, batch, keys: jnp.where(batch["id"] == members[1], 0.0, linear_loss(params, batch, keys)),
@@ -155,9 +150,8 @@ def test_a_record_that_is_not_a_number_counts_as_zero():
             mesh_of(8),
         )
     )
-    expected = step(STATE, {**null, "id": np.arange(N)}, KEY, LOSS_KEY, 0)[0]["gradient"]
+    expected = step(STATE, {**linear_data(), "id": np.arange(N)}, KEY, LOSS_KEY, 0)[0]["gradient"]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), state["gradient"], expected)
-    assert len(rest) == len(members) - 1
 
 
 @pytest.mark.parametrize("seed", range(4))

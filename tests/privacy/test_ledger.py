@@ -164,8 +164,6 @@ def test_what_counts_as_spent(tmp_path):
         {"noise_multiplier": 50.0},
         {"noise_multiplier": 2.0, "sampling_rate": 0.1, "steps": 35},
     ]
-    assert ledger.reserved_end(book.entries, "finetune") == 30
-    assert ledger.reserved_end(book.entries, "query") == 0
     assert ledger.total_epsilon(book.entries) == 0.7
     assert ledger.spent([]) == [] and ledger.total_epsilon([]) == 0.0
 
