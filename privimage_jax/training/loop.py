@@ -92,7 +92,7 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
     run_steps = make_runner(step)
     sample_every = log.sample_every if draw else 0
-    with MetricWriter(folder / "metrics", start_step=start) as writer, progress(name, stop, initial=start) as bar:
+    with MetricWriter(folder / "metrics", start and start + 1) as writer, progress(name, stop, initial=start) as bar:
         for begin, end in stretches(start, stop, log.every, log.checkpoint_every, sample_every, block):
             if before:
                 before(begin, end)

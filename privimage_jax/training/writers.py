@@ -22,14 +22,14 @@ FLUSH_SECONDS = 10.0
 
 
 class MetricWriter:
-    """Writes scalars to `metrics.csv` and scalars and images to TensorBoard event files, all in one directory.
+    """Writes scalars to `metrics.csv`, images to PNG files, and both to TensorBoard files, all in one directory.
 
     Losses and norms are functions of sensitive data: the directory belongs under `internal/`.
 
     Args:
         directory: made if it is missing.
-        start_step: the step a run starts or resumes at. Rows of that step and later, written before an interruption,
-            are dropped, since they are about to be written again; 0 starts afresh.
+        start_step: the first step that this run may write. Rows and PNG files of that step and later, written before
+            an interruption, are dropped, since they are about to be written again; 0 starts afresh.
     """
 
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
@@ -38,6 +38,10 @@ class MetricWriter:
         workdir.make_dir(self._path.parent)
         with self._writing():
             self._rewrite([row for row in self._read() if int(row["step"]) < start_step])
+            for path in self._path.parent.glob("*.png"):
+                step = path.stem.rpartition("_")[2]
+                if step.isdecimal() and int(step) >= start_step:
+                    path.unlink()
             self._events = _Events(self._path.parent, start_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -54,10 +58,10 @@ class MetricWriter:
             self._events.scalars(int(step), values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Adds an image, uint8 `[H, W, C]` with C = 1 or 3, to TensorBoard."""
-        if self._events is not None:
-            with self._writing():
-                self._events.image(int(step), name, image)
+        """Writes an image, uint8 `[H, W, C]` with C = 1 or 3, as `<name>_<step, six digits>.png` and to TensorBoard."""
+        with self._writing():
+            save_png(self._path.with_name(f"{name}_{int(step):06d}.png"), image)
+            self._events.image(int(step), name, image)
 
     def close(self) -> None:
         if self._events is not None:

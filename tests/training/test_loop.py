@@ -1,11 +1,16 @@
+import csv
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from privimage_jax.training.batches import batch_indices
-from privimage_jax.training.loop import make_runner, stretches
+from privimage_jax.training.loop import make_runner, stretches, train
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.lists(st.integers(0, 12), max_size=3))
@@ -30,12 +35,54 @@ def test_a_run_in_pieces_is_a_run_in_one():
     assert np.isfinite(float(metrics["value"]))
 
 
-def test_an_epoch_draws_every_record_once():
-    key = jax.random.key(0)
-    epoch = np.concatenate([batch_indices(key, t, 12, 4) for t in range(3)])
-    np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
-    other = np.concatenate([batch_indices(key, t, 12, 4) for t in range(3, 6)])
-    assert not np.array_equal(epoch, other)
+def test_a_resumed_run_writes_what_the_uninterrupted_one_wrote(tmp_path):
+    log = types.SimpleNamespace(every=2, sample_every=4, checkpoint_every=4, keep=2)
+
+    def run(start, stop):
+        def step(state, inputs, t):
+            return {"value": state["value"] + 1}, {"value": state["value"] + 1}
+
+        def draw(state):
+            return np.full((2, 2, 1), state["value"], np.uint8)
+
+        train("test", step, {"value": jnp.float32(start)}, 0, start, stop, tmp_path, log, draw=draw)
+
+    run(0, 6)
+    run(4, 8)  # from the checkpoint of step 4, as if the last one had not been written
+    with open(tmp_path / "metrics" / "metrics.csv", encoding="utf-8", newline="") as file:
+        assert [(row["step"], row["value"]) for row in csv.DictReader(file)] == [
+            ("2", "1.5"),
+            ("4", "3.5"),
+            ("6", "5.5"),
+            ("8", "7.5"),
+        ]
+    pictures = sorted(path.name for path in (tmp_path / "metrics").glob("*.png"))
+    assert pictures == ["samples_000004.png", "samples_000008.png"]
+
+
+@pytest.mark.parametrize("n", [2, 12, 16, 17, 1000, 4097])
+def test_an_epoch_draws_every_record_once(n):
+    key, size = jax.random.key(0), max(1, n // 7)
+    batch = jax.jit(lambda t: batch_indices(key, t, n, size))
+    steps = n // size
+    epoch = np.concatenate([batch(t) for t in range(steps)])
+    assert epoch.dtype == np.int32 and len(set(epoch)) == len(epoch) == steps * size
+    assert epoch.min() >= 0 and epoch.max() < n
+    if n > 2:
+        assert not np.array_equal(epoch, np.concatenate([batch(t) for t in range(steps, 2 * steps)]))
+
+
+@pytest.mark.parametrize("n", [5, 24])
+def test_every_order_of_records_is_as_likely(n):
+    """Each record is in each place, and each pair in the first two places, about equally often over many epochs."""
+    n_epochs = 20_000
+    first = jax.jit(jax.vmap(lambda t: batch_indices(jax.random.key(1), t * (n // 3), n, 3)))(np.arange(n_epochs))
+    for place in range(3):
+        counts = np.bincount(first[:, place], minlength=n)
+        assert stats.chisquare(counts).pvalue > 1e-3
+    pairs = np.bincount(first[:, 0] * n + first[:, 1], minlength=n * n).reshape(n, n)
+    assert not pairs.diagonal().any()
+    assert stats.chisquare(pairs[~np.eye(n, dtype=bool)]).pvalue > 1e-3
 
 
 def test_a_batch_larger_than_the_set_repeats_it():

@@ -72,6 +72,22 @@ def test_tensorboard_holds_scalars_and_images(tmp_path):
     assert b"loss" in content and b"samples" in content and b"\x89PNG" in content
 
 
+def test_pictures_are_files_and_resuming_drops_those_that_will_be_drawn_again(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    with MetricWriter(tmp_path) as writer:
+        for step in (0, 20, 30, 1_000_000):
+            writer.image(step, "samples_a", image)
+    with MetricWriter(tmp_path, start_step=30) as writer:
+        writer.image(40, "samples_a", 255 - image)
+    names = [f"samples_a_{step}.png" for step in ("000000", "000020", "000040")]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
+    for name, expected in zip(names, (image, image, 255 - image), strict=True):
+        with PIL.Image.open(tmp_path / name) as picture:
+            assert np.array_equal(np.asarray(picture), expected)
+    MetricWriter(tmp_path).close()
+    assert not list(tmp_path.glob("*.png"))
+
+
 class Clock:
     """Seconds that pass only when told to."""
 
