@@ -18,6 +18,8 @@ from jax import lax
 from privimage_jax.augment import augment
 from privimage_jax.errors import UserError
 from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.pixels import to_float
+from privimage_jax.pixels import to_uint8 as to_uint8
 
 PerExampleLoss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
 
@@ -241,15 +243,3 @@ def sample(
     x = edm.sigma_max * standard_normal(start_keys)
     (x, _, _), _ = lax.scan(evaluate, (x, x, x), (_Evaluations(*map(jnp.asarray, rows)), jnp.arange(len(rows.sigma))))
     return jnp.clip(x, -1, 1)
-
-
-def to_float(images: jax.Array) -> jax.Array:
-    """uint8 in 0..255 to float32 in [-1, 1]; floats only become float32."""
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 127.5 - 1
-    return images.astype(jnp.float32)
-
-
-def to_uint8(images: jax.Array) -> jax.Array:
-    """float in [-1, 1] to the nearest uint8 in 0..255; values outside are clipped."""
-    return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)

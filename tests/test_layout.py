@@ -10,7 +10,7 @@ import privimage_jax
 ROOT = pathlib.Path(privimage_jax.__file__).parent
 LAYERS = (
     ("errors",),
-    ("workdir", "configs", "augment"),
+    ("workdir", "configs", "augment", "pixels"),
     ("config",),
     ("data", "models", "privacy"),
     ("diffusion",),

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from privimage_jax.pixels import to_float
 from privimage_jax.training.mesh import batch_sharded, make_mesh, replicated
 
 
@@ -79,6 +80,6 @@ def _shard(batch: np.ndarray, mesh: Mesh) -> jax.Array:
 
 @partial(jax.jit, static_argnames="mesh")
 def _apply(apply_features, batch: jax.Array, mesh: Mesh) -> jax.Array:
-    features = apply_features(batch.astype(np.float32) / 127.5 - 1)
+    features = apply_features(to_float(batch))
     # Replicated, so that every process can read the whole result.
     return jax.lax.with_sharding_constraint(features, replicated(mesh))

@@ -13,13 +13,17 @@ from jax.sharding import Mesh
 from privimage_jax.augment import augment
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.models.registry import init_classifier
+from privimage_jax.pixels import to_float
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained; one cosine from the peak learning rate to 0, no choice among checkpoints."""
+    """How a classifier is trained, without any choice among checkpoints.
+
+    The learning rate rises linearly over the first twentieth of the steps (500 at most), then falls to 0 as one cosine.
+    """
 
     steps: int
     batch_size: int
@@ -65,7 +69,7 @@ def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
         n = inputs["image"].shape[0]
         rows = batch_indices(inputs["key"], t, n, recipe.batch_size)
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(inputs["key"], 1), t), recipe.batch_size)
-        images = augment(inputs["image"][rows].astype(jnp.float32) / 127.5 - 1.0, keys, recipe.flip, recipe.shift)
+        images = augment(to_float(inputs["image"][rows]), keys, recipe.flip, recipe.shift)
         images, labels = meshes.split_batch(mesh, (images, inputs["label"][rows]))
         state_variables = {name: value for name, value in state["variables"].items() if name != "params"}
 
