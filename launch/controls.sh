@@ -3,7 +3,7 @@
 # Anything after the script's name is passed on to all four runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/environment.sh
+source launch/environment.sh ""
 
 control() { # control NAME [FLAG ...]: one run that shares the quickstart's query network
   local name=$1

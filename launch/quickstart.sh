@@ -3,6 +3,6 @@
 # Anything after the script's name is passed on, e.g. launch/quickstart.sh --config.privacy.epsilon=5
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/environment.sh
+source launch/environment.sh ""
 privimage run --config configs/quickstart.py --workdir runs/quickstart "$@"
 echo "open runs/quickstart/release/report.html"

@@ -20,7 +20,15 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 
-SOURCES = ("tfds", "folder", "zip", "npz", "digits", "glyphs")
+UNDECLARED = ("folder", "zip", "npz")  # sources whose list of classes would come from the data themselves
+SOURCE_KEYS = {  # the settings that only some sources read
+    "tfds": ("name", "split", "test_split", "image_key", "label_key"),
+    "folder": ("split", "test_split"),
+    "zip": ("split", "test_split"),
+    "npz": ("split", "test_split", "label_key"),
+    "digits": (),
+    "glyphs": ("characters", "per_class", "style"),
+}
 PLACES = ("path", "data_dir", "workdir", "cache")
 FREE_SECTIONS = ("model.kwargs.", "query_net.kwargs.", "evaluate.classifier_kwargs.")
 TYPES = {
@@ -54,7 +62,7 @@ def _is_regex(text: str) -> bool:
 
 
 _DATA_RULES: dict[str, Rule] = {
-    "source": _one_of(*SOURCES),
+    "source": _one_of(*SOURCE_KEYS),
     "test_fraction": (lambda v: 0 < v < 1, "a number in (0, 1)"),
     "validation_fraction": _DECAY,
     "crop": _AT_LEAST_0,
@@ -250,6 +258,19 @@ def public_settings(config: ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in flatten(config) if key.rsplit(".", 1)[-1] not in PLACES}
 
 
+def settings_in_use(config: ConfigDict) -> dict[str, Any]:
+    """The public settings without logging and without what the chosen data sources do not read."""
+    unused = {
+        f"{name}.{key}"
+        for name in ("data", "public")
+        for keys in SOURCE_KEYS.values()
+        for key in set(keys) - set(SOURCE_KEYS[config[name].source])
+    }
+    return {
+        key: value for key, value in public_settings(config).items() if key not in unused and not key.startswith("log.")
+    }
+
+
 def _check_type(key: str, value: Any, reference: Any) -> None:
     wanted = type(reference)
     if wanted is float and type(value) is int or wanted is tuple and isinstance(value, list):
@@ -263,20 +284,37 @@ def _check_together(config: ConfigDict) -> None:
     for name in ("data", "public"):
         _check_source(name, config[name])
     if config.evaluate.enabled and config.sample.n < 2:
-        raise UserError("config.sample.n=1 is too few images to evaluate; give at least 2 or evaluate.enabled=False.")
+        raise UserError(
+            "config.sample.n=1 is too few images to evaluate; give at least 2 or config.evaluate.enabled=False."
+        )
     if config.data.n:
         check_against_n(config, config.data.n)
+    if config.diffusion.sigma_min >= config.diffusion.sigma_max:
+        raise UserError(
+            f"config.diffusion.sigma_min={config.diffusion.sigma_min} is not below "
+            f"config.diffusion.sigma_max={config.diffusion.sigma_max}; give a smaller one."
+        )
+    if config.sample.s_min > config.sample.s_max:
+        raise UserError(
+            f"config.sample.s_min={config.sample.s_min} is above config.sample.s_max={config.sample.s_max}; "
+            "give a smaller one."
+        )
     weights, names = config.sample.class_weights, config.data.class_names
     if weights and names and len(weights) != len(names):
         raise UserError(
-            f"config.sample.class_weights has {len(weights)} values for {len(names)} classes in data.class_names; "
-            "give one per class or ()."
+            f"config.sample.class_weights has {len(weights)} values for the {len(names)} classes of "
+            "config.data.class_names; give one per class or ()."
         )
 
 
 def _check_source(name: str, data: ConfigDict) -> None:
     if data.source in ("folder", "zip", "npz") and not data.path:
         raise UserError(f"config.{name}.path is empty; give the path that config.{name}.source={data.source} reads.")
+    if name == "data" and data.source in UNDECLARED and not data.class_names:
+        raise UserError(
+            f"config.data.class_names is empty; declare the classes of a sensitive {data.source} set, also those that "
+            "may have no image: the list is public, and must not come from the data."
+        )
     if data.source == "tfds" and not (data.name or data.path):
         raise UserError(f"config.{name}.name is empty; name a TFDS set, or give config.{name}.path of a prepared one.")
 
@@ -344,7 +382,7 @@ def delta(config: ConfigDict, n: int) -> float:
 def k2(config: ConfigDict, n_classes: int, n_semantics: int) -> int:
     """Semantics picked for each class: as given, or from the ratio of public classes to use."""
     if config.selection.ratio:
-        return int(config.selection.ratio * n_semantics / n_classes)
+        return _floor(config.selection.ratio * n_semantics / n_classes)
     return config.selection.k2
 
 
@@ -352,4 +390,9 @@ def finetune_steps(config: ConfigDict, n: int) -> int:
     """Number of DP-SGD steps T."""
     if not config.finetune.enabled:
         return 0
-    return config.finetune.steps or max(1, int(config.finetune.epochs * n / config.finetune.batch_size))
+    return config.finetune.steps or max(1, _floor(config.finetune.epochs * n / config.finetune.batch_size))
+
+
+def _floor(value: float) -> int:
+    """Rounded down, but for what floating-point products lose: 0.57 * 100 is 56.99999999999999."""
+    return math.floor(round(value, 6))

@@ -79,8 +79,10 @@ def main(argv: list[str]) -> int:
 
 
 def report_unraisable(unraisable) -> None:
-    """For `sys.unraisablehook`: when a write fails, tensorstore's other threads go on to call an event loop that orbax
-    has closed; the main thread says what went wrong, and they need not.
+    """For `sys.unraisablehook`: keeps other threads silent.
+
+    When a write fails, tensorstore's threads go on to call an event loop that orbax has closed; the main thread says
+    what went wrong, and they need not.
     """
     if threading.current_thread() is threading.main_thread():
         sys.__unraisablehook__(unraisable)
@@ -97,15 +99,20 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
     return command, argv[2:]
 
 
-def _parse(arguments: list[str], *required: str, positional: str = "") -> tuple[flags.FlagValues, list[str]]:
+def _parse(
+    arguments: list[str], *required: str, optional: str = "", positional: str = ""
+) -> tuple[flags.FlagValues, list[str]]:
     """Parses flags into a fresh set, so that `main` can be called more than once in a process.
 
-    `positional` describes the one argument that is no flag, where a command takes one.
+    A command takes the flags that it requires and the optional one, no other; `positional` describes the one argument
+    that is no flag, where it takes one.
     """
     path, arguments = _take_config(arguments)
+    if path is not None and "config" not in required:
+        raise UserError("this command takes no --config; see privimage --help.")
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "TFDS's folder of prepared sets.", flag_values=values)
+    for name in {*required, optional} - {"config", ""}:
+        flags.DEFINE_string(name, None, "A folder.", flag_values=values)
     argv = ["privimage", *arguments]
     try:
         if path is not None:
@@ -196,28 +203,30 @@ def _budget(arguments: list[str]) -> None:
 
 def _ledger(arguments: list[str]) -> None:
     values, _ = _parse(arguments, "workdir")
-    from privimage_jax.privacy.ledger import Ledger
+    from privimage_jax.privacy.ledger import total_epsilon
+    from privimage_jax.stages.mechanism import open_ledger
     from privimage_jax.workdir import Workdir
 
-    path = Workdir(values.workdir).ledger
-    if not path.exists():
-        raise UserError(f"{path} does not exist: this workdir has spent nothing.")
-    for line in Ledger.open(path).entries:
+    workdir = Workdir(values.workdir)
+    entries = open_ledger(workdir).entries
+    if not entries:
+        raise UserError(f"{workdir.ledger} does not exist: this workdir has spent nothing.")
+    for line in entries:
         fields = {key: value for key, value in line.items() if key not in ("index", "kind", "previous")}
         print(f"{line['index']:>3}  {line['kind']:<9}" + "  ".join(f"{key}={value}" for key, value in fields.items()))
-    print("the hash chain is intact")
+    print(f"the hash chain is intact; spent in all: epsilon = {total_epsilon(entries):g}")
 
 
 def _prepare(arguments: list[str]) -> None:
-    values, names = _parse(arguments, positional="the NAME of one TFDS set")
+    values, names = _parse(arguments, optional="data_dir", positional="the NAME of one TFDS set")
     from privimage_jax.data.prepare import prepare
 
-    prepare(names[0], values.data_dir or "")
+    print(f"prepared {prepare(names[0], values.data_dir or '')}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": _run(None),
-    **{name: _run(name.replace("-", "_")) for name in STAGE_COMMANDS},
+    **{name: _run(name) for name in STAGE_COMMANDS},
     "budget": _budget,
     "ledger": _ledger,
     "prepare": _prepare,

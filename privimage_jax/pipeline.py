@@ -1,6 +1,8 @@
 """The stage graph: what is done, what is stale, what runs next."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,21 +16,14 @@ from privimage_jax.models import registry
 from privimage_jax.stages import evaluate, finetune, generator, pretrain, query, report, sample, selection, train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger
-from privimage_jax.training.state import split_params
 from privimage_jax.training.writers import headline
 
 STAGES: tuple[ModuleType, ...] = (train_query, query, selection, pretrain, finetune, sample, evaluate, report)
-NAMES = tuple(stage.NAME for stage in STAGES)
 
 
 def enabled_stages(config: ConfigDict) -> list[ModuleType]:
-    """The stages that this config runs, in order."""
-    by_name = {stage.NAME: stage for stage in STAGES}
-    wanted = ["train_query"] if config.selection.method == "semantic" or config.evaluate.enabled else []
-    wanted += ["query"] if config.selection.method == "semantic" else []
-    wanted += ["select", "pretrain", "finetune", "sample"]
-    wanted += ["evaluate"] if config.evaluate.enabled else []
-    return [by_name[name] for name in [*wanted, "report"]]
+    """The stages that this config runs, in order; a stage without a say in it always runs."""
+    return [stage for stage in STAGES if not hasattr(stage, "enabled") or stage.enabled(config)]
 
 
 def fingerprints(context: Context) -> dict[str, str]:
@@ -38,7 +33,7 @@ def fingerprints(context: Context) -> dict[str, str]:
     for stage in enabled_stages(config):
         covered = {
             "settings": stage.settings(config),
-            "reads": {name: result[name] for name in stage.reads(config)},
+            "reads": {name: result[name] for name in stage.reads(config) if name in result},
             "classes": None if stage is train_query else context.sensitive.class_names,
             "public": context.public.digest() if stage in (train_query, selection) else None,
             "sensitive": context.sensitive.digest() if stage in (query, finetune, evaluate) else None,
@@ -55,7 +50,7 @@ def run(context: Context, last: str | None = None) -> None:
 
     Raises:
       UserError: for wrong data, a stage that the config does not enable, or a change in or upstream of a stage that
-      has spent.
+        has spent.
     """
     stages = enabled_stages(context.config)
     names = [stage.NAME for stage in stages]
@@ -63,7 +58,7 @@ def run(context: Context, last: str | None = None) -> None:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
     context.workdir.create()
     with context.workdir.lock():
-        context.check_data()
+        context.check_data(needs_public=train_query in stages or selection in stages)
         _ = context.plan  # an impossible budget is an error before anything runs
         _check_models(context, stages)
         prints = context.fingerprints = fingerprints(context)
@@ -74,19 +69,37 @@ def run(context: Context, last: str | None = None) -> None:
 
 
 def _check_models(context: Context, stages: list[ModuleType]) -> None:
-    """Builds every model without computing anything, so that a wrong name or argument is told before budget is
-    spent.
-    """
-    config, n_classes = context.config, context.sensitive.n_classes
+    """Builds every model without computing anything, so that what is wrong with one is told before budget is spent."""
+    config, shape, n_classes = context.config, context.sensitive.image_shape, context.sensitive.n_classes
+    key = jax.random.key(0)
     model = generator.build(config, n_classes)
-    params = jax.eval_shape(
-        lambda key: registry.init_denoiser(model, key, context.sensitive.image_shape), context.key("initial weights")
-    )
-    split_params(params, config.finetune.trainable)
+    with _named_failures("model.name", config.model.name):
+        params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
+    finetune.part_params(config, params, key)
+    classifiers = []
     if train_query in stages:
-        jax.eval_shape(train_query.build(context).init, context.key("query network"), context.public.images[:1] / 127.5)
+        classifiers.append(("query_net.model", config.query_net.model, train_query.build(context)))
     if evaluate in stages:
-        evaluate.build_classifier(config, n_classes)
+        classifiers.append(
+            ("evaluate.classifier", config.evaluate.classifier, evaluate.build_classifier(config, n_classes))
+        )
+    for setting, name, classifier in classifiers:
+        with _named_failures(setting, name):
+            jax.eval_shape(lambda key, model=classifier: registry.init_classifier(model, key, shape), key)
+
+
+@contextlib.contextmanager
+def _named_failures(setting: str, name: str) -> Iterator[None]:
+    """Turns any failure of a model's own code into a `UserError` that names its setting."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(
+            f"config.{setting}={name} fails with {type(error).__name__}: {reason}; correct the model or its arguments."
+        ) from error
 
 
 def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
@@ -132,8 +145,8 @@ def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints:
             ) from None
         if prints.get(stage.NAME) != record["fingerprint"]:
             raise UserError(
-                f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME} with "
-                f"{_difference(context, stage, record, stages)}; use that again, or choose a new --workdir."
+                f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME}, "
+                f"{_difference(context, stage, record, stages)}; restore that, or choose a new --workdir."
             )
 
 
@@ -146,7 +159,7 @@ def _has_spent(context: Context, stage: ModuleType) -> bool:
 def _difference(context: Context, stage: ModuleType, record: dict, stages: list[ModuleType]) -> str:
     """Names what changed since: settings of this stage or of one before it, or the data."""
     if stage not in stages:
-        return "settings that ran it (this config does not)"
+        return "which this config does not run"
     for earlier in stages[: stages.index(stage) + 1]:
         started = context.workdir.internal / earlier.NAME / "started.json"
         before = record if earlier is stage else workdir.read_json(started) if started.exists() else None
@@ -155,8 +168,8 @@ def _difference(context: Context, stage: ModuleType, record: dict, stages: list[
         now = workdir.jsonable(earlier.settings(context.config))
         for key in sorted({*now, *before["settings"]}):
             if now.get(key) != before["settings"].get(key):
-                return f"another value of config.{key} ({before['settings'].get(key)!r}, now {now.get(key)!r})"
-    return "other data or stages"
+                return f"with config.{key}={before['settings'].get(key)!r}, which is now {now.get(key)!r}"
+    return "with other data or stages"
 
 
 def _write_config(context: Context) -> None:

@@ -1,8 +1,8 @@
 """A run's folder: its paths, its lock, and every durable write.
 
-Each function here leaves either the old state or the new one on disk, never something between, whatever moment
-the machine stops at: a file is written beside its destination, flushed to the disk, renamed over it, and the
-folder that holds the name is flushed too.
+Whatever moment the machine stops at, a name holds its old content, or all of its new content, or (a folder that is
+being replaced) nothing; never a part. A file is written beside its destination, flushed to the disk, renamed over it,
+and the folder that holds the name is flushed too.
 """
 
 import contextlib
@@ -220,6 +220,8 @@ class Workdir:
             self.internal.chmod(0o700)
         make_dir(self.cache, mode=0o700)
         make_dir(self._marks, mode=0o700)
+        for leftover in self.release.glob(".*.partial"):  # of a run that was killed while writing
+            remove(leftover)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -47,6 +47,21 @@ class Classifier(nn.Module):
         return nn.relu(self.hidden(x.reshape(len(x), -1)))
 
 
+class Failing(Classifier):
+    """A model with a mistake."""
+
+    def features(self, x, train=False):
+        return x / (1 // 0)
+
+
+class Mixing(Classifier):
+    """What no query network may be: the features of an image depend on the rest of its batch."""
+
+    def features(self, x, train=False):
+        h = super().features(x, train)
+        return h - h.mean(axis=0)
+
+
 def write_npz(path: pathlib.Path, n: int, classes: int, seed: int) -> pathlib.Path:
     """Noisy squares whose place tells the class, as training and test arrays."""
     generator = np.random.default_rng(seed)

@@ -1,5 +1,6 @@
 import importlib
 import math
+import pathlib
 
 import pytest
 
@@ -7,7 +8,7 @@ from privimage_jax import config as configs
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 
-EXPERIMENTS = ("quickstart", "mnist", "fashion_mnist", "cifar10", "celeba")
+EXPERIMENTS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -98,3 +99,37 @@ def test_sections_leave_out_where_things_lie():
     assert configs.section(config, "data", "seed") == before
     assert before["seed"] == 0
     assert "data.source" in before
+
+
+@pytest.mark.parametrize("source", ["folder", "zip", "npz"])
+def test_classes_of_a_sensitive_set_must_be_declared(source):
+    config = base.get_config()
+    config.data.source, config.data.path = source, "somewhere"
+    with pytest.raises(UserError, match=rf"config\.data\.class_names is empty; declare .* sensitive {source} set"):
+        configs.check(config)
+    config.public.source, config.public.path = source, "elsewhere"
+    config.data.class_names = ("cat", "dog")
+    configs.check(config)
+
+
+def test_noise_levels_must_be_in_order():
+    config = base.get_config()
+    config.diffusion.sigma_min = 100.0
+    with pytest.raises(UserError, match=r"sigma_min=100\.0 is not below config\.diffusion\.sigma_max=80\.0"):
+        configs.check(config)
+
+
+def test_a_ratio_is_not_lost_to_rounding():
+    config = base.get_config()
+    config.selection.ratio = 0.57
+    assert configs.k2(config, 1, 100) == 57
+
+
+def test_the_report_shows_only_what_the_sources_read():
+    config = base.get_config()
+    config.public.source = "glyphs"
+    shown = configs.settings_in_use(config)
+    assert "data.name" in shown
+    assert "public.name" not in shown
+    assert "public.per_class" in shown
+    assert not any(key.endswith("path") or key.startswith("log.") for key in shown)

@@ -143,6 +143,8 @@ def test_a_ledger_that_lost_lines_stops_the_run(copy, kept):
         ("query_net.model", "resnet7", "query_net.model"),
         ("evaluate.classifier", "vit", "evaluate.classifier"),
         ("finetune.trainable", "nothing", "finetune.trainable"),
+        ("query_net.model", "pipelines:Failing", "query_net.model=pipelines:Failing fails with ZeroDivisionError"),
+        ("evaluate.classifier", "pipelines:Failing", "evaluate.classifier=pipelines:Failing fails with Zero"),
     ],
 )
 def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, value, named):
@@ -151,7 +153,35 @@ def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, val
     config[section][name] = value
     with pytest.raises(UserError, match=named):
         run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "internal" / "train_query").exists()
+    assert not (tmp_path / "run" / "internal" / "train-query").exists()
+
+
+def test_a_query_network_that_mixes_images_spends_nothing(finished, tmp_path):
+    config = tiny_config(finished[0])
+    config.query_net.model = "pipelines:Mixing"
+    with pytest.raises(UserError, match=r"config\.query_net\.model=pipelines:Mixing mixes the images"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "release" / "ledger.jsonl").exists()
+
+
+def test_low_rank_changes_need_a_kernel(finished, tmp_path):
+    config = tiny_config(finished[0])
+    config.finetune.lora_rank = 2
+    config.finetune.trainable = ".*bias"
+    with pytest.raises(UserError, match=r"lora_rank=2 changes kernels, but config\.finetune\.trainable='\.\*bias'"):
+        run(config, tmp_path / "run")
+
+
+def test_without_any_mechanism_the_release_says_so(finished, tmp_path):
+    config = tiny_config(finished[0])
+    config.selection.method = "random"
+    config.pretrain.steps = 0
+    config.finetune.enabled = False
+    config.evaluate.enabled = False
+    workdir = run(config, tmp_path / "run")
+    assert [json.loads(line)["kind"] for line in workdir.ledger.read_text().splitlines()] == ["open"]
+    assert "NOT PRIVATE" in (workdir.release / "report.html").read_text()
+    assert not (workdir.release / "semantics.json").exists()
 
 
 class Stop(BaseException):

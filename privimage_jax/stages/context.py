@@ -19,8 +19,6 @@ from privimage_jax.training.mesh import make_mesh
 from privimage_jax.training.writers import headline, progress
 from privimage_jax.workdir import Workdir, make_dir
 
-UNDECLARED = ("npz", "folder", "zip")  # sources that may take the list of classes from the records themselves
-
 
 class Context:
     """One run's surroundings. Data sets are read on first use and kept."""
@@ -89,7 +87,7 @@ class Context:
         """A public jax key, a function of config.seed and the purpose alone."""
         return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()))
 
-    def check_data(self) -> None:
+    def check_data(self, needs_public: bool = True) -> None:
         """Reads every set and checks what depends on it; all errors of data come from here, before any mechanism runs.
 
         Raises:
@@ -101,31 +99,25 @@ class Context:
                 f"config.data.n={declared}, but the sensitive training part has {self.sensitive.n} images; "
                 "give the true number, or 0 to count them."
             )
-        data.check_compatible(self.sensitive, self.public)
         configs.check_against_n(self.config, self.sensitive.n)
-        configs.check_against_classes(self.config, self.sensitive.n_classes, self.public.n_classes)
+        if needs_public:
+            data.check_compatible(self.sensitive, self.public)
+            configs.check_against_classes(self.config, self.sensitive.n_classes, self.public.n_classes)
         if self.config.evaluate.enabled and self.held_out.n < 2:
             raise UserError(
                 f"the held-out part of config.data has {self.held_out.n} image; hold out at least 2 by "
                 "config.data.test_fraction, or give config.evaluate.enabled=False."
             )
-        self._warn_about_classes()
+        self._warn_about_empty_classes()
         if self.config.evaluate.enabled and self.held_out.class_names != self.sensitive.class_names:
             raise UserError(
                 f"the held-out part of config.data has the classes {', '.join(self.held_out.class_names)}, but the "
                 f"training part has {', '.join(self.sensitive.class_names)}; give both the same classes."
             )
 
-    def _warn_about_classes(self) -> None:
-        """Tells the operator, and nobody else, of classes that come from the data, and of classes without images."""
-        sensitive, section = self.sensitive, self.config.data
-        if not section.class_names and section.source in UNDECLARED:
-            headline(
-                "data",
-                "warning",
-                f"the {sensitive.n_classes} classes were read from the sensitive set, but are released as public: "
-                "declare them in config.data.class_names, also those that may be empty.",
-            )
+    def _warn_about_empty_classes(self) -> None:
+        """Tells the operator, and nobody else, of classes without images."""
+        sensitive = self.sensitive
         present = set(np.unique(sensitive.labels).tolist())
         if empty := [name for number, name in enumerate(sensitive.class_names) if number not in present]:
             headline(

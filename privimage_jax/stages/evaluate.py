@@ -23,6 +23,11 @@ OUTPUTS = ("internal/evaluation.json",)  # a missing one makes the stage stale
 COMPARED = 8  # images of each class and set in the comparison picture
 
 
+def enabled(config) -> bool:
+    """Whether real images may be looked at again."""
+    return config.evaluate.enabled
+
+
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
     return (train_query.NAME, selection.NAME, sample.NAME)
@@ -53,7 +58,7 @@ def run(context: Context) -> None:
 def _comparison(context: Context, synthetic: Dataset) -> np.ndarray:
     """The first images of each class, one row a class: held-out real, selected public, synthetic; scaled to be seen."""
     parts = [(context.held_out.images, context.held_out.labels), (synthetic.images, synthetic.labels)]
-    if context.config.selection.method != "all":
+    if selection.enabled(context.config) and context.config.selection.method != "all":
         parts.insert(1, selection.load(context))
     rows = range(context.sensitive.n_classes)
     height, width, channels = context.sensitive.image_shape

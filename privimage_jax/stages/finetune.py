@@ -43,12 +43,13 @@ def run(context: Context) -> None:
     """Writes `release/generator/`: the averaged parameters after the last step, and the model's config.
 
     Raises:
-      UserError: if the model mixes the examples of a batch, the inputs changed since budget was spent, or no step is
-        left.
+      UserError: if the model mixes the examples of a batch, the inputs changed since budget was spent, or no step
+        is left.
     """
     target = context.workdir.release / "generator"
     params = pretrain.load(context)
     if not context.config.finetune.enabled:
+        Mechanism(context, MECHANISM, NAME).promise()
         generator.publish(target, params, describe(context))
         return
     mechanism = Mechanism(context, MECHANISM, NAME)
@@ -114,7 +115,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     config, plan, log = context.config, context.plan, context.config.log
     n_classes = context.sensitive.n_classes
     model = generator.build(config, n_classes)
-    trainable, frozen, merge = _part(context, params)
+    trainable, frozen, merge = part_params(config, params, context.key("low-rank factors"))
     optimizer = optax.adam(config.finetune.learning_rate)
     state = jax.device_put(init_state(trainable, optimizer, frozen), replicated(context.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
@@ -127,8 +128,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
         )
     if stretch.generation > max(mechanism.generation, 0):
         mechanism.warn(
-            f"the key of {MECHANISM} was lost; its reserved steps are spent and {stretch.stop - stretch.start} "
-            f"are left."
+            f"the key of {MECHANISM} was lost; its reserved steps are spent, {stretch.stop - stretch.start} are left."
         )
     inputs = jax.device_put(
         {
@@ -167,12 +167,11 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     return jax.device_get(merge(state["ema"], state["frozen"]))
 
 
-def _part(context: Context, params: Any) -> tuple[dict, dict, Callable[[dict, dict], dict]]:
+def part_params(config, params: Any, key: jax.Array) -> tuple[dict, dict, Callable[[dict, dict], dict]]:
     """What is trained, what is kept, and how the two make the model's parameters."""
-    section = context.config.finetune
+    section = config.finetune
     if section.lora_rank:
-        factors, frozen = lora.split(params, section.trainable, section.lora_rank, context.key("low-rank factors"))
-        return factors, frozen, lora.merge
+        return *lora.split(params, section.trainable, section.lora_rank, key), lora.merge
     return *split_params(params, section.trainable), merge_params
 
 

@@ -63,7 +63,7 @@ class Mechanism:
           UserError: if a spent mechanism would be replayed on other inputs: equal noise on different inputs subtracts.
         """
         path = self.folder / "inputs.json"
-        inputs = {**inputs, "code": code_version(self.context.config)}
+        inputs = {**inputs, "version of privimage_jax or a library": code_version(self.context.config)}
         if any(line["kind"] != "closed" for line in self.lines):
             recorded = workdir.read_json(path) if path.exists() else {}
             changed = sorted(name for name in inputs if recorded.get(name) != inputs[name])
@@ -87,6 +87,12 @@ class Mechanism:
             "private": self.context.is_private,
             **({} if self.context.is_private else {"note": "NOT PRIVATE: fixed seed"}),
         }
+
+    def promise(self) -> None:
+        """Writes the terms of the guarantee where nothing is going to be spent, so that the release states them."""
+        if not self.ledger.entries:
+            self.ledger.append("open", **self._terms())
+            self._remember_head()
 
     def spend(self, kind: str, **fields: Any) -> None:
         """Writes a line that spends budget, with the epsilon of everything spent so far; returns when it is on disk.

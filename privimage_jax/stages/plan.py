@@ -24,9 +24,7 @@ class Plan:
     """Public numbers of the two mechanisms, fixed before either runs.
 
     `query_noise` (sigma1) is relative to the query's L2 sensitivity sqrt(k1), `finetune_noise` (sigma2) to the clip
-    norm; each is
-    None when its mechanism is not run. `threshold` is the membership threshold of a 32-bit word and `sampling_rate`
-    the q it stands for.
+    norm; each is None when its mechanism is not run. `sampling_rate` is the exact q that a 32-bit threshold stands for.
     """
 
     epsilon: float
@@ -35,7 +33,6 @@ class Plan:
     accountant: str
     query_noise: float | None
     finetune_noise: float | None
-    threshold: int
     sampling_rate: float
     steps: int
 
@@ -77,8 +74,7 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
 
 @functools.cache
 def _solve(epsilon, delta, n, accountant, query_noise, batch_size, steps) -> Plan:
-    threshold = sampling.threshold(batch_size, n) if steps else 0
-    rate = sampling.sampling_rate(threshold)
+    rate = sampling.sampling_rate(sampling.threshold(batch_size, n)) if steps else 0.0
     reserved = [accounting.Gaussian(query_noise)] if query_noise is not None else []
     if (cost := accounting.epsilon(reserved, delta, accountant)) > epsilon:
         raise UserError(
@@ -86,16 +82,13 @@ def _solve(epsilon, delta, n, accountant, query_noise, batch_size, steps) -> Pla
             "config.query.noise_multiplier or config.privacy.epsilon."
         )
     noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, reserved, accountant) if steps else None
-    return Plan(epsilon, delta, n, accountant, query_noise, noise, threshold, rate, steps)
+    return Plan(epsilon, delta, n, accountant, query_noise, noise, rate, steps)
 
 
 def describe(plan: Plan) -> str:
-    """The plan as a table for people: every mechanism, its noise, and its epsilon alone and together, by both
-    accountants.
-    """
+    """The plan as a table: every mechanism, its noise, and its epsilon, alone and together, by both accountants."""
     lines = [
-        f"budget       epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with "
-        f"{plan.accountant}",
+        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
         "",
         f"{'mechanism':<44}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
     ]

@@ -1,6 +1,7 @@
 """Stage 2: the semantic query (mechanism 1), the noisy count of semantics in each sensitive class."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,11 @@ from privimage_jax.stages.mechanism import Mechanism
 NAME = "query"
 OUTPUTS = ("internal/query/histogram.json",)  # a missing one makes the stage stale
 MECHANISM = "semantic query"
+
+
+def enabled(config) -> bool:
+    """Only the semantic selection asks the sensitive set."""
+    return config.selection.method == "semantic"
 
 
 def reads(config) -> tuple[str, ...]:
@@ -52,8 +58,10 @@ def run(context: Context) -> None:
             f"the {MECHANISM} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
             "start a new workdir."
         )
+    classify = forward(model, variables, method="__call__")
+    check_images_apart(classify, sensitive.image_shape, context.config.query_net.model)
     key = mechanism.key(0)
-    logits = extract(forward(model, variables, method="__call__"), sensitive.images)
+    logits = extract(classify, sensitive.images)
     counts = count_semantics(logits, sensitive.labels, sensitive.n_classes, section.k1)
     if not spent:
         mechanism.spend(
@@ -65,6 +73,21 @@ def run(context: Context) -> None:
     noisy = counts + noise.rounded_gaussian(key, counts.shape, noise_std(context))
     workdir.atomic_write_json(output, {"histogram": noisy.tolist(), "k1": section.k1})
     mechanism.close()
+
+
+def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], name: str) -> None:
+    """Checks on random public images that the network looks at each image alone, as the sensitivity assumes.
+
+    Raises:
+      UserError: if another first image changes the logits of the rest.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (9, *image_shape), np.uint8)
+    first, other = extract(classify, images[:8]), extract(classify, images[[8, *range(1, 8)]])
+    if not np.array_equal(first[1:], other[1:], equal_nan=True):
+        raise UserError(
+            f"config.query_net.model={name} mixes the images of a batch, so that one image could change the counts of "
+            "others; give a classifier that, in inference mode, looks at each image alone."
+        )
 
 
 def noise_std(context: Context) -> float:

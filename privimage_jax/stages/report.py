@@ -6,7 +6,7 @@ from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.privacy import ledger
 from privimage_jax.report import ReportInputs, render
-from privimage_jax.stages import sample
+from privimage_jax.stages import finetune, sample, selection
 from privimage_jax.stages.context import Context
 
 NAME = "report"
@@ -15,12 +15,12 @@ OUTPUTS = ("release/report.html",)  # a missing one makes the stage stale
 
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
-    return ("select", "finetune", sample.NAME)
+    return (selection.NAME, finetune.NAME, sample.NAME)
 
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    return {key: value for key, value in configs.public_settings(config).items() if not key.startswith("log.")}
+    return configs.settings_in_use(config)
 
 
 def run(context: Context) -> None:
@@ -35,7 +35,7 @@ def run(context: Context) -> None:
         n=context.plan.n,
         entries=entries,
         ledger_ok=ledger.verify(context.workdir.ledger),
-        semantics=workdir.read_json(release / "semantics.json"),
+        semantics=workdir.read_json(release / "semantics.json") if selection.enabled(context.config) else None,
         images=images,
         labels=labels,
         class_names=context.sensitive.class_names,

@@ -47,9 +47,7 @@ def run(context: Context) -> None:
 
 
 def make_labels(n: int, n_classes: int, weights: tuple = ()) -> np.ndarray:
-    """Labels int32 [n] in the proportions of `weights` (default: equal), by largest remainder, spread evenly over the
-    set.
-    """
+    """Labels int32 [n] in the proportions of `weights` (default: equal), by largest remainder, spread evenly."""
     share = np.asarray(weights or np.ones(n_classes), float)
     share = share / share.sum() * n
     counts = np.floor(share).astype(int)

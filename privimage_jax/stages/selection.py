@@ -21,6 +21,11 @@ OUTPUTS = (
 )  # a missing one makes the stage stale
 
 
+def enabled(config) -> bool:
+    """Without pre-training nobody reads a selection that was made blindly."""
+    return config.selection.method == "semantic" or config.pretrain.steps > 0
+
+
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
     return ("query",) if config.selection.method == "semantic" else ()
@@ -76,8 +81,7 @@ def pick(histogram: np.ndarray, k2: int, assignment: str) -> np.ndarray:
       histogram: noisy counts, int64 [classes, semantics].
       k2: semantics per class; classes * k2 must not exceed the number of semantics.
       assignment: "sequential" (PrivImage, algorithm 1: class 0 picks its strongest first) or "optimal" (maximises the
-      total
-        noisy count over all classes).
+        total noisy count over all classes).
 
     Returns:
       int64 [classes, k2], each row from the strongest to the weakest; ties go to the lower semantic.

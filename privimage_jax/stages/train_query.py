@@ -15,8 +15,13 @@ from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tr
 from privimage_jax.training.mesh import replicated
 from privimage_jax.workdir import Workdir
 
-NAME = "train_query"
-OUTPUTS = ("internal/train_query/network",)  # a missing one makes the stage stale
+NAME = "train-query"
+OUTPUTS = ("internal/train-query/network",)  # a missing one makes the stage stale
+
+
+def enabled(config) -> bool:
+    """Needed by the query and by the evaluation's features."""
+    return config.selection.method == "semantic" or config.evaluate.enabled
 
 
 def reads(config) -> tuple[str, ...]:
@@ -79,13 +84,12 @@ def _reused_network(context: Context) -> Any:
     mark, own = other.done_mark(NAME), context.fingerprints[NAME]
     if mark is None:
         raise UserError(
-            f"config.query_net.workdir={other.root} holds no trained query network; run `privimage train-query` "
-            f"there first."
+            f"config.query_net.workdir={other.root} holds no trained query network; run `privimage train-query` there "
+            "first."
         )
     if mark["fingerprint"] != own:
         raise UserError(
-            f"the query network in config.query_net.workdir={other.root} was trained with other settings or "
-            f"public data; "
-            "use the same query_net and public settings, or leave query_net.workdir empty to train one here."
+            f"the query network in config.query_net.workdir={other.root} was trained with other settings or public "
+            "data; use the same query_net and public settings, or leave query_net.workdir empty to train one here."
         )
     return restore_tree(other.internal / NAME / "network")

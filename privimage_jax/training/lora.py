@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from privimage_jax.errors import UserError
 from privimage_jax.training.state import merge_params, split_params
 
 A, B = "/lora_a", "/lora_b"
@@ -27,6 +28,9 @@ def split(params: Any, trainable: str, rank: int, key: jax.Array) -> tuple[dict,
 
     Returns:
       Two flat dicts from path to array.
+
+    Raises:
+      UserError: if no kernel is matched.
     """
     chosen, frozen = split_params(params, trainable)
     factors = {}
@@ -37,6 +41,11 @@ def split(params: Any, trainable: str, rank: int, key: jax.Array) -> tuple[dict,
         width = min(rank, rows, columns)
         factors[path + A] = jax.random.normal(jax.random.fold_in(key, number), (rows, width)) / jnp.sqrt(rows)
         factors[path + B] = jnp.zeros((width, columns))
+    if not factors:
+        raise UserError(
+            f"config.finetune.lora_rank={rank} changes kernels, but config.finetune.trainable={trainable!r} matches "
+            "none; give an expression that matches one."
+        )
     return factors, {**frozen, **chosen}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from privimage_jax.config import check, load
 from privimage_jax.diffusion import EDM, make_per_example_loss, sample
 from privimage_jax.errors import UserError
 from privimage_jax.models.registry import build_classifier, build_denoiser, init_denoiser
@@ -64,12 +65,13 @@ def test_denoisers_that_break_the_contract_are_refused(name, message, here):
 
 
 def test_the_documented_outside_denoiser_learns_and_samples(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)
-    name, kwargs = re.search(r'name = "(.*?)"\n.*ConfigDict\((\{.*?\})\)', DOC.read_text()).groups()
-    (tmp_path / f"{name.split(':')[0]}.py").write_text(code)
+    code, config_code = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)
+    (tmp_path / "my_denoiser.py").write_text(code)
+    (tmp_path / "config.py").write_text(config_code)
     monkeypatch.chdir(tmp_path)  # found in the current directory, as the page says
 
-    model = build_denoiser(section(name, **eval(kwargs)), n_classes=2, channels=1)
+    config = check(load("config.py"))
+    model = build_denoiser(config.model, n_classes=2, channels=1)
     assert model.width == 24
     params = init_denoiser(model, jax.random.key(0), (8, 8, 1))
     edm = EDM()

@@ -15,12 +15,6 @@ def context(tmp_path):
     return Context(config, Workdir(tmp_path / "run"), types.SimpleNamespace(size=1))
 
 
-def test_classes_that_nobody_declared_are_warned_about(context, capsys):
-    context.config.data.class_names = ()
-    context.check_data()
-    assert "declare them in config.data.class_names" in capsys.readouterr().out
-
-
 def test_declared_classes_are_not(context, capsys):
     context.config.data.class_names = ("a", "b", "c")
     context.check_data()

@@ -21,7 +21,6 @@ PLAN = Plan(
     accountant="rdp",
     query_noise=10.0,
     finetune_noise=None,
-    threshold=0,
     sampling_rate=0.0,
     steps=0,
 )
@@ -177,7 +176,7 @@ def test_other_code_is_another_input(start, monkeypatch):
     mechanism.fix_inputs(data="one")
     spend(mechanism)
     monkeypatch.setattr("privimage_jax.stages.mechanism.code_version", lambda config: "other")
-    with pytest.raises(UserError, match=r"changed: code"):
+    with pytest.raises(UserError, match=r"changed: version of privimage_jax or a library"):
         start().fix_inputs(data="one")
 
 
@@ -186,7 +185,7 @@ def test_a_lost_record_of_the_inputs_is_refused(start):
     mechanism.fix_inputs(data="one")
     spend(mechanism)
     (mechanism.folder / "inputs.json").unlink()
-    with pytest.raises(UserError, match="changed: code, data"):
+    with pytest.raises(UserError, match="changed: data, version of privimage_jax or a library"):
         start().fix_inputs(data="one")
 
 
