@@ -1,6 +1,7 @@
 """Download a public set with TensorFlow Datasets, once, in the format that `data.source = "tfds"` reads."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 from privimage_jax.errors import UserError
@@ -16,11 +17,12 @@ def prepare(name: str, data_dir: str = "") -> Path:
         data_dir: the folder of all prepared sets; "" = TFDS's default, `~/tensorflow_datasets`.
     """
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(f'preparing {name} needs TensorFlow; run `pip install "privimage-jax[prepare]"` first.')
+        raise UserError(f'preparing {name} needs TensorFlow; run `pip install -e ".[prepare]"` in the checkout first.')
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record", try_gcs=False)
+        folder = os.path.expanduser(data_dir) or None
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record", try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise UserError(f"TensorFlow Datasets has no set {name!r} ({_first_line(error)}); check the name.") from error
     try:

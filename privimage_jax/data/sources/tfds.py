@@ -5,6 +5,7 @@ written with slashes: `data.label_key = "attributes/Male"`. `data.label_key = ""
 `data.test_split = ""` says that the set has no test split.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,11 @@ def _builder(settings: Settings):
         raise UserError(f"{settings.key}.name and {settings.key}.path are empty; name a TFDS set or a prepared folder.")
     unprepared = (
         f"{settings.key}.name={settings.name} is not prepared under {settings.data_dir or '~/tensorflow_datasets'}; "
-        f'run `privimage prepare {settings.name}` (needs `pip install "privimage-jax[prepare]"`) '
+        f'run `privimage prepare {settings.name}` (needs `pip install -e ".[prepare]"` in the checkout) '
         f"or set {settings.key}.data_dir."
     )
     try:
-        builder = tfds.builder(settings.name, data_dir=settings.data_dir or None, try_gcs=False)
+        builder = tfds.builder(settings.name, data_dir=os.path.expanduser(settings.data_dir) or None, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(f"{unprepared[:-1]}; TFDS itself knows no set of this name.") from error
     except Exception as error:  # some builders import what only preparing needs
