@@ -77,5 +77,5 @@ def check_compatible(sensitive: Dataset, public: Dataset) -> None:
     ours, theirs = ("×".join(str(side) for side in shape) for shape in (sensitive.image_shape, public.image_shape))
     raise UserError(
         f"the public images ({public.name}) are {theirs} and the sensitive ones ({sensitive.name}) are {ours}; "
-        "load both with data.image_size and data.channels."
+        "load both with config.data.image_size and config.data.channels."
     )

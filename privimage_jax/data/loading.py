@@ -43,25 +43,25 @@ def load(
         channels: 1 = grey, 3 = RGB.
         cache_dir: where decoded images are kept (holds sensitive pixels: made with mode 0700); None = in memory only.
         on_progress: called as on_progress(examples done, examples in all) while decoding.
-        key: what error messages call the section.
+        key: the section's name in the config, for error messages.
 
     Raises:
         UserError: anything wrong with the settings, the files or the disk.
     """
-    settings = Settings.from_section(section, key)
+    settings = Settings.from_section(section, f"config.{key}")
     if part not in PARTS:
         raise ValueError(f"part is {part!r}, not one of {PARTS}")
     if image_size < 1:
-        raise UserError(f"data.image_size is {image_size}; give 1 or more pixels.")
+        raise UserError(f"config.data.image_size is {image_size}; give 1 or more pixels.")
     if channels not in (1, 3):
-        raise UserError(f"data.channels is {channels}; it accepts 1 (grey) or 3 (RGB).")
+        raise UserError(f"config.data.channels is {channels}; it accepts 1 (grey) or 3 (RGB).")
     # Validation examples come out of the training part, so the test part is then never opened.
     source = sources.open_source(settings, "train" if settings.validation_fraction else part, image_size)
     indices = choose(settings, source.n, source.divided, part)
     if not len(indices):
         raise UserError(
-            f"{key}.source={settings.source} leaves no examples for the {part} part ({source.n} in all); "
-            f"add images or change {key}.test_fraction or {key}.validation_fraction."
+            f"{settings.key}.source={settings.source} leaves no examples for the {part} part ({source.n} in all); "
+            f"add images or change {settings.key}.test_fraction or {settings.key}.validation_fraction."
         )
     shape = (image_size, image_size, channels)
 
@@ -117,7 +117,8 @@ def _decode(
                     f"{name} has label {label}, outside the {len(source.class_names)} classes "
                     f"(0 to {len(source.class_names) - 1}); repair it or extend {settings.key}.class_names."
                 )
-            images[row] = fit(image, shape[0], shape[2], settings.crop, getattr(image, "filename", "") or name)
+            name = getattr(image, "filename", "") or name
+            images[row] = fit(image, shape[0], shape[2], settings.crop, name, f"{settings.key}.crop")
             labels[row] = label
         return images, labels
 

@@ -45,7 +45,9 @@ def decode_image(content: Path | bytes, name: str) -> Image.Image:
         raise UserError(f"{name} is not a readable image; remove or repair it.") from error
 
 
-def fit(image: Image.Image | np.ndarray, size: int, channels: int, crop: int, name: str) -> np.ndarray:
+def fit(
+    image: Image.Image | np.ndarray, size: int, channels: int, crop: int, name: str, key: str = "config.data.crop"
+) -> np.ndarray:
     """Brings a picture to uint8 [size, size, channels].
 
     Args:
@@ -54,12 +56,13 @@ def fit(image: Image.Image | np.ndarray, size: int, channels: int, crop: int, na
         channels: 1 = grey, 3 = RGB.
         crop: side of the square cut from the centre first, in pixels; 0 = the largest there is.
         name: what error messages call the picture.
+        key: what they call the setting of `crop`.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)
     image = _eight_bit(image, name).convert("L" if channels == 1 else "RGB")
     if crop > min(image.size):
-        raise UserError(f"{name} is {image.width}×{image.height} pixels, smaller than crop={crop}; lower crop.")
+        raise UserError(f"{name} is {image.width}×{image.height} pixels, smaller than {key}={crop}; lower crop.")
     side = crop or min(image.size)
     if image.size != (side, side):
         left, top = (image.width - side) // 2, (image.height - side) // 2

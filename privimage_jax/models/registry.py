@@ -40,7 +40,7 @@ def build_denoiser(section: Any, n_classes: int, channels: int) -> nn.Module:
       UserError: unknown name or argument, or a class that cannot be imported.
     """
     given = {"n_classes": n_classes, "channels": channels}
-    return _build(section.name, DENOISERS, given, section.kwargs, "model.name", "model.kwargs")
+    return _build(section.name, DENOISERS, given, section.kwargs, "config.model.name", "config.model.kwargs")
 
 
 def build_classifier(
@@ -56,7 +56,8 @@ def build_classifier(
     ``name_key`` and ``kwargs_key`` say where the config holds the name and the arguments, for the text of a UserError,
     which is raised as by `build_denoiser`.
     """
-    return _build(name, CLASSIFIERS, {"n_classes": n_classes}, kwargs, name_key, kwargs_key)
+    given = {"n_classes": n_classes}
+    return _build(name, CLASSIFIERS, given, kwargs, f"config.{name_key}", f"config.{kwargs_key}")
 
 
 def init_denoiser(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
@@ -70,11 +71,13 @@ def init_denoiser(model: nn.Module, key: jax.Array, image_shape: tuple[int, int,
     name = type(model).__name__
     if set(variables) != {"params"}:
         raise UserError(
-            f"model.name: {name} keeps the collections {sorted(variables)}, but a denoiser may have 'params' only, as "
-            "all that it learns must pass through clipped gradients; use GroupNorm, not BatchNorm."
+            f"config.model.name: {name} keeps the collections {sorted(variables)}, but a denoiser may have 'params' "
+            "only, as all that it learns must pass through clipped gradients; use GroupNorm, not BatchNorm."
         )
     if out.shape != x.shape:
-        raise UserError(f"model.name: {name} maps images {x.shape} to {out.shape}; a denoiser must keep the shape.")
+        raise UserError(
+            f"config.model.name: {name} maps images {x.shape} to {out.shape}; a denoiser must keep the shape."
+        )
     return jax.jit(model.init)(_fast_key(key), x, c_noise, label)["params"]
 
 
@@ -122,7 +125,7 @@ def _build(
 
 def source_file(name: str) -> Path:
     """The file of the module that an import string "package.module:Class" names."""
-    return Path(inspect.getfile(_import_module(name, "model.name")))
+    return Path(inspect.getfile(_import_module(name, "config.model.name")))
 
 
 def _import_module(name: str, name_key: str) -> ModuleType:

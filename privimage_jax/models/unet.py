@@ -172,6 +172,6 @@ class UNet(nn.Module):
         for wanted in self.attn:
             if wanted not in sides:
                 raise UserError(
-                    f"model.kwargs.attn: no level of this UNet has side {wanted}; images of side {side} with "
+                    f"config.model.kwargs.attn: no level of this UNet has side {wanted}; images of side {side} with "
                     f"{len(sides)} levels have {', '.join(map(str, sides))} (() is none outside the middle)."
                 )

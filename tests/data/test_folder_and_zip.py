@@ -67,7 +67,7 @@ def test_only_a_training_folder_is_divided(tmp_path, read):
 
 def test_part_folders_of_other_names_are_not_lost(tmp_path, read):
     root = fill(tmp_path / "set", ["train/a/0.png", "val/a/1.png"])
-    with pytest.raises(UserError, match="no 'test' with class folders; set data.test_split to one of: val"):
+    with pytest.raises(UserError, match="no 'test' with class folders; set config.data.test_split to one of: val"):
         read(root)
     assert read(root, "test", test_split="val").n == 1
 
@@ -83,7 +83,7 @@ def test_parts_must_have_the_same_classes(tmp_path, read):
 def test_declared_classes(tmp_path, read):
     root = fill(tmp_path / "set", ["b/0.png", "a/1.png"])
     assert read(root, class_names=("b", "a"), test_fraction=0.0).labels.tolist() == [1, 0]  # files in order of name
-    with pytest.raises(UserError, match="the class folder 'b' is not in data.class_names"):
+    with pytest.raises(UserError, match="the class folder 'b' is not in config.data.class_names"):
         read(root, class_names=("a",))
 
 
@@ -132,9 +132,9 @@ def test_paths_that_do_not_serve(tmp_path):
         ("zip", "not a readable .zip"),
         ("npz", "not a readable .npz"),
     ):
-        with pytest.raises(UserError, match="public.path=.*does not exist"):
+        with pytest.raises(UserError, match="config.public.path=.*does not exist"):
             load({"source": source, "path": str(tmp_path / "missing")}, "train", 8, 3, None, key="public")
-        with pytest.raises(UserError, match="public.path is empty"):
+        with pytest.raises(UserError, match="config.public.path is empty"):
             load({"source": source}, "train", 8, 3, None, key="public")
         with pytest.raises(UserError, match=message):
             load({"source": source, "path": str(tmp_path / "file")}, "train", 8, 3, None)

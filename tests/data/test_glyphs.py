@@ -82,10 +82,10 @@ def test_curves_pass_through_their_points():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"characters": "aa"}, "data.characters repeats"),
+        ({"characters": "aa"}, "config.data.characters repeats"),
         ({"characters": "\u4e2d"}, "no bundled font has the character"),
-        ({"style": "oil"}, "data.style is 'oil'; it accepts handwriting, print"),
-        ({"per_class": 0}, "data.per_class is 0"),
+        ({"style": "oil"}, "config.data.style is 'oil'; it accepts handwriting, print"),
+        ({"per_class": 0}, "config.data.per_class is 0"),
     ],
 )
 def test_wrong_settings_are_named(change, message):

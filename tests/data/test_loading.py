@@ -165,12 +165,12 @@ def test_an_error_while_decoding_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"source": "hdf5"}, "public.source is 'hdf5'; it accepts tfds, folder, zip, npz, digits, glyphs"),
-        ({"test_fraction": 1.0}, "public.test_fraction is 1.0"),
-        ({"validation_fraction": -0.1}, "public.validation_fraction is -0.1"),
-        ({"crop": -1}, "public.crop is -1"),
-        ({"seed": 2**32}, "public.seed"),
-        ({"class_names": ("a", "a")}, "public.class_names lists 'a' twice"),
+        ({"source": "hdf5"}, "config.public.source is 'hdf5'; it accepts tfds, folder, zip, npz, digits, glyphs"),
+        ({"test_fraction": 1.0}, "config.public.test_fraction is 1.0"),
+        ({"validation_fraction": -0.1}, "config.public.validation_fraction is -0.1"),
+        ({"crop": -1}, "config.public.crop is -1"),
+        ({"seed": 2**32}, "config.public.seed"),
+        ({"class_names": ("a", "a")}, "config.public.class_names lists 'a' twice"),
         ({"test_fraction": 0.0}, "leaves no examples for the test part"),
     ],
 )
@@ -180,9 +180,9 @@ def test_impossible_settings_are_named(change, message):
 
 
 def test_impossible_shapes_are_named():
-    with pytest.raises(UserError, match="image_size is 0"):
+    with pytest.raises(UserError, match="config.data.image_size is 0"):
         load({"source": "digits"}, "train", 0, 1, None)
-    with pytest.raises(UserError, match="channels is 2"):
+    with pytest.raises(UserError, match="config.data.channels is 2"):
         load({"source": "digits"}, "train", 8, 2, None)
 
 

@@ -20,14 +20,16 @@ def read(root, part="train", **more):
     return load({"path": str(root / "tiny" / "1.0.0"), **more}, part, 8, 3, None)
 
 
-def test_by_path_and_by_name(root):
+def test_by_path_and_by_name(root, monkeypatch):
     dataset = read(root)
     assert (dataset.n, dataset.class_names, dataset.name) == (300, ("cat", "dog", "fox"), "tiny")
     np.testing.assert_array_equal(dataset.labels, np.arange(300) % 3)
     np.testing.assert_array_equal(dataset.images, [picture(i) for i in range(300)])
-    named = load({"name": "tiny", "data_dir": str(root)}, "test", 8, 3, None)
-    assert named.digest() == read(root, "test").digest()
-    assert named.n == 4
+    monkeypatch.setenv("HOME", str(root.parent))
+    for folder in (str(root), f"~/{root.name}"):
+        named = load({"name": "tiny", "data_dir": folder}, "test", 8, 3, None)
+        assert named.digest() == read(root, "test").digest()
+        assert named.n == 4
 
 
 def test_nested_labels(root):
@@ -46,13 +48,16 @@ def test_unlabelled_and_undivided(root):
     "change, message",
     [
         ({"split": "trian"}, "no readable split 'trian' .its splits are train, test"),
-        ({"image_key": "picture"}, "data.image_key=picture is not a feature of the set; it has "),
-        ({"label_key": "attributes/Female"}, "data.label_key=attributes/Female .* it has Male"),
-        ({"label_key": "label/deeper"}, "data.label_key=label/deeper"),
-        ({"label_key": "image"}, "data.label_key=image is no class number"),
-        ({"image_key": "label"}, "data.image_key=label is no image"),
-        ({"class_names": ("dog", "cat", "fox")}, "data.class_names holds the source's own names in another order"),
-        ({"path": ""}, "data.name and data.path are empty"),
+        ({"image_key": "picture"}, "config.data.image_key=picture is not a feature of the set; it has "),
+        ({"label_key": "attributes/Female"}, "config.data.label_key=attributes/Female .* it has Male"),
+        ({"label_key": "label/deeper"}, "config.data.label_key=label/deeper"),
+        ({"label_key": "image"}, "config.data.label_key=image is no class number"),
+        ({"image_key": "label"}, "config.data.image_key=label is no image"),
+        (
+            {"class_names": ("dog", "cat", "fox")},
+            "config.data.class_names holds the source's own names in another order",
+        ),
+        ({"path": ""}, "config.data.name and config.data.path are empty"),
     ],
 )
 def test_wrong_settings_are_named(root, change, message):
@@ -62,7 +67,7 @@ def test_wrong_settings_are_named(root, change, message):
 
 def test_unprepared_sets_say_how_to_prepare_them(tmp_path):
     for name in ("mnist", "no_such_set"):
-        with pytest.raises(UserError, match=rf"privimage prepare {name}.*privimage-jax\[prepare\]"):
+        with pytest.raises(UserError, match=rf'privimage prepare {name}.*pip install -e "\.\[prepare\]"'):
             load({"name": name, "data_dir": str(tmp_path)}, "train", 8, 3, None)
     with pytest.raises(UserError, match="is not a prepared TFDS set"):
         load({"path": str(tmp_path)}, "train", 8, 3, None)

@@ -32,7 +32,7 @@ def test_centre_square_and_crop():
     assert (fit(pixels, 6, 1, 0, "it") == 100).all()
     pixels[1:5, 3:7] = 200
     assert (fit(pixels, 4, 1, 4, "it") == 200).all()
-    with pytest.raises(UserError, match="it is 10×6.*crop=7"):
+    with pytest.raises(UserError, match="it is 10×6.*config.data.crop=7"):
         fit(pixels, 4, 1, 7, "it")
 
 

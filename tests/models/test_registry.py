@@ -33,14 +33,14 @@ def test_zoo_model_from_a_config_section():
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("unett", {}, r"model\.name: unknown model 'unett'; choose unet or"),
-        ("unet", {"width": 3}, r"model\.kwargs: unet takes no argument width; it accepts .*nf.*num_blocks"),
-        ("unet", {"dtype": "float16"}, r"model\.kwargs\.dtype: must be 'float32' or 'bfloat16'"),
-        ("no_such_module_a:B", {}, r"model\.name: cannot import .*no_such_module_a.*PYTHONPATH"),
-        ("outside:Missing", {}, r"model\.name: the module 'outside' has no 'Missing'"),
-        ("outside:NOT_A_CLASS", {}, r"model\.name: .*not a flax\.linen module class"),
-        ("outside:Bare", {}, r"model\.name: outside:Bare lacks the field\(s\) channels, n_classes"),
-        ("outside:", {}, r"model\.name: unknown model"),
+        ("unett", {}, r"config\.model\.name: unknown model 'unett'; choose unet or"),
+        ("unet", {"width": 3}, r"config\.model\.kwargs: unet takes no argument width; it accepts .*nf.*num_blocks"),
+        ("unet", {"dtype": "float16"}, r"config\.model\.kwargs\.dtype: must be 'float32' or 'bfloat16'"),
+        ("no_such_module_a:B", {}, r"config\.model\.name: cannot import .*no_such_module_a.*PYTHONPATH"),
+        ("outside:Missing", {}, r"config\.model\.name: the module 'outside' has no 'Missing'"),
+        ("outside:NOT_A_CLASS", {}, r"config\.model\.name: .*not a flax\.linen module class"),
+        ("outside:Bare", {}, r"config\.model\.name: outside:Bare lacks the field\(s\) channels, n_classes"),
+        ("outside:", {}, r"config\.model\.name: unknown model"),
     ],
 )
 def test_wrong_sections_name_the_key(name, kwargs, message, here):
@@ -50,10 +50,10 @@ def test_wrong_sections_name_the_key(name, kwargs, message, here):
 
 def test_classifier_errors_name_the_key():
     with pytest.raises(
-        UserError, match=r"query_net\.model: unknown model 'vgg'; choose cnn, resnet18, resnet50, resnet9"
+        UserError, match=r"config\.query_net\.model: unknown model 'vgg'; choose cnn, resnet18, resnet50, resnet9"
     ):
         build_classifier("vgg", 3)
-    with pytest.raises(UserError, match=r"evaluate\.classifier_kwargs: cnn takes no argument depth"):
+    with pytest.raises(UserError, match=r"config\.evaluate\.classifier_kwargs: cnn takes no argument depth"):
         build_classifier("cnn", 3, kwargs_key="evaluate.classifier_kwargs", depth=2)
 
 

@@ -100,5 +100,5 @@ def test_resampling_of_odd_sides():
 
 
 def test_attention_at_a_missing_side_is_refused():
-    with pytest.raises(UserError, match=r"model\.kwargs\.attn.*16.*8, 4"):
+    with pytest.raises(UserError, match=r"config\.model\.kwargs\.attn.*16.*8, 4"):
         init_denoiser(UNet(**TINY, attn=(16,)), jax.random.key(0), (8, 8, 1))

@@ -33,10 +33,10 @@ class Settings:
     characters: str = ""
     per_class: int = 200
     style: str = "handwriting"
-    key: str = "data"  # what error messages call the section
+    key: str = "config.data"  # what error messages call the section
 
     @classmethod
-    def from_section(cls, section: Any, key: str = "data") -> "Settings":
+    def from_section(cls, section: Any, key: str = "config.data") -> "Settings":
         """Reads a ConfigDict or dict; missing keys take their defaults, keys of other readers are left alone."""
         values = {name: section[name] for name in cls.__dataclass_fields__ if name in section and name != "key"}
         values["class_names"] = tuple(str(name) for name in values.get("class_names", ()))
