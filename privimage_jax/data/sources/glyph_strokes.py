@@ -1,8 +1,8 @@
 """How the digits and Latin letters are written by hand: each form is a few strokes, each stroke a few points.
 
 A point is (x, y) in a box whose height is 1, y pointing down. A stroke is a smooth curve through its points
-(Catmull-Rom); a point that is given twice is a corner. Characters with several usual forms (a one
-with and without its flag, an open and a closed four, a crossed seven) have several entries.
+(Catmull-Rom); a point that is given twice is a corner. Characters with several usual forms (a one with and without its
+flag, an open and a closed four, a crossed seven) have several entries.
 """
 
 import numpy as np
