@@ -71,8 +71,8 @@ _DATA_RULES: dict[str, Rule] = {
     "per_class": _POSITIVE,
     "style": _one_of("handwriting", "print"),
     "class_names": (
-        lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v) != 1,
-        "a list of at least two distinct names, or ()",
+        lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v),
+        "a list of distinct names, or ()",
     ),
 }
 

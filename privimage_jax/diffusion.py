@@ -19,7 +19,6 @@ from privimage_jax.augment import augment
 from privimage_jax.errors import UserError
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.pixels import to_float
-from privimage_jax.pixels import to_uint8 as to_uint8
 
 PerExampleLoss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
 

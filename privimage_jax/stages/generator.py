@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from privimage_jax import workdir
-from privimage_jax.diffusion import EDM, Churn, sample, to_uint8
+from privimage_jax.diffusion import EDM, Churn, sample
 from privimage_jax.models import registry
+from privimage_jax.pixels import to_uint8
 from privimage_jax.training.mesh import batch_sharded, replicated
 from privimage_jax.training.state import flatten_params, merge_params
 from privimage_jax.training.writers import image_grid

@@ -122,6 +122,7 @@ def code_version(config: ConfigDict) -> str:
         root / "metrics/features.py",
         root / "diffusion.py",
         root / "augment.py",
+        root / "pixels.py",
         *(registry.source_file(name) for name in (config.model.name, config.query_net.model) if ":" in name),
     ]
     versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]

@@ -81,6 +81,7 @@ class MetricWriter:
                 with contextlib.suppress(OSError):
                     if file is not None:
                         file.close()
+            self._events = None  # `close` has nothing left to do
             raise
 
     def __enter__(self) -> "MetricWriter":
