@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh test
 ruff check .
 ruff format --check .
-exec pytest "$@"
+exec pytest --numprocesses 2 "$@"
