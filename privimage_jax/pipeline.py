@@ -151,9 +151,9 @@ def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints:
 
 
 def _has_spent(context: Context, stage: ModuleType) -> bool:
-    mechanism = getattr(stage, "MECHANISM", None)
-    lines = open_ledger(context.workdir).entries
-    return mechanism is not None and any(line.get("mechanism") == mechanism for line in lines)
+    if not hasattr(stage, "MECHANISM"):
+        return False  # without reading the ledger
+    return any(line.get("mechanism") == stage.MECHANISM for line in open_ledger(context.workdir).entries)
 
 
 def _difference(context: Context, stage: ModuleType, record: dict, stages: list[ModuleType]) -> str:

@@ -16,11 +16,10 @@ from privimage_jax.privacy import dp_sgd
 from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
-from privimage_jax.stages.query import tree_digest
 from privimage_jax.training import loop, lora
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import replicated
-from privimage_jax.training.state import init_state, make_update, merge_params, split_params
+from privimage_jax.training.state import init_state, make_update, merge_params, split_params, tree_digest
 
 NAME = "finetune"
 OUTPUTS = ("release/generator",)  # a missing one makes the stage stale

@@ -1,10 +1,8 @@
 """Stage 2: the semantic query (mechanism 1), the noisy count of semantics in each sensitive class."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from privimage_jax import config as configs
@@ -15,6 +13,7 @@ from privimage_jax.privacy import noise
 from privimage_jax.stages import train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.training.state import tree_digest
 
 NAME = "query"
 OUTPUTS = ("internal/query/histogram.json",)  # a missing one makes the stage stale
@@ -112,16 +111,6 @@ def count_semantics(logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: 
     counts = np.zeros((n_classes, logits.shape[1]), np.int64)
     np.add.at(counts, (np.repeat(labels, k1), top.ravel()), 1)
     return counts
-
-
-def tree_digest(tree: Any) -> str:
-    """SHA-256 over the paths, shapes, dtypes and bytes of a pytree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def load(context: Context) -> np.ndarray:

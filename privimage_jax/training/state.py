@@ -1,11 +1,13 @@
 """The training state, a plain dict `{params, frozen, ema, opt_state, step}`, and its one update rule."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from privimage_jax.errors import UserError
@@ -81,3 +83,13 @@ def flatten_params(params: dict) -> dict:
     """Nested parameters as a flat dict from "a/b/kernel" to the array."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 over the paths, shapes, dtypes and bytes of a pytree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
