@@ -122,7 +122,7 @@ RULES: dict[str, Rule] = {
     "finetune.lora_rank": _AT_LEAST_0,
     "finetune.block": _AT_LEAST_0,
     "clipping.norm": _ABOVE_0,
-    "clipping.method": _one_of("auto", "vmap"),
+    "clipping.method": _one_of("auto", "bookkeeping", "vmap"),
     "clipping.microbatch": _POSITIVE,
     "sample.n": _POSITIVE,
     "sample.batch_size": _POSITIVE,

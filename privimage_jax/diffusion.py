@@ -17,7 +17,6 @@ from jax import lax
 
 from privimage_jax.augment import augment
 from privimage_jax.errors import UserError
-from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.pixels import to_float
 
 PerExampleLoss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
@@ -108,8 +107,7 @@ def make_per_example_loss(
         image, label = (jnp.repeat(batch[name], noise_multiplicity, axis=0) for name in ("image", "label"))
         image = augment(to_float(image), draw_keys[:, 0], flip, shift)
         label, sigma, noise = jax.vmap(lambda key, label: draw(key, label, image.shape[1:]))(draw_keys[:, 1], label)
-        with fast_convolutions():
-            error = denoise(model, edm, params, image + noise, sigma, label) - image
+        error = denoise(model, edm, params, image + noise, sigma, label) - image
         per_draw = edm.loss_weight(sigma) * jnp.mean(error**2, axis=(1, 2, 3))
         return per_draw.reshape(-1, noise_multiplicity).mean(axis=1)
 

@@ -1,7 +1,7 @@
 """A convolution whose gradients are fast inside compiled loops, and the switch that puts it into unmodified models.
 
 XLA's CPU back end computes the weight gradient of a convolution inside a ``while`` loop without its fast library path
-(tens of times slower), and every microbatch loop is one. `conv2d` states its own derivatives instead: with respect to
+(tens of times slower), and every microbatch loop is one. `convolve` states its own derivatives instead: with respect to
 the input, a forward convolution with the flipped, transposed kernel; with respect to the kernel, one matrix product per
 kernel offset over all (example, row, column) positions. Under ``vmap`` with a shared kernel the former stay one
 convolution and the latter become batched products, where XLA would make a grouped convolution.
@@ -9,35 +9,39 @@ convolution and the latter become batched products, where XLA would make a group
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
-NHWC = ("NHWC", "HWIO", "NHWC")
+Padding = Sequence[tuple[int, int]]
 
 
-def conv2d(
+def convolve(
     x: jax.Array,
     kernel: jax.Array,
     padding: Padding,
     precision: lax.PrecisionLike = None,
-    strides: tuple[int, int] = (1, 1),
+    strides: Sequence[int] = (),
+    dilation: Sequence[int] = (),
+    groups: int = 1,
 ) -> jax.Array:
-    """Convolution, for reverse-mode differentiation only.
+    """Convolution over any number of axes, for reverse-mode differentiation only.
 
     Args:
-      x: [B,H,W,I], float32 or bfloat16.
-      kernel: [h,w,I,O], of the same dtype.
-      padding: zeros (before, after) along height and width, each at most the kernel's side minus 1.
+      x: [B, *sides, I], float32 or bfloat16.
+      kernel: [*window, I / groups, O], of the same dtype.
+      padding: zeros (before, after) along each side.
       precision: of the forward and of both gradient products.
-      strides: along height and width.
+      strides, dilation: along each side; () is 1 everywhere. Dilation spreads the kernel.
+      groups: input and output channels are cut into so many groups, each convolved alone.
 
     Returns:
-      [B,H',W',O] in the dtype of ``x``. The kernel's gradient is accumulated in float32.
+      [B, *sides', O] in the dtype of ``x``. The kernel's gradient is accumulated in float32.
     """
     # Inside shard_map a kernel that is equal on all devices must be marked as varying like x: the mark's transpose then
     # sums the kernel's gradient over the devices, as for JAX's own operations.
@@ -45,7 +49,16 @@ def conv2d(
         kernel = lax.pcast(kernel, missing, to="varying")
     if missing := tuple(_varying_axes(kernel) - _varying_axes(x)):
         x = lax.pcast(x, missing, to="varying")
-    return _conv2d(x, kernel, padding, precision, strides)
+    ones = (1,) * (x.ndim - 2)
+    geometry = _Geometry(tuple(map(tuple, padding)), tuple(strides) or ones, tuple(dilation) or ones, groups)
+    return _convolve(x, kernel, geometry, precision)
+
+
+class _Geometry(NamedTuple):
+    padding: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
 
 def _varying_axes(x: jax.Array) -> frozenset[str]:
@@ -55,84 +68,106 @@ def _varying_axes(x: jax.Array) -> frozenset[str]:
     return aval.vma if manual is None else manual.varying
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv2d(x, kernel, padding, precision, strides):
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NHWC, precision=precision)
+def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
+    """Images [B, *sides, C] and kernels [*window, I, O], as ``nn.Conv`` has them."""
+    images = (0, ndim - 1, *range(1, ndim - 1))
+    return lax.ConvDimensionNumbers(images, (ndim - 1, ndim - 2, *range(ndim - 2)), images)
 
 
-def _forward(x, kernel, padding, precision, strides):
-    return _conv2d(x, kernel, padding, precision, strides), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x, kernel, geometry, precision):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_channels_last(x.ndim),
+        feature_group_count=geometry.groups,
+        precision=precision,
+    )
 
 
-def _backward(padding, precision, strides, residuals, dy):
+def _forward(x, kernel, geometry, precision):
+    return _convolve(x, kernel, geometry, precision), (x, kernel)
+
+
+def _backward(geometry, precision, residuals, dy):
     x, kernel = residuals
-    height, width, n_in, n_out = kernel.shape
-    (top, bottom), (left, right) = padding
-    padded = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    padding, strides, dilation, groups = geometry
+    window = kernel.shape[:-2]
+    spans = [(side - 1) * step for side, step in zip(window, dilation, strict=True)]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)])
 
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    mirrored = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
-    dense = _undo_strides(dy, strides, (padded.shape[1] - height + 1, padded.shape[2] - width + 1))
-    dx = lax.conv_general_dilated(dense, flipped, (1, 1), mirrored, dimension_numbers=NHWC, precision=precision)
+    dense = _undo_strides(dy, strides, [side - span for side, span in zip(padded.shape[1:-1], spans, strict=True)])
+    mirrored = tuple((span - before, span - after) for span, (before, after) in zip(spans, padding, strict=True))
+    stride_1 = _Geometry(mirrored, (1,) * len(window), dilation, groups)
+    dx = _convolve(dense, _mirrored(kernel, groups), stride_1, precision)
 
-    dy_rows = dy.reshape(-1, n_out)
-    down, across = (stride * (side - 1) + 1 for stride, side in zip(strides, dy.shape[1:3], strict=True))
+    dy_rows = _rows(dy, groups)
+    reach = [stride * (side - 1) + 1 for stride, side in zip(strides, dy.shape[1:-1], strict=True)]
 
-    def at_offset(i, j):
-        rows = padded[:, i : i + down : strides[0], j : j + across : strides[1]].reshape(-1, n_in)
-        return jnp.matmul(rows.T, dy_rows, precision=precision, preferred_element_type=jnp.float32)
+    def at_offset(offset):
+        starts = [place * step for place, step in zip(offset, dilation, strict=True)]
+        seen = (slice(s, s + r, stride) for s, r, stride in zip(starts, reach, strides, strict=True))
+        rows = _rows(padded[:, *seen], groups)
+        product = "ti,to->io" if groups == 1 else "tgi,tgo->igo"
+        return jnp.einsum(product, rows, dy_rows, precision=precision, preferred_element_type=jnp.float32)
 
-    dkernel = jnp.stack([at_offset(i, j) for i in range(height) for j in range(width)])
+    dkernel = jnp.stack([at_offset(offset) for offset in itertools.product(*map(range, window))])
     return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _undo_strides(dy: jax.Array, strides: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+def _rows(x: jax.Array, groups: int) -> jax.Array:
+    """[B, *sides, C] as [positions, C], or [positions, groups, C / groups]."""
+    channels = x.shape[-1]
+    return x.reshape(-1, channels) if groups == 1 else x.reshape(-1, groups, channels // groups)
+
+
+def _mirrored(kernel: jax.Array, groups: int) -> jax.Array:
+    """The kernel that takes output gradients back to the input: flipped along each side, channels swapped per group."""
+    *window, n_in, n_out = kernel.shape
+    flipped = jnp.flip(kernel, range(len(window))).reshape(*window, n_in, groups, n_out // groups)
+    return jnp.swapaxes(flipped, -3, -1).reshape(*window, n_out // groups, groups * n_in)
+
+
+def _undo_strides(dy: jax.Array, strides: Sequence[int], sides: Sequence[int]) -> jax.Array:
     """The output gradient as the convolution of stride 1 would have it: zeros where strides left positions out."""
-    if strides == (1, 1):
+    if all(stride == 1 for stride in strides):
         return dy
-    after = [side - stride * (n - 1) - 1 for side, stride, n in zip(size, strides, dy.shape[1:3], strict=True)]
-    edges = [(0, 0, 0), *((0, rest, stride - 1) for rest, stride in zip(after, strides, strict=True)), (0, 0, 0)]
+    rests = [side - stride * (n - 1) - 1 for side, stride, n in zip(sides, strides, dy.shape[1:-1], strict=True)]
+    edges = [(0, 0, 0), *((0, rest, stride - 1) for rest, stride in zip(rests, strides, strict=True)), (0, 0, 0)]
     return lax.pad(dy, jnp.zeros((), dy.dtype), edges)
 
 
-_conv2d.defvjp(_forward, _backward)
-
-
-def _explicit_padding(padding, size, kernel_size, strides) -> Padding | None:
-    """Zeros (before, after) along each side; None for a padding that `conv2d` does not do."""
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(size, kernel_size, strides, padding)
-    pairs = tuple((int(before), int(after)) for before, after in padding)
-    within = all(0 <= p < k for pair, k in zip(pairs, kernel_size, strict=True) for p in pair)
-    return pairs if within else None
+_convolve.defvjp(_forward, _backward)
 
 
 def conv_general_dilated(
     lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None, dimension_numbers=None, **options
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, by `conv2d` where that is possible; for ``nn.Conv``'s field of this name.
+    """`jax.lax.conv_general_dilated`, by `convolve` where that is possible; for ``nn.Conv``'s field of this name.
 
-    Dilated, grouped and non-2-D convolutions, and other memory layouts, go to XLA.
+    Transposed convolutions and other memory layouts go to XLA.
     """
-    ones = (None, (1, 1), [1, 1])
-    options = {"precision": None, **options}
+    sides = lhs.ndim - 2
+    ours = {"precision": None, "feature_group_count": 1}
     plain = (
-        rhs.ndim == 4
-        and lhs_dilation in ones
-        and rhs_dilation in ones
-        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)
+        (lhs_dilation is None or all(step == 1 for step in lhs_dilation))
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _channels_last(lhs.ndim)
         and lhs.dtype == rhs.dtype
-        and lhs.shape[-1] == rhs.shape[2]
-        and all(options[name] in (None, 1) for name in options if name != "precision")
+        and all(options[name] in (None, 1) for name in options if name not in ours)
     )
-    strides = tuple(window_strides)
-    pairs = _explicit_padding(padding, lhs.shape[1:3], rhs.shape[:2], strides) if plain else None
-    if pairs is not None:
-        return conv2d(lhs, rhs, pairs, options["precision"], strides)
-    return lax.conv_general_dilated(
-        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **options
-    )
+    if not plain:
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **options
+        )
+    dilation = tuple(rhs_dilation or (1,) * sides)
+    if isinstance(padding, str):
+        window = [(side - 1) * step + 1 for side, step in zip(rhs.shape[:sides], dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, window_strides, padding)
+    ours.update({name: options[name] for name in ours if name in options})
+    return convolve(lhs, rhs, padding, ours["precision"], window_strides, dilation, groups=ours["feature_group_count"])
 
 
 @contextlib.contextmanager
@@ -144,7 +179,8 @@ def fast_convolutions(enabled: bool | None = None) -> Iterator[None]:
     not work inside.
 
     Args:
-      enabled: None means "where it is faster": on CPUs; GPUs and TPUs keep XLA's convolution.
+      enabled: None means "where it is faster": on CPUs; GPUs and TPUs keep XLA's convolution (per-example gradients
+        are faster by it everywhere, see `privacy.bookkeeping`).
     """
     if enabled is None:
         enabled = jax.default_backend() == "cpu"

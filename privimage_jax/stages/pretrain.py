@@ -10,6 +10,7 @@ import optax
 from privimage_jax import config as configs
 from privimage_jax.diffusion import make_per_example_loss
 from privimage_jax.models import registry
+from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.stages import generator, selection
 from privimage_jax.stages.context import Context
 from privimage_jax.training import loop
@@ -41,7 +42,7 @@ def run(context: Context) -> None:
     model = generator.build(config, n_classes)
     params = registry.init_denoiser(model, context.key("initial weights"), context.sensitive.image_shape)
     optimizer = optax.adam(config.pretrain.learning_rate)
-    state = jax.device_put(init_state(params, optimizer), meshes.replicated(context.mesh))
+    state = meshes.place(init_state(params, optimizer), meshes.replicated(context.mesh))
     if config.pretrain.steps:
         state = _train(context, model, optimizer, state, n_classes)
     save_tree(folder / "params", jax.device_get(state["ema"]))
@@ -51,7 +52,7 @@ def _train(context: Context, model, optimizer, state, n_classes):
     config, folder = context.config, context.folder(NAME)
     section, log = config.pretrain, config.log
     images, labels = selection.load(context)
-    inputs = jax.device_put(
+    inputs = meshes.place(
         {"image": images, "label": np.asarray(labels), "key": context.key("pre-training batches")},
         meshes.replicated(context.mesh),
     )
@@ -75,8 +76,10 @@ def _train(context: Context, model, optimizer, state, n_classes):
 
 def _make_step(context: Context, model, optimizer, n_classes):
     section = context.config.pretrain
-    per_example_loss = make_per_example_loss(
-        model, generator.edm(context.config), n_classes, 1, flip=section.flip, shift=section.shift
+    per_example_loss = fast_convolutions()(
+        make_per_example_loss(
+            model, generator.edm(context.config), n_classes, 1, flip=section.flip, shift=section.shift
+        )
     )
     update = make_update(optimizer, section.ema)
 

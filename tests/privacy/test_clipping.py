@@ -161,7 +161,7 @@ def test_products_are_full_float32():
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(UserError, match=r"clipping\.method is 'fast'; it must be one of auto, vmap"):
+    with pytest.raises(UserError, match=r"clipping\.method is 'fast'; it must be one of auto, bookkeeping, vmap"):
         clipped_grad(linear_loss, C, "fast")
     with pytest.raises(UserError, match=r"clipping\.norm"):
         clipped_grad(linear_loss, 0.0)

@@ -1,0 +1,256 @@
+"""Book-keeping agrees with plain `jax.vmap(jax.grad)` on the zoo and on random and hard modules, and stays bounded."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privimage_jax.diffusion import EDM, make_per_example_loss
+from privimage_jax.models.cnn import CNN
+from privimage_jax.models.resnet import ResNet9
+from privimage_jax.models.unet import UNet
+from privimage_jax.privacy.bookkeeping import left_to_vmap
+from privimage_jax.privacy.clipping import clipped_grad
+
+M = 3
+# At level 0 a program that runs once on three examples compiles in a third of the time.
+OPTIONS = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+def random(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def of_outputs(apply):
+    """Per-example loss of a module [B, ...] -> [B, ...], with random weights so that no gradient cancels."""
+
+    def loss(params, batch, keys):
+        out = apply({"params": params}, batch["x"]).astype(jnp.float32)
+        weights = jax.vmap(lambda key: jax.random.normal(key, out.shape[1:]))(keys)
+        return jnp.sum(jnp.sin(out) * weights, axis=tuple(range(1, out.ndim)))
+
+    return loss
+
+
+def jitter(params, seed=1):
+    """No parameter is left at zero, where gradients vanish."""
+    leaves, structure = jax.tree.flatten(params)
+    moved = [leaf + 0.1 * random(*leaf.shape, seed=seed + i) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, moved)
+
+
+@functools.cache
+def compiled(loss, method, clip_norm):
+    return jax.jit(clipped_grad(loss, clip_norm, method), compiler_options=OPTIONS)
+
+
+def clipped(loss, params, batch, method, clip_norm, mask=(True,) * M):
+    keys = jax.random.split(jax.random.key(7), M)
+    return compiled(loss, method, clip_norm)(params, batch, keys, jnp.asarray(mask))
+
+
+def assert_agrees(loss, params, batch, clip_norm=1e6, tolerance=1e-5):
+    """Sums and norms of both methods; the tolerance is relative to the whole gradient's largest entry per leaf."""
+    got, norms, losses = clipped(loss, params, batch, "bookkeeping", clip_norm)
+    wanted, wanted_norms, wanted_losses = clipped(loss, params, batch, "vmap", clip_norm)
+    np.testing.assert_allclose(norms, wanted_norms, rtol=tolerance)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=tolerance, atol=tolerance)
+    assert float(jnp.min(wanted_norms)) > 0
+
+    def compare(path, a, b):
+        scale = float(jnp.max(jnp.abs(b)))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(compare, got, wanted)
+
+
+def images(side, channels):
+    return jax.random.randint(jax.random.key(3), (M, side, side, channels), 0, 256).astype(jnp.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "draws"),
+    [
+        ({"nf": 4, "ch_mult": (1, 2), "num_blocks": 1, "attn": (4,)}, 3),
+        ({"nf": 4, "ch_mult": (2,), "num_blocks": 1, "remat": True}, 1),
+    ],
+)
+def test_agrees_with_vmap_on_the_denoiser(kwargs, draws):
+    model = UNet(n_classes=3, channels=1, **kwargs)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    loss = make_per_example_loss(model, EDM(), 3, draws)
+    assert_agrees(loss, jitter(params["params"]), {"image": images(8, 1), "label": jnp.arange(M)})
+
+
+def test_agrees_with_vmap_on_the_zoos_classifiers():
+    model, x = CNN(n_classes=4), random(M, 8, 8, 1)
+    params = jitter(jax.jit(model.init)(jax.random.key(0), x)["params"])
+    assert_agrees(of_outputs(model.apply), params, {"x": x})
+
+    model, x = ResNet9(n_classes=4, width=4), random(M, 8, 8, 3)  # at inference, so that nothing mixes examples
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    def apply(given, x):
+        return model.apply({**variables, **given}, x)
+
+    assert_agrees(of_outputs(apply), jitter(variables["params"]), {"x": x})
+
+
+class Tied(nn.Module):
+    """One embedding used twice: to read tokens and to score them."""
+
+    @nn.compact
+    def __call__(self, x):
+        embed = nn.Embed(5, 4)
+        h = nn.Dense(4)(embed(jnp.abs(x[..., 0] * 10).astype(jnp.int32) % 5))
+        return embed.attend(h)
+
+
+class ReadOutside(nn.Module):
+    """A layer's kernel that its parent uses as well."""
+
+    @nn.compact
+    def __call__(self, x):
+        conv = nn.Conv(3, (3, 3), name="conv")
+        h = conv(x)
+        return h * jnp.sum(conv.variables["params"]["kernel"] ** 2)
+
+
+class Repeated(nn.Module):
+    """A layer called twice, a rematerialised block and a layer outside the zoo's kind."""
+
+    @nn.compact
+    def __call__(self, x):
+        conv = nn.Conv(x.shape[-1], (3, 3))
+        h = conv(nn.silu(conv(x)))
+        h = nn.remat(nn.Conv)(2, (2, 2), strides=2)(h)
+        return h * self.param("gain", nn.initializers.ones, (2,))
+
+
+class Scanned(nn.Module):
+    """One block per row of stacked parameters."""
+
+    @nn.compact
+    def __call__(self, x):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, h, _):
+                return nn.silu(nn.LayerNorm()(nn.Conv(h.shape[-1], (3, 3))(h))), None
+
+        blocks = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return blocks()(x, None)[0]
+
+
+class Attention(nn.Module):
+    """Multi-head attention, made of DenseGeneral, beside einsum and normalisation layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = x.reshape(x.shape[0], -1, x.shape[-1])
+        h = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)(nn.RMSNorm()(h))
+        return nn.Einsum((4, 3), "btc,cd->btd")(nn.DenseGeneral((2, 2))(h).reshape(*h.shape[:2], 4))
+
+
+@pytest.mark.parametrize(
+    "module", [Tied(), ReadOutside(), Repeated(), Scanned(), Attention()], ids=lambda m: type(m).__name__
+)
+def test_agrees_with_vmap_on_hard_cases(module):
+    x = random(M, 6, 6, 2)
+    params = jitter(jax.jit(module.init)(jax.random.key(0), x)["params"])
+    assert_agrees(of_outputs(module.apply), params, {"x": x})
+
+
+@st.composite
+def layers(draw, sides):
+    """A random layer over `sides` axes and what makes its fields."""
+    groups, bias = draw(st.sampled_from([1, 2])), draw(st.booleans())
+    kind = draw(st.sampled_from(["conv", "conv", "conv", "dense", "group norm", "layer norm"]))
+    if kind == "dense":
+        return lambda: nn.Dense(4, use_bias=bias)
+    if kind == "group norm":
+        return lambda: nn.GroupNorm(num_groups=2)
+    if kind == "layer norm":
+        return lambda: nn.LayerNorm()
+    window, strides, dilation = (draw(st.tuples(*[st.integers(1, top)] * sides)) for top in (3, 2, 2))
+    padding = draw(st.sampled_from(["SAME", "VALID", "CIRCULAR", 1, [(2, 1)] * sides]))
+    return lambda: nn.Conv(
+        4, window, strides, padding, kernel_dilation=dilation, feature_group_count=groups, use_bias=bias
+    )
+
+
+class Stack(nn.Module):
+    makers: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        for make in self.makers:
+            x = nn.tanh(make()(x))
+        return x
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_agrees_with_vmap_on_random_modules(data):
+    sides = data.draw(st.sampled_from([1, 2, 2, 3]))
+    makers = tuple(data.draw(st.lists(layers(sides), min_size=1, max_size=2)))
+    x = random(M, *(7, 6, 5)[:sides], 4)
+    module = Stack(makers)
+    params = module.init(jax.random.key(0), x)["params"]
+    assert_agrees(of_outputs(module.apply), jitter(params), {"x": x})
+
+
+@pytest.mark.parametrize("method", ["bookkeeping", "vmap"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_clipped_example_stays_within_the_bound_in_float64(method, dtype):
+    model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1,), num_blocks=1, dtype=dtype)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    loss = make_per_example_loss(model, EDM(), 2, 2)
+    batch = {"image": images(4, 1), "label": jnp.arange(M) % 2}
+    for example in range(M):
+        total, norms, _ = clipped(loss, jitter(params["params"]), batch, method, 1e-3, np.arange(M) == example)
+        exact = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(total)))
+        assert norms[example] > 1e-3
+        assert 1e-3 * (1 - 3e-4) < exact <= 1e-3
+
+
+def test_clipping_sees_every_use_of_a_tied_weight():
+    """Tapping one use would measure too small a norm and let too much through."""
+    module, x = Tied(), random(M, 6, 6, 2)
+    params = jitter(module.init(jax.random.key(0), x)["params"])
+    loss = of_outputs(module.apply)
+    total, norms, _ = clipped(loss, params, {"x": x}, "bookkeeping", 1e-2, np.arange(M) == 0)
+    keys = jax.random.split(jax.random.key(7), M)
+    gradient = jax.grad(lambda p: loss(p, {"x": x[:1]}, keys[:1])[0])(params)
+    whole = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(norms[0], whole, rtol=1e-5)
+    assert np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(total))) <= 1e-2
+
+
+def test_parameters_without_a_rule_are_named():
+    x, keys = random(M, 6, 6, 2), jax.random.split(jax.random.key(0), M)
+    params = Repeated().init(jax.random.key(0), x)["params"]
+    assert left_to_vmap(of_outputs(Repeated().apply), params, {"x": x}, keys) == ["gain"]
+    params = Scanned().init(jax.random.key(0), x)["params"]
+    assert left_to_vmap(of_outputs(Scanned().apply), params, {"x": x}, keys) == []
+    model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1, 2), num_blocks=1)
+    shapes = jax.eval_shape(model.init, keys[0], jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    batch = {"image": images(8, 1), "label": jnp.arange(M) % 2}
+    assert left_to_vmap(make_per_example_loss(model, EDM(), 2, 1), shapes["params"], batch, keys) == []
+
+
+def test_no_convolution_gets_a_grouped_weight_gradient():
+    """The slow path that `vmap` alone takes, on every backend."""
+    module, x = nn.Conv(4, (3, 3)), random(M, 6, 6, 2)
+    params, keys = module.init(jax.random.key(0), x)["params"], jax.random.split(jax.random.key(0), M)
+
+    def text(method):
+        fn = clipped_grad(of_outputs(module.apply), 1.0, method)
+        return str(jax.make_jaxpr(fn)(params, {"x": x}, keys, jnp.ones(M, bool)))
+
+    assert f"feature_group_count={M}" in text("vmap") or f"batch_group_count={M}" in text("vmap")
+    assert f"group_count={M}" not in text("bookkeeping")
