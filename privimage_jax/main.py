@@ -8,14 +8,17 @@ import logging
 import os
 import sys
 import threading
+import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from privimage_jax import config as configs
+from privimage_jax import distributed, processes
 from privimage_jax.errors import UserError
 
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
@@ -28,7 +31,11 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   prepare      download a TFDS set: privimage prepare NAME [--data_dir FOLDER] (needs the extra [prepare])
 
 Example: privimage run --config configs/quickstart.py --workdir runs/quickstart --config.privacy.epsilon=5
-Every setting is in configs/base.py."""
+Every setting is in configs/base.py.
+
+Several processes, one command each: add --coordinator=HOST:PORT --num_processes=N --process_id=I (or the variables
+PRIVIMAGE_COORDINATOR, PRIVIMAGE_NUM_PROCESSES, PRIVIMAGE_PROCESS_ID), or --coordinator=auto inside SLURM, GKE or a TPU
+pod; --start_timeout=SECONDS for how long they wait for each other. launch/ has scripts that do so."""
 
 STAGE_COMMANDS = ("train-query", "query", "select", "pretrain", "finetune", "sample", "evaluate", "report")
 
@@ -36,6 +43,8 @@ XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs
     "--xla_gpu_deterministic_ops=true",  # a replayed DP-SGD step must be bit-identical
 )
+
+GRACE_SECONDS = 3.0  # for the news that another process has failed
 
 
 def entry_point() -> None:
@@ -61,21 +70,36 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
     except UserError as error:
         print(f"privimage: error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, str(error))
     except OSError as error:  # what is not about a file of the run, such as a closed or full standard output
         culprit = "" if error.filename is None else f" ({error.filename})"
-        print(
-            f"privimage: error: the system refuses: {error.strerror or error}{culprit}; mend that and run the same "
-            "command again.",
-            file=sys.stderr,
-        )
+        sentence = f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
+        print(f"privimage: error: {sentence}", file=sys.stderr)
         if error.filename is None:  # nothing is to be flushed in vain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-        return 2
+        return _ended(2, sentence)
     except KeyboardInterrupt:
-        print("privimage: interrupted; the same command continues where it stopped.", file=sys.stderr)
-        return 130
+        sentence = "interrupted; the same command continues where it stopped."
+        print(f"privimage: {sentence}", file=sys.stderr)
+        return _ended(130, sentence)
+    except Exception as error:
+        if processes.current().count == 1:
+            raise
+        time.sleep(GRACE_SECONDS)  # what fails here because another process has gone ends meanwhile, with a sentence
+        traceback.print_exc()
+        return _ended(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (a bug, or out of memory).")
     return 0
+
+
+def _ended(status: int, sentence: str) -> int:
+    """The exit status of a process that fails; one of several ends at once, as jax would wait for the others."""
+    team = processes.current()
+    if team.count > 1:
+        team.fail(sentence)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def report_unraisable(unraisable) -> None:
@@ -100,19 +124,19 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _parse(
-    arguments: list[str], *required: str, optional: str = "", positional: str = ""
+    arguments: list[str], *required: str, optional: Iterable[str] = (), positional: str = ""
 ) -> tuple[flags.FlagValues, list[str]]:
     """Parses flags into a fresh set, so that `main` can be called more than once in a process.
 
-    A command takes the flags that it requires and the optional one, no other; `positional` describes the one argument
+    A command takes the flags that it requires and the optional ones, no other; `positional` describes the one argument
     that is no flag, where it takes one.
     """
     path, arguments = _take_config(arguments)
     if path is not None and "config" not in required:
         raise UserError("this command takes no --config; see privimage --help.")
     values = flags.FlagValues()
-    for name in {*required, optional} - {"config", ""}:
-        flags.DEFINE_string(name, None, "A folder.", flag_values=values)
+    for name in {*required, *optional} - {"config"}:
+        flags.DEFINE_string(name, None, "A folder or a number.", flag_values=values)
     argv = ["privimage", *arguments]
     try:
         if path is not None:
@@ -154,12 +178,12 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def _configured(arguments: list[str], *required: str):
-    values, _ = _parse(arguments, "config", *required)
+def _configured(arguments: list[str], *required: str, optional: Iterable[str] = ()):
+    values, _ = _parse(arguments, "config", *required, optional=optional)
     return configs.check(values.config), values
 
 
-def _set_up_jax(cache_dir=None) -> None:
+def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
     """What must happen before jax starts; a user's own XLA_FLAGS come last and win."""
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
     os.environ.setdefault("MPLBACKEND", "Agg")
@@ -168,6 +192,8 @@ def _set_up_jax(cache_dir=None) -> None:
     if cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
     warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
+    if place is not None:
+        distributed.start(place)
     try:
         jax.devices()
     except RuntimeError as error:
@@ -177,15 +203,17 @@ def _set_up_jax(cache_dir=None) -> None:
 
 def _run(last: str | None) -> Callable[[list[str]], None]:
     def command(arguments: list[str]) -> None:
-        config, values = _configured(arguments, "workdir")
+        config, values = _configured(arguments, "workdir", optional=distributed.FLAGS)
+        place = distributed.place_from({name: values[name].value for name in distributed.FLAGS})
         from privimage_jax.workdir import Workdir
 
         workdir = Workdir(values.workdir)
-        _set_up_jax(workdir.internal / "compilation_cache")
+        _set_up_jax(workdir.internal / "compilation_cache", place)
         from privimage_jax import pipeline
         from privimage_jax.stages.context import Context
 
         pipeline.run(Context(config, workdir), last)
+        distributed.stop()
 
     return command
 
@@ -218,7 +246,7 @@ def _ledger(arguments: list[str]) -> None:
 
 
 def _prepare(arguments: list[str]) -> None:
-    values, names = _parse(arguments, optional="data_dir", positional="the NAME of one TFDS set")
+    values, names = _parse(arguments, optional=["data_dir"], positional="the NAME of one TFDS set")
     from privimage_jax.data.prepare import prepare
 
     print(f"prepared {prepare(names[0], values.data_dir or '')}")

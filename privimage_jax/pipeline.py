@@ -10,12 +10,13 @@ import jax
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax import workdir
+from privimage_jax import processes, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.stages import evaluate, finetune, generator, pretrain, query, report, sample, selection, train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.stages.plan import code_version
 from privimage_jax.training.writers import headline
 
 STAGES: tuple[ModuleType, ...] = (train_query, query, selection, pretrain, finetune, sample, evaluate, report)
@@ -56,16 +57,26 @@ def run(context: Context, last: str | None = None) -> None:
     names = [stage.NAME for stage in stages]
     if last is not None and last not in names:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
+    _compare_processes(context)
     context.workdir.create()
     with context.workdir.lock():
         context.check_data(needs_public=train_query in stages or selection in stages)
         _ = context.plan  # an impossible budget is an error before anything runs
         _check_models(context, stages)
         prints = context.fingerprints = fingerprints(context)
+        processes.current().meet("data", {f"the data or settings of the stage {name}": prints[name] for name in prints})
         _refuse_changed_spending(context, stages, prints)
         _write_config(context)
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
             _run_stage(context, stage, prints[stage.NAME])
+
+
+def _compare_processes(context: Context) -> None:
+    """Refuses processes that were started with other settings, code or folders, before any of them writes."""
+    facts = {f"config.{key}": repr(value) for key, value in configs.flatten(context.config)}
+    facts["--workdir"] = str(context.workdir.root)
+    facts["the version of privimage_jax or a library"] = code_version(context.config)
+    processes.current().meet("the start", facts)
 
 
 def _check_models(context: Context, stages: list[ModuleType]) -> None:

@@ -3,6 +3,9 @@
 Whatever moment the machine stops at, a name holds its old content, or all of its new content, or (a folder that is
 being replaced) nothing; never a part. A file is written beside its destination, flushed to the disk, renamed over it,
 and the folder that holds the name is flushed too.
+
+Where several processes share the folder, process 0 alone does each write and the others wait for it: see
+`processes.written_once`.
 """
 
 import contextlib
@@ -19,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from privimage_jax import processes
 from privimage_jax.errors import UserError
+from privimage_jax.processes import written_once
 
 _EXPLAINED = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -71,6 +76,7 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
+@written_once
 def make_dir(path: Path, mode: int = 0o755) -> None:
     """Makes a folder and its parents, durably; an existing one is left as it is."""
     path = Path(path)
@@ -82,6 +88,7 @@ def make_dir(path: Path, mode: int = 0o755) -> None:
         fsync_dir(path.parent)
 
 
+@written_once
 def atomic_write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replaces the file `path` by `content`, durably and all at once."""
     path = Path(path)
@@ -105,6 +112,7 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
+@written_once
 def atomic_write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Writes named arrays as a compressed .npz without a clock time in it, durably and all at once."""
     buffer = io.BytesIO()
@@ -119,22 +127,36 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def atomic_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
-    """Yields an empty folder to fill; on success it replaces `path`, durably; on failure nothing is left of it."""
+    """Yields an empty folder to fill; on success it replaces `path`, durably; on failure nothing is left of it.
+
+    Every process is given the folder, since orbax writes from all of them.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     with explain_os_errors(path):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(mode=mode)
+        _begin_dir(temporary, mode)
         try:
             yield temporary
-            _fsync_tree(temporary)
-            if path.exists():  # a folder cannot be renamed over a full one; what it held is being replaced anyway
-                remove(path)
-            os.replace(temporary, path)
+            _finish_dir(temporary, path)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if processes.is_first():
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
-        fsync_dir(path.parent)
+
+
+@written_once
+def _begin_dir(temporary: Path, mode: int) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(mode=mode)
+
+
+@written_once
+def _finish_dir(temporary: Path, path: Path) -> None:
+    _fsync_tree(temporary)
+    if path.exists():  # a folder cannot be renamed over a full one; what it held is being replaced anyway
+        remove(path)
+    os.replace(temporary, path)
+    fsync_dir(path.parent)
 
 
 def _fsync_tree(root: Path) -> None:
@@ -148,6 +170,7 @@ def _fsync_tree(root: Path) -> None:
         fsync_dir(Path(folder))
 
 
+@written_once
 def append_line_durably(path: Path, line: str) -> None:
     """Appends one line to a file (made if missing) and returns when it is on the disk.
 
@@ -171,6 +194,7 @@ def append_line_durably(path: Path, line: str) -> None:
             fsync_dir(path.parent)
 
 
+@written_once
 def remove(path: Path) -> None:
     """Removes a file or a folder, durably; a missing one is fine."""
     path = Path(path)
@@ -212,6 +236,7 @@ class Workdir:
         self.config_json = self.root / "config.json"
         self.ledger = self.release / "ledger.jsonl"
 
+    @written_once
     def create(self) -> None:
         """Makes the folders; `internal/` is readable by its owner only."""
         make_dir(self.release)
@@ -225,7 +250,10 @@ class Workdir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run's lock; a second process on the same folder is refused at once."""
+        """Holds the run's lock, for all processes of the run; another run on the same folder is refused at once."""
+        if not processes.is_first():
+            yield
+            return
         path = self.internal / "lock"
         with explain_os_errors(path):
             path.touch()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from privimage_jax import workdir
+from privimage_jax.processes import written_once
 
 Chunks = Iterable[tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] and int32 [B], in order
 
@@ -24,14 +25,17 @@ def load_or_make(folder: Path, n: int, image_shape: tuple[int, int, int], make: 
     Returns images (uint8 [n, *image_shape], a read-only memory map) and labels (int32 [n]). Processes that share the
     folder wait for each other. Refused writes are a `UserError`, and nothing half-written is left.
     """
+    _make_if_missing(folder, n, image_shape, make)
+    return _open(folder, n, image_shape)
+
+
+@written_once
+def _make_if_missing(folder: Path, n: int, image_shape: tuple[int, int, int], make: Callable[[], Chunks]) -> None:
     workdir.make_dir(folder.parent, mode=0o700)
     with _lock(folder):
-        found = _open(folder, n, image_shape)
-        if found is not None:
-            return found
-        with workdir.atomic_dir(folder, mode=0o700) as temporary:
-            _write(temporary, n, image_shape, make())
-    return _open(folder, n, image_shape)
+        if _open(folder, n, image_shape) is None:
+            with workdir.atomic_dir(folder, mode=0o700) as temporary:
+                _write(temporary, n, image_shape, make())
 
 
 @contextlib.contextmanager

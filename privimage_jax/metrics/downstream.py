@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +13,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.training import classifier
 from privimage_jax.training.loop import make_runner, stretches
-from privimage_jax.training.mesh import make_mesh, replicated
+from privimage_jax.training.mesh import make_mesh, place, replicated
 
 STEPS_PER_DISPATCH = 100
 
@@ -75,15 +74,15 @@ def train_and_score(
     )
     mesh = make_mesh()
     init_key, key = jax.random.split(jax.random.key(seed))
-    state = jax.device_put(classifier.init(model, recipe, init_key, train.image_shape), replicated(mesh))
+    state = place(classifier.init(model, recipe, init_key, train.image_shape), replicated(mesh))
     inputs = {"image": np.asarray(train.images), "label": np.asarray(train.labels, np.int32), "key": key}
-    inputs = jax.device_put(inputs, replicated(mesh))
+    inputs = place(inputs, replicated(mesh))
     run = _runner(model, recipe, mesh)
     for start, stop in stretches(0, steps, STEPS_PER_DISPATCH):
         state, metrics = run(state, inputs, start, stop)
         if on_steps is not None:
             on_steps(stop - start, **{name: float(value) for name, value in metrics.items()})
-    return accuracy(model, jax.tree.map(jnp.asarray, state["variables"]), test)
+    return accuracy(model, state["variables"], test)
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from privimage_jax.pixels import to_float
-from privimage_jax.training.mesh import batch_sharded, make_mesh, replicated
+from privimage_jax.training.mesh import batch_sharded, make_mesh, place, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,23 +59,20 @@ def extract(apply_features: Callable[[jax.Array], jax.Array], images: np.ndarray
     if not isinstance(apply_features, jax.tree_util.Partial):
         apply_features = jax.tree_util.Partial(apply_features)
     mesh = make_mesh()
+    apply_features = place(apply_features, replicated(mesh))
     batch_size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
     rows, in_flight = [], None
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])
         padded = np.zeros((batch_size, *batch.shape[1:]), np.uint8)
         padded[: len(batch)] = batch
-        result = _apply(apply_features, _shard(padded, mesh), mesh)
+        result = _apply(apply_features, place(padded, batch_sharded(mesh)), mesh)
         # Fetched one batch late: the host prepares a batch while the devices compute the one before.
         if in_flight is not None:
             rows.append(np.asarray(in_flight, np.float32))
         in_flight = result
     rows.append(np.asarray(in_flight, np.float32))
     return np.concatenate(rows)[: len(images)]
-
-
-def _shard(batch: np.ndarray, mesh: Mesh) -> jax.Array:
-    return jax.make_array_from_callback(batch.shape, batch_sharded(mesh), lambda index: batch[index])
 
 
 @partial(jax.jit, static_argnames="mesh")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from privimage_jax.errors import UserError
+from privimage_jax.processes import written_once
 from privimage_jax.workdir import append_line_durably
 
 Entry = dict[str, Any]
@@ -133,6 +134,7 @@ class Ledger:
                     "settings or start a new workdir."
                 )
 
+    @written_once
     def _cut_torn_line(self) -> None:
         if not self.path.exists() or (present := self.path.stat().st_size) == self._size:
             return

@@ -18,7 +18,7 @@ from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.training import loop, lora
 from privimage_jax.training.checkpoint import Checkpoints
-from privimage_jax.training.mesh import replicated
+from privimage_jax.training.mesh import place, replicated
 from privimage_jax.training.state import init_state, make_update, merge_params, split_params, tree_digest
 
 NAME = "finetune"
@@ -116,7 +116,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
     model = generator.build(config, n_classes)
     trainable, frozen, merge = part_params(config, params, context.key("low-rank factors"))
     optimizer = optax.adam(config.finetune.learning_rate)
-    state = jax.device_put(init_state(trainable, optimizer, frozen), replicated(context.mesh))
+    state = place(init_state(trainable, optimizer, frozen), replicated(context.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, mechanism.warn) or state
     stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
@@ -129,7 +129,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
         mechanism.warn(
             f"the key of {MECHANISM} was lost; its reserved steps are spent, {stretch.stop - stretch.start} are left."
         )
-    inputs = jax.device_put(
+    inputs = place(
         {
             "data": {"image": np.asarray(context.sensitive.images), "label": np.asarray(context.sensitive.labels)},
             "key": mechanism.key(stretch.generation),

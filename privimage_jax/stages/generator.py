@@ -14,7 +14,7 @@ from privimage_jax import workdir
 from privimage_jax.diffusion import EDM, Churn, sample
 from privimage_jax.models import registry
 from privimage_jax.pixels import to_uint8
-from privimage_jax.training.mesh import batch_sharded, replicated
+from privimage_jax.training.mesh import batch_sharded, place, replicated
 from privimage_jax.training.state import flatten_params, merge_params
 from privimage_jax.training.writers import image_grid
 
@@ -64,7 +64,8 @@ class Sampler:
         padding = -len(labels) % self.mesh.size
         padded = np.pad(np.asarray(labels, np.int32), (0, padding))
         numbers = np.arange(start, start + len(padded), dtype=np.uint32)
-        placed = jax.device_put((numbers, padded), batch_sharded(self.mesh))
+        params, key = place((params, key), replicated(self.mesh))
+        placed = place((numbers, padded), batch_sharded(self.mesh))
         return np.asarray(self._draw(params, key, *placed))[: len(labels)]
 
     def grid(self, params: Any, key: jax.Array, n_classes: int) -> np.ndarray:

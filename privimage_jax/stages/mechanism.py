@@ -4,11 +4,12 @@ The order of writes is fixed, so that a crash between any two of them loses noth
 of the inputs, key, ledger line, use; and at the end artefact, ledger line `closed`, key deleted, done mark.
 """
 
+import hashlib
 from typing import Any
 
 import numpy as np
 
-from privimage_jax import workdir
+from privimage_jax import processes, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.privacy.ledger import Ledger, is_closed
@@ -64,6 +65,7 @@ class Mechanism:
         """
         path = self.folder / "inputs.json"
         inputs = {**inputs, "version of privimage_jax or a library": code_version(self.context.config)}
+        processes.current().meet(f"inputs of {self.name}", {f"the {name}": value for name, value in inputs.items()})
         if any(line["kind"] != "closed" for line in self.lines):
             recorded = workdir.read_json(path) if path.exists() else {}
             changed = sorted(name for name in inputs if recorded.get(name) != inputs[name])
@@ -123,6 +125,7 @@ class Mechanism:
     def key(self, generation: int) -> np.ndarray:
         """The 256-bit key uint32[8] of a generation, made from OS entropy and on the disk before this returns.
 
+        Process 0 makes it; the others read the file, and all compare its digest, never the key itself.
         A key that no ledger line speaks of was never used and is replaced: a copy of this workdir may hold it too.
         """
         if not self.context.is_private:
@@ -131,7 +134,10 @@ class Mechanism:
         path = self._key_path(generation)
         if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
-        return chacha.key_from_bytes(path.read_bytes())
+        content = path.read_bytes()
+        digest = hashlib.sha256(b"privimage key " + content).hexdigest()
+        processes.current().meet(f"key of {self.name}", {f"the key {path}": digest})
+        return chacha.key_from_bytes(content)
 
     def close(self) -> None:
         """After the artefact is durable: the line `closed`, then the key is deleted."""
@@ -148,5 +154,5 @@ class Mechanism:
         return self._keys / f"{self._stage}-{generation}.key"
 
     def _delete_keys(self) -> None:
-        for path in self._keys.glob(f"{self._stage}-*.key"):
+        for path in sorted(self._keys.glob(f"{self._stage}-*.key")):
             workdir.remove(path)

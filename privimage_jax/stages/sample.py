@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 
 from privimage_jax import config as configs
+from privimage_jax.processes import written_once
 from privimage_jax.stages import finetune, generator
 from privimage_jax.stages.context import Context
+from privimage_jax.training.mesh import place, replicated
 from privimage_jax.training.writers import encode_png, progress
 from privimage_jax.workdir import atomic_dir, atomic_write_npz, remove
 
@@ -29,7 +31,7 @@ def run(context: Context) -> None:
     section, release = context.config.sample, context.workdir.release
     class_names = context.sensitive.class_names
     labels = make_labels(section.n, len(class_names), section.class_weights)
-    params = generator.read_params(release / "generator")
+    params = place(generator.read_params(release / "generator"), replicated(context.mesh))
     draw = generator.Sampler(context.config, generator.build(context.config, len(class_names)), context.mesh)
     key = context.key("synthetic set")
     parts = []
@@ -57,6 +59,7 @@ def make_labels(n: int, n_classes: int, weights: tuple = ()) -> np.ndarray:
     return labels[np.argsort(position, kind="stable")]
 
 
+@written_once
 def _write_folders(folder, images, labels, class_names) -> None:
     with atomic_dir(folder) as partial:
         for number, name in enumerate(class_names):

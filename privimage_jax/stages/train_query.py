@@ -12,7 +12,7 @@ from privimage_jax.models import registry
 from privimage_jax.stages.context import Context
 from privimage_jax.training import classifier, loop
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
-from privimage_jax.training.mesh import replicated
+from privimage_jax.training.mesh import place, replicated
 from privimage_jax.workdir import Workdir
 
 NAME = "train-query"
@@ -55,10 +55,10 @@ def run(context: Context) -> None:
     )
     model = build(context)
     state = classifier.init(model, recipe, context.key("query network"), public.image_shape)
-    state = jax.device_put(state, replicated(context.mesh))
+    state = place(state, replicated(context.mesh))
     checkpoints = Checkpoints(folder / "checkpoints", context.config.log.keep)
     state = checkpoints.restore_latest(state) or state
-    inputs = jax.device_put(
+    inputs = place(
         {"image": np.asarray(public.images), "label": public.labels, "key": context.key("query batches")},
         replicated(context.mesh),
     )

@@ -38,7 +38,7 @@ def make_runner(step: Step) -> Callable[[Any, Any, int, int], tuple[Any, dict[st
         state, sums = jax.lax.fori_loop(start, stop, body, (state, zeros))
         return state, jax.tree.map(lambda total: total / jnp.maximum(stop - start, 1), sums)
 
-    return lambda state, inputs, start, stop: run(state, inputs, jnp.int32(start), jnp.int32(stop))
+    return lambda state, inputs, start, stop: run(state, inputs, np.int32(start), np.int32(stop))
 
 
 def stretches(start: int, stop: int, *periods: int) -> Iterator[tuple[int, int]]:

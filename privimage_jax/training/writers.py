@@ -15,7 +15,8 @@ import rich.console
 import rich.progress
 import rich.text
 
-from privimage_jax import workdir
+from privimage_jax import processes, workdir
+from privimage_jax.processes import by_first
 
 PLAIN_LINE_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
@@ -32,6 +33,9 @@ class MetricWriter:
             an interruption, are dropped, since they are about to be written again; 0 starts afresh.
     """
 
+    _events = None  # nothing to close in other processes than the first, which alone writes
+
+    @by_first
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
         self._path = pathlib.Path(directory) / "metrics.csv"
         self._columns, self._file, self._events = ["step"], None, None
@@ -44,6 +48,7 @@ class MetricWriter:
                     path.unlink()
             self._events = _Events(self._path.parent, start_step)
 
+    @by_first
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Adds one row; a name that is new becomes a column, empty in the rows before."""
         values = {name: float(value) for name, value in values.items()}
@@ -57,6 +62,7 @@ class MetricWriter:
             self._file.flush()
             self._events.scalars(int(step), values)
 
+    @by_first
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes an image, uint8 `[H, W, C]` with C = 1 or 3, as `<name>_<step, six digits>.png` and to TensorBoard."""
         with self._writing():
@@ -172,6 +178,16 @@ class _PlainProgress:
         print("  ".join([self.description, counts, *fields, *_fields(self.info)]), flush=True)
 
 
+class _NoProgress:
+    """Of the processes that do not speak."""
+
+    def advance(self, n: int = 1, **info: float | int | str) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
 class _RichProgress:
     """A live bar for terminals."""
 
@@ -207,7 +223,7 @@ def progress(
     initial: int = 0,
     unit: str = "steps",
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[_PlainProgress | _RichProgress]:
+) -> Iterator[_PlainProgress | _RichProgress | _NoProgress]:
     """Shows how far a loop has come, its rate and the time that remains.
 
     On a terminal a live bar; elsewhere a printed line at most every 10 seconds and one at the end.
@@ -223,7 +239,9 @@ def progress(
         An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
     """
     console = _console()
-    if console.is_terminal:
+    if not processes.is_first():
+        shown = _NoProgress()
+    elif console.is_terminal:
         shown = _RichProgress(description, total, initial, unit, console)
     else:
         shown = _PlainProgress(description, total, initial, unit, clock)
@@ -233,6 +251,7 @@ def progress(
         shown.finish()
 
 
+@by_first
 def headline(stage: str, status: str, detail: str = "") -> None:
     """Prints one aligned line about a stage: `headline("query", "skipped", "done before")`.
 

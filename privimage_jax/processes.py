@@ -1,0 +1,337 @@
+"""The processes of one run: how they wait for each other, who writes, and how all of them end when one fails.
+
+A run on several hosts is N processes that take the same steps in the same order. Each holds one TCP connection to
+process 0, over which lines of JSON go: names of the places where all wait, public values and digests; never images and
+never keys. (The arrays of the run travel by jax's own collectives.) A connection that breaks, or the sentence of a
+process that failed, ends every process at once, also one that waits inside a collective.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from privimage_jax.errors import UserError
+
+FAREWELL_SECONDS = 5.0  # how long process 0 stays, so that the others hear why it ends
+SILENCE_SECONDS = 30  # after which a host that answers nothing counts as gone
+END = "the end"  # where all part
+STATUS = 2  # of a process that ends because of another
+
+
+class Alone:
+    """The only process of its run: it waits for nobody."""
+
+    index, count = 0, 1
+
+    def meet(self, place: str, facts: dict[str, Any] | None = None) -> None:
+        """Returns when every process has come to `place`; see `Team`."""
+
+    def fail(self, sentence: str) -> None:
+        """Tells the others why this process ends, so that they end too."""
+
+    def leave(self) -> None:
+        """Ends the team, when every process is done."""
+
+
+class Team(Alone):
+    """One of several processes.
+
+    Args:
+      index: 0 to count - 1; process 0 is connected with all, every other one with process 0.
+      connections: index of the other end -> connection. A thread listens to each.
+    """
+
+    def __init__(self, index: int, count: int, connections: "dict[int, _Connection]"):
+        self.index, self.count = index, count
+        self._connections = connections
+        self._inbox: dict[int, queue.SimpleQueue] = {peer: queue.SimpleQueue() for peer in connections}
+        self._ending = False
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._listen, args=(peer,), daemon=True) for peer in connections]
+        for thread in self._threads:
+            thread.start()
+
+    def meet(self, place: str, facts: dict[str, Any] | None = None) -> None:
+        """Returns when every process has come to `place`.
+
+        Args:
+          place: a name, the same in every process.
+          facts: public values and digests that must be the same in every process.
+
+        Raises:
+          UserError: in process 0, naming the first fact that differs; the others end by the failure of process 0.
+        """
+        if self.index:
+            self._connections[0].send({"place": place, "facts": facts})
+            self._inbox[0].get()
+            return
+        for peer, inbox in self._inbox.items():
+            message = inbox.get()
+            if message["place"] != place:
+                raise RuntimeError(f"process {peer} came to {message['place']!r}, but process 0 to {place!r}")
+            _check_facts(peer, facts or {}, message["facts"] or {})
+        for connection in self._connections.values():
+            connection.send({"place": place})
+
+    def fail(self, sentence: str) -> None:
+        """Tells the others why this process ends; process 0 stays until they have gone."""
+        with self._lock:
+            if self._ending:
+                return
+            self._ending = True
+        self._tell(self.index, sentence)
+
+    def leave(self) -> None:
+        """Closes the connections, when every process has come here."""
+        self.meet(END)
+        self._ending = True
+        for connection in self._connections.values():
+            connection.close()
+
+    def _listen(self, peer: int) -> None:
+        while (message := self._connections[peer].receive()) is not None:
+            if "failed" in message:
+                self._end(message["process"], message["failed"])
+            else:
+                self._inbox[peer].put(message)
+                if message.get("place") == END:
+                    return  # what comes now is the closing of the connection
+        self._end(
+            peer, "it was killed, or its host is out of reach; see its own output, then run the same command again."
+        )
+
+    def _end(self, process: int, sentence: str) -> None:
+        """Ends this process from a listening thread, whatever its main thread waits for."""
+        with self._lock:
+            if self._ending:
+                return
+            self._ending = True
+        print(f"privimage: error: process {process} of {self.count} ended: {sentence}", file=sys.stderr)
+        self._tell(process, sentence)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(STATUS)
+
+    def _tell(self, process: int, sentence: str) -> None:
+        for connection in self._connections.values():
+            connection.send({"process": process, "failed": sentence})
+        if self.index == 0:  # jax's coordinator lives in this process, and takes the others down without a sentence
+            deadline = time.monotonic() + FAREWELL_SECONDS
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _check_facts(peer: int, own: dict[str, Any], other: dict[str, Any]) -> None:
+    for name in sorted({*own, *other}):
+        here, there = own.get(name), other.get(name)
+        if here != there:
+            values = "" if _is_digest(here) or _is_digest(there) else f" ({here!r} and {there!r})"
+            raise UserError(
+                f"process 0 and process {peer} differ in {name}{values}; start every process with the same command, "
+                "code and data."
+            )
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+class _Connection:
+    """Lines of JSON over one socket."""
+
+    def __init__(self, connected: socket.socket):
+        self._socket = connected
+        self._lines = connected.makefile("r", encoding="utf-8")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("KEEPIDLE", 10), ("KEEPINTVL", 5), ("KEEPCNT", (SILENCE_SECONDS - 10) // 5)):
+            if hasattr(socket, f"TCP_{option}"):
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{option}"), value)
+
+    def send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the listening thread notices a broken connection and says so
+            self._socket.sendall((json.dumps(message) + "\n").encode())
+
+    def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
+        """The next message; None if the connection is closed, silent for so long, or not one of ours."""
+        try:
+            self._socket.settimeout(seconds)
+            message = json.loads(self._lines.readline())
+            self._socket.settimeout(None)
+            return message if isinstance(message, dict) else None
+        except (OSError, ValueError):
+            return None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def listen(port: int) -> socket.socket:
+    """Opens process 0's port (0: a free one) on every interface.
+
+    Raises:
+      UserError: if the port is taken.
+    """
+    dual = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=1024
+        )
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"process 0 cannot listen on the coordinator's port {port} ({_reason(error)}); give another port."
+        ) from None
+
+
+def gather(server: socket.socket, count: int, seconds: float, welcome: Any) -> Team:
+    """Process 0's side of the start: waits for the others, and tells each of them `welcome`.
+
+    Raises:
+      UserError: naming the processes that did not come in time, or one that does not fit.
+    """
+    connections: dict[int, _Connection] = {}
+    deadline = time.monotonic() + seconds
+    try:
+        while len(connections) < count - 1:
+            server.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                connection = _Connection(server.accept()[0])
+            except TimeoutError:
+                missing = [str(index) for index in range(1, count) if index not in connections]
+                raise UserError(
+                    f"of {count} processes {len(connections) + 1} came within {seconds:g} s, not number "
+                    f"{', '.join(missing)}; start all of them, or give the true --num_processes."
+                ) from None
+            hello = connection.receive(5)
+            if hello is None or not {"index", "count"} <= hello.keys():
+                connection.close()  # a stranger
+                continue
+            index = hello["index"]
+            if hello["count"] != count or index in connections or not 0 < index < count:
+                connections[-1] = connection
+                raise UserError(
+                    f"process {index} of {hello['count']} does not fit into a run of {count} processes; give each the "
+                    "same --num_processes and its own --process_id."
+                )
+            connections[index] = connection
+    except UserError as error:
+        for connection in connections.values():
+            connection.send({"process": 0, "failed": str(error)})
+        raise
+    for connection in connections.values():
+        connection.send({"welcome": welcome})
+    return Team(0, count, dict(sorted(connections.items())))
+
+
+def connect(host: str, port: int, index: int, count: int, seconds: float) -> tuple[Team, Any]:
+    """The other processes' side of the start: finds process 0 and returns the team and its welcome.
+
+    Raises:
+      UserError: if process 0 cannot be reached in time, or does not start.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            connected = socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic()))
+            break
+        except OSError as error:
+            if time.monotonic() + 0.2 > deadline:
+                raise UserError(
+                    f"process {index} cannot reach the coordinator {host}:{port} within {seconds:g} s "
+                    f"({_reason(error)}); start process 0 on that host, or correct --coordinator."
+                ) from None
+            time.sleep(0.2)
+    connection = _Connection(connected)
+    connection.send({"index": index, "count": count})
+    message = connection.receive(seconds + FAREWELL_SECONDS)  # process 0 has begun to wait before
+    if message is None or "welcome" not in message:
+        reason = (message or {}).get("failed", "it does not answer as process 0 of a run does; correct --coordinator.")
+        raise UserError(f"the coordinator {host}:{port} does not start the run: {reason}")
+    return Team(index, count, {0: connection}), message["welcome"]
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+_team: Alone = Alone()
+_apart = threading.local()  # depth: inside what one process does while the others wait or pass by
+
+
+def join(team: Alone) -> None:
+    """Makes `team` this process's own, for the rest of its life."""
+    global _team
+    _team = team
+
+
+def current() -> Alone:
+    """The team that this process belongs to."""
+    return _team
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes and speaks."""
+    return _team.index == 0
+
+
+def written_once(write: Callable[..., None]) -> Callable[..., None]:
+    """The rule of every durable write: process 0 alone does it, while the others wait.
+
+    All have come before it begins, so that nobody still reads what it replaces; and nobody goes on before it is done,
+    so that all see the same files wherever they look. What it calls is part of it and waits for nobody. A failure is
+    not told from here: it ends process 0, and by that the others.
+    """
+
+    @functools.wraps(write)
+    def call(*arguments, **more) -> None:
+        if _team.count == 1 or getattr(_apart, "depth", 0):
+            write(*arguments, **more)
+            return
+        _team.meet(f"{write.__qualname__} begins")
+        if is_first():
+            with _on_its_own():
+                write(*arguments, **more)
+        _team.meet(f"{write.__qualname__} is done")
+        _look_again(arguments)
+
+    return call
+
+
+def by_first(act: Callable[..., None]) -> Callable[..., None]:
+    """For what nobody reads during the run, such as metrics and headlines: process 0 does it, the others pass by."""
+
+    @functools.wraps(act)
+    def call(*arguments, **more) -> None:
+        if is_first():
+            with _on_its_own():
+                act(*arguments, **more)
+
+    return call
+
+
+@contextlib.contextmanager
+def _on_its_own() -> Iterator[None]:
+    _apart.depth = getattr(_apart, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _apart.depth -= 1
+
+
+def _look_again(arguments: tuple) -> None:
+    """Opens the folders of the paths given: a network file system then forgets which names it did not find before."""
+    for path in arguments:
+        if isinstance(path, Path):
+            with contextlib.suppress(OSError):
+                os.close(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
