@@ -118,7 +118,7 @@ def get_config() -> ConfigDict:
     config.clipping = ConfigDict()  # of per-example gradients
     config.clipping.norm = 1e-3  # C: the largest L2 norm of one example's gradient
     config.clipping.method = "auto"  # auto | bookkeeping (what auto takes) | vmap (the reference, slow)
-    config.clipping.microbatch = 64  # examples whose gradients are held at once on a device
+    config.clipping.microbatch = 0  # examples whose gradients a device holds at once; 0 = as its memory allows
 
     config.sample = ConfigDict()  # synthesis: post-processing, free of privacy cost
     config.sample.n = 60000  # images to make

@@ -123,7 +123,7 @@ RULES: dict[str, Rule] = {
     "finetune.block": _AT_LEAST_0,
     "clipping.norm": _ABOVE_0,
     "clipping.method": _one_of("auto", "bookkeeping", "vmap"),
-    "clipping.microbatch": _POSITIVE,
+    "clipping.microbatch": _AT_LEAST_0,
     "sample.n": _POSITIVE,
     "sample.batch_size": _POSITIVE,
     "sample.sampler": _one_of("ddim", "heun"),

@@ -114,6 +114,15 @@ def make_per_example_loss(
     return loss
 
 
+def batch_shapes(size: int, image_shape: tuple[int, int, int]) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
+    """(batch, keys) of `size` examples as the loss takes them, without values: for tracing alone."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    return batch, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+
+
 @dataclasses.dataclass(frozen=True)
 class Churn:
     """Stochasticity of the Heun sampler (algorithm 2); by default none.

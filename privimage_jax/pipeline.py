@@ -86,6 +86,8 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
     model = generator.build(config, n_classes)
     with _named_failures("model.name", config.model.name):
         params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
+        if finetune in stages:
+            finetune.choose_microbatch(context, model, params)
     finetune.part_params(config, params, key)
     classifiers = []
     if train_query in stages:

@@ -10,13 +10,13 @@ import optax
 
 from privimage_jax import config as configs
 from privimage_jax import workdir
-from privimage_jax.diffusion import make_per_example_loss
+from privimage_jax.diffusion import batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import dp_sgd
+from privimage_jax.privacy import bookkeeping, dp_sgd
 from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
-from privimage_jax.training import loop, lora
+from privimage_jax.training import loop, lora, memory
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import place, replicated
 from privimage_jax.training.state import init_state, make_update, merge_params, split_params, tree_digest
@@ -151,7 +151,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
 
     state = loop.train(
         NAME,
-        _make_step(context, model, optimizer, n_classes, params, merge),
+        _make_step(context, mechanism, model, optimizer, n_classes, params, merge),
         state,
         inputs,
         stretch.start,
@@ -172,6 +172,25 @@ def part_params(config, params: Any, key: jax.Array) -> tuple[dict, dict, Callab
     if section.lora_rank:
         return *lora.split(params, section.trainable, section.lora_rank, key), lora.merge
     return *split_params(params, section.trainable), merge_params
+
+
+def choose_microbatch(context: Context, model, params: Any) -> int:
+    """The config's, or what the memory of a device allows.
+
+    Args:
+      context: of the run.
+      model: the denoiser.
+      params: its parameters (arrays or shapes).
+
+    Raises:
+      UserError: if it cannot fit.
+    """
+    config = context.config
+    per_example_loss = _objective(config, model, context.sensitive.n_classes)
+    per_example = memory.bytes_per_example(per_example_loss, params, context.sensitive.image_shape)
+    if config.clipping.microbatch:
+        return memory.checked_microbatch(config.clipping.microbatch, per_example, memory.device_bytes())
+    return memory.largest_microbatch(per_example, config.finetune.batch_size, context.mesh.size, memory.device_bytes())
 
 
 def _check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
@@ -196,9 +215,9 @@ def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, en
     )
 
 
-def _make_step(context: Context, model, optimizer, n_classes, params, merge):
-    config, section = context.config, context.config.finetune
-    per_example_loss = make_per_example_loss(
+def _objective(config, model, n_classes: int):
+    section = config.finetune
+    return make_per_example_loss(
         model,
         generator.edm(config),
         n_classes,
@@ -206,6 +225,11 @@ def _make_step(context: Context, model, optimizer, n_classes, params, merge):
         flip=section.flip,
         shift=section.shift,
     )
+
+
+def _make_step(context: Context, mechanism: Mechanism, model, optimizer, n_classes, params, merge):
+    config, section = context.config, context.config.finetune
+    per_example_loss = _objective(config, model, n_classes)
     dp_sgd.check_objective(
         per_example_loss,
         params,
@@ -214,6 +238,12 @@ def _make_step(context: Context, model, optimizer, n_classes, params, merge):
         f"config.model.name={config.model.name}",
         config.clipping.method,
     )
+    unknown = bookkeeping.left_to_vmap(per_example_loss, params, *batch_shapes(1, context.sensitive.image_shape))
+    if unknown and config.clipping.method != "vmap":
+        mechanism.warn(
+            f"no layer known to book-keeping reads {', '.join(unknown)}; jax.vmap computes the per-example gradients, "
+            "which is exact, but may be slow."
+        )
     dp_step = dp_sgd.dp_step(
         per_example_loss,
         make_update(optimizer, section.ema),
@@ -222,7 +252,7 @@ def _make_step(context: Context, model, optimizer, n_classes, params, merge):
             batch_size=section.batch_size,
             clip_norm=config.clipping.norm,
             noise_multiplier=context.plan.finetune_noise,
-            microbatch=config.clipping.microbatch,
+            microbatch=choose_microbatch(context, model, params),
             method=config.clipping.method,
         ),
         context.mesh,

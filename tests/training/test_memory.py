@@ -1,0 +1,57 @@
+"""The automatic microbatch: what fits, what is refused, and that the estimate bounds what the compiler asks for."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privimage_jax.diffusion import EDM, make_per_example_loss
+from privimage_jax.errors import UserError
+from privimage_jax.models.unet import UNet
+from privimage_jax.privacy.clipping import clipped_grad
+from privimage_jax.training import memory
+
+
+@given(st.integers(1, 2**30), st.integers(1, 10**6), st.integers(1, 512), st.integers(2**30, 2**38))
+def test_it_fits_is_a_power_of_two_and_keeps_padding_small(per_example, batch_size, devices, available):
+    if per_example * 2 > available:
+        with pytest.raises(UserError, match="one example needs"):
+            memory.largest_microbatch(per_example, batch_size, devices, available)
+        return
+    m = memory.largest_microbatch(per_example, batch_size, devices, available)
+    assert m >= 1 and m & (m - 1) == 0
+    assert m * per_example <= available / 2
+    assert m == 1 or m * devices * 16 <= batch_size
+    assert 2 * m * per_example > available / 2 or 2 * m * devices * 16 > batch_size  # twice as many would not do
+
+
+def test_an_example_that_does_not_fit_is_refused_by_name():
+    with pytest.raises(UserError, match=r"config\.model or config\.finetune\.noise_multiplicity"):
+        memory.largest_microbatch(2**31, 64, 1, 2**31)
+
+
+def test_the_estimate_bounds_the_compiled_programs_memory():
+    model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1,), num_blocks=1)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    params, loss = params["params"], make_per_example_loss(model, EDM(), 2, 2)
+    estimate = memory.bytes_per_example(loss, params, (8, 8, 1))
+
+    def compiled_bytes(m):
+        batch = {"image": jnp.zeros((m, 8, 8, 1), jnp.uint8), "label": jnp.zeros(m, jnp.int32)}
+        keys = jax.random.split(jax.random.key(0), m)
+        program = jax.jit(clipped_grad(loss, 1.0)).lower(params, batch, keys, jnp.ones(m, bool)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    slope = (compiled_bytes(48) - compiled_bytes(16)) / 32
+    assert 0.3 * estimate < slope < 1.2 * estimate
+
+
+def test_a_given_microbatch_is_kept_unless_it_cannot_fit():
+    assert memory.checked_microbatch(64, 2**20, 2**27) == 64
+    with pytest.raises(UserError, match=r"config\.clipping\.microbatch=1024 .*give at most 64, or 0"):
+        memory.checked_microbatch(1024, 2**20, 2**27)
+
+
+def test_a_device_has_memory():
+    assert memory.device_bytes() > 2**26
