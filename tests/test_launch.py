@@ -2,9 +2,14 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
+import sys
 
 import pytest
+import yaml
+
+from privimage_jax import distributed
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -53,4 +58,101 @@ def test_a_failed_installation_is_tried_again(environment, tmp_path):
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "launch").glob("*.sh")))
 def test_scripts_are_sound_bash(script):
-    assert bash(f"bash -n launch/{script}", dict(os.environ)).returncode == 0
+    """By shellcheck where it is installed, else by bash itself."""
+    check = "shellcheck --shell=bash --external-sources" if shutil.which("shellcheck") else "bash -n"
+    done = bash(f"{check} launch/{script}", dict(os.environ))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "tpu_pod.sh", "jobset.yaml"])
+def test_a_cluster_file_is_edited_in_two_places(name):
+    text = (ROOT / "launch" / name).read_text()
+    assert [text.count(f"### EDIT {number}:") for number in (1, 2, 3)] == [1, 1, 0]
+    assert len(text.splitlines()) < 70
+    (config,) = {word for word in text.split() if word.startswith("configs/")}
+    assert (ROOT / config).exists() or (ROOT / "privimage_jax" / config).exists()
+
+
+def test_slurm_starts_the_same_command_in_every_task():
+    done = bash("launch/slurm.sh --dry_run", dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("srun ") and " privimage run --config " in done.stdout
+    lines = (ROOT / "launch" / "slurm.sh").read_text().splitlines()
+    # sbatch reads its options up to the first command
+    first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(number < first for number, line in enumerate(lines) if line.startswith("#SBATCH"))
+
+
+def test_a_tpu_pod_makes_the_environment_once_and_starts_everywhere():
+    done = bash("launch/tpu_pod.sh --dry_run", dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    once, everywhere = done.stdout.splitlines()
+    assert "--worker 0" in once and "environment.sh" in once and "privimage\\ run" not in once
+    assert "--worker all" in everywhere and "PRIVIMAGE_COORDINATOR=auto" in everywhere
+    assert "privimage\\ run\\ --config" in everywhere
+
+
+def test_the_job_set_is_one_indexed_job_whose_pods_find_each_other(monkeypatch):
+    (document,) = yaml.safe_load_all((ROOT / "launch" / "jobset.yaml").read_text())
+    assert (document["apiVersion"], document["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert document["spec"]["network"]["enableDNSHostnames"] is True
+    (replicated,) = document["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert job["completionMode"] == "Indexed" and job["parallelism"] == job["completions"]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    variables = {entry["name"]: entry for entry in container["env"]}
+    for name in ("PRIVIMAGE_COORDINATOR", "PRIVIMAGE_NUM_PROCESSES", "PRIVIMAGE_START_TIMEOUT"):
+        monkeypatch.setenv(name, variables[name]["value"])  # Kubernetes takes text alone
+    index = variables["PRIVIMAGE_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    place = distributed.place_from({"process_id": str(job["completions"] - 1)})
+    assert place.count == job["completions"] * replicated["replicas"]
+    # <set>-<job>-<replica>-<pod>.<set>: the name that JobSet gives the first pod
+    name = document["metadata"]["name"]
+    assert place.host == f"{name}-{replicated['name']}-0-0.{name}"
+    assert container["command"] == ["bash", "-c"] and "exec privimage run --config " in container["args"][0]
+
+
+def local(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, ROOT / "launch" / "local.py", *map(str, arguments)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_more_processes_than_this_host_has_room_for():
+    done = local("--processes", 100000, "--", "run")
+    assert done.returncode == 2
+    most = os.cpu_count()
+    assert done.stderr == (
+        f"launch/local.py: error: --processes=100000, but this host has {most} CPU core(s); give 1 to {most}.\n"
+    )
+    done = local("--processes", 3, "--", "run", JAX_PLATFORMS="", CUDA_VISIBLE_DEVICES="0,5")
+    assert done.returncode == 2 and "this host has 2 GPU(s); give 1 to 2" in done.stderr
+
+
+def test_a_launch_without_a_command_is_refused():
+    done = local("--processes", 1, "--")
+    assert done.returncode == 2 and "the privimage command is missing" in done.stderr
+
+
+def test_the_launcher_gives_each_process_its_place_and_its_gpus():
+    command = ("run", "--config", "c.py", "--workdir", "w")
+    environment = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    done = local("--processes", 2, "--port", 1234, "--dry_run", "--", *command, **environment)
+    assert done.stdout.splitlines() == [
+        f"PRIVIMAGE_COORDINATOR=127.0.0.1:1234 PRIVIMAGE_NUM_PROCESSES=2 PRIVIMAGE_PROCESS_ID={index} "
+        f"CUDA_VISIBLE_DEVICES={gpus} privimage run --config c.py --workdir w"
+        for index, gpus in ((0, "4,5"), (1, "6,7"))
+    ]
+
+
+def test_the_launcher_returns_the_status_of_what_failed():
+    done = local("--processes", 1, "--", "run", "--config", "nowhere.py", "--workdir", "w")
+    assert done.returncode == 2 and "'nowhere.py' does not exist" in done.stderr

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# One run over several nodes of a SLURM cluster, one process per GPU: sbatch launch/slurm.sh
+# The workdir must lie on a file system that all nodes share. launch/slurm.sh --dry_run prints what would be started.
+
+### EDIT 1: what to ask of the cluster
+#SBATCH --job-name=privimage
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+
+### EDIT 2: what to run
+command=(privimage run --config configs/cifar10.py --workdir runs/cifar10)
+
+set -euo pipefail
+# Each task finds its place in SLURM's variables. One that fails ends the others itself, with a sentence.
+export PRIVIMAGE_COORDINATOR=auto PRIVIMAGE_START_TIMEOUT=300
+command=(srun --kill-on-bad-exit=0 "${command[@]}")
+if [ "${1:-}" = --dry_run ]; then
+  echo "${command[@]}"
+  exit
+fi
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" # sbatch runs a copy of this file
+source launch/environment.sh cuda
+"${command[@]}"
