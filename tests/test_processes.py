@@ -1,0 +1,172 @@
+"""The rule of writes and of failures between processes, without jax: each process is a script of a few lines."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from privimage_jax import processes, workdir
+
+BEGINNING = """
+import pathlib, sys
+from privimage_jax import processes, workdir
+index, count, port, folder = *map(int, sys.argv[1:4]), pathlib.Path(sys.argv[4])
+if index == 0:
+    processes.join(processes.gather(processes.listen(port), count, 20, None))
+else:
+    processes.join(processes.connect("127.0.0.1", port, index, count, 20)[0])
+team = processes.current()
+"""
+
+
+def together(folder: pathlib.Path, body: str, count: int = 3) -> list[tuple[int, str, str]]:
+    """Runs a script as `count` processes; (status, standard output, standard error) of each."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    script = BEGINNING + textwrap.dedent(body)
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, (index, count, port, folder))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    outputs = [child.communicate(timeout=60) for child in children]
+    return [(child.returncode, *output) for child, output in zip(children, outputs, strict=True)]
+
+
+def test_process_0_writes_and_all_see_it(tmp_path):
+    """Each writes a content of its own; a write that another process did, or did not wait for, would show."""
+    results = together(
+        tmp_path,
+        """
+        for turn in range(30):
+            workdir.atomic_write_json(folder / "value.json", [turn, index])
+            assert workdir.read_json(folder / "value.json") == [turn, 0]
+            workdir.append_line_durably(folder / "lines", f"{turn} of {index}")
+            assert len((folder / "lines").read_text().splitlines()) == turn + 1
+        with workdir.atomic_dir(folder / "made") as partial:
+            workdir.atomic_write_bytes(partial / "file", str(index).encode())
+        assert (folder / "made" / "file").read_text() == "0"
+        workdir.remove(folder / "made")
+        assert not (folder / "made").exists()
+        team.leave()
+        print("left")
+        """,
+    )
+    assert results == [(0, "left\n", "")] * 3
+    assert (tmp_path / "lines").read_text().splitlines() == [f"{turn} of 0" for turn in range(30)]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_sentence_of_one_ends_all(tmp_path, failing):
+    """Also a process that waits where it hears nothing."""
+    results = together(
+        tmp_path,
+        f"""
+        import os, time
+        if index == {failing}:
+            team.fail("the disk is full.")
+            os._exit(2)
+        time.sleep(50)
+        """,
+    )
+    sentence = f"privimage: error: process {failing} of 3 ended: the disk is full.\n"
+    assert results == [(2, "", "" if index == failing else sentence) for index in range(3)]
+
+
+def test_a_process_that_vanishes_ends_all(tmp_path):
+    results = together(
+        tmp_path,
+        """
+        import os, signal
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        workdir.make_dir(folder / "never")
+        """,
+    )
+    assert [status for status, _, _ in results] == [2, 2, -9]
+    assert all("process 2 of 3 ended: it was killed" in error for _, _, error in results[:2])
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_failed_write_of_process_0_ends_all(tmp_path):
+    results = together(
+        tmp_path,
+        """
+        import os
+        from privimage_jax.errors import UserError
+        try:
+            workdir.make_dir(pathlib.Path("/proc/nowhere"))
+        except UserError as error:
+            team.fail(str(error))
+            os._exit(2)
+        print("not reached")
+        """,
+    )
+    assert [(status, out) for status, out, _ in results] == [(2, "")] * 3
+    assert all("process 0 of 3 ended: cannot write /proc/nowhere" in error for _, _, error in results[1:])
+
+
+def test_facts_that_differ_are_named_and_digests_are_not_shown(tmp_path):
+    results = together(
+        tmp_path,
+        """
+        import hashlib, os
+        from privimage_jax.errors import UserError
+        try:
+            team.meet("start", {"config.seed": 1, "the key": hashlib.sha256(bytes([index])).hexdigest()})
+        except UserError as error:
+            print(error)
+            team.fail(str(error))
+            os._exit(2)
+        """,
+        count=2,
+    )
+    assert results[0][1] == (
+        "process 0 and process 1 differ in the key; start every process with the same command, code and data.\n"
+    )
+
+
+def test_processes_that_took_different_ways_do_not_wait_for_ever(tmp_path):
+    results = together(tmp_path, "team.meet(f'place {min(index, 1)}')", count=2)
+    assert "process 1 came to 'place 1', but process 0 to 'place 0'" in results[0][2]
+    assert results[1][0] == 2
+
+
+def test_a_stranger_at_the_port_is_no_process(tmp_path):
+    with processes.listen(0) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            code = f"from privimage_jax import processes; processes.connect('127.0.0.1', {port}, 1, 2, 20)[0].leave()"
+            with subprocess.Popen([sys.executable, "-c", code]) as child:
+                processes.gather(server, 2, 20, None).leave()
+            assert child.returncode == 0
+
+
+def test_a_process_that_does_not_fit_is_refused(tmp_path):
+    with processes.listen(0) as server:
+        port = server.getsockname()[1]
+        code = f"from privimage_jax import processes; processes.connect('127.0.0.1', {port}, 1, 4, 20)"
+        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as child:
+            with pytest.raises(processes.UserError, match="process 1 of 4 does not fit into a run of 2 processes"):
+                processes.gather(server, 2, 20, None)
+            assert "process 1 of 4 does not fit" in child.stderr.read()
+
+
+def test_a_taken_port_is_named():
+    with processes.listen(0) as server, pytest.raises(processes.UserError, match="cannot listen .* give another port"):
+        processes.listen(server.getsockname()[1])
+
+
+def test_one_process_waits_for_nobody(tmp_path):
+    assert processes.current().count == 1 and processes.is_first()
+    workdir.atomic_write_bytes(tmp_path / "file", b"x")
+    assert os.listdir(tmp_path) == ["file"]
