@@ -4,9 +4,11 @@ The configuration is checked before anything heavy is imported, so that a wrong 
 second.
 """
 
+import errno
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -29,6 +31,8 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
   ledger       print what a workdir has spent and check its hash chain (--workdir only)
   prepare      download a TFDS set: privimage prepare NAME [--data_dir FOLDER] (needs the extra [prepare])
+  benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
+               [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--repeats 5] [--out FILE]
 
 Example: privimage run --config configs/quickstart.py --workdir runs/quickstart --config.privacy.epsilon=5
 Every setting is in configs/base.py.
@@ -252,12 +256,66 @@ def _prepare(arguments: list[str]) -> None:
     print(f"prepared {prepare(names[0], values.data_dir or '')}")
 
 
+def _benchmark(arguments: list[str]) -> None:
+    lists = {"batch_sizes": "8,64", "noise_multiplicities": "1,8", "dtypes": "float32,bfloat16", "repeats": "5"}
+    config, values = _configured(arguments, optional=[*lists, "out"])
+    given = {name: default if values[name].value is None else values[name].value for name, default in lists.items()}
+    batch_sizes, noise_multiplicities = (
+        _numbers(name, given[name]) for name in ("batch_sizes", "noise_multiplicities")
+    )
+    dtypes, repeats, out = given["dtypes"].split(","), _numbers("repeats", given["repeats"]), values.out
+    if wrong := [name for name in dtypes if name not in ("float32", "bfloat16")]:
+        raise UserError(f"--dtypes: {wrong[0]!r} is not known; give float32, bfloat16 or both, separated by a comma.")
+    if len(repeats) > 1:
+        raise UserError(f"--repeats={given['repeats']} must be one number.")
+    if config.data.n and max(batch_sizes) > config.data.n:
+        raise UserError(
+            f"--batch_sizes: {max(batch_sizes)} is more than config.data.n={config.data.n}; give at most that."
+        )
+    if out is not None:
+        _check_writable("out", out)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
+    _set_up_jax()
+    from privimage_jax import benchmark
+    from privimage_jax.workdir import atomic_write_json
+
+    rows = []
+    for result in benchmark.run(config, batch_sizes, noise_multiplicities, dtypes, repeats[0]):
+        benchmark.show(result)
+        rows += result.rows
+        if out is not None:
+            atomic_write_json(out, rows)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """The whole numbers from 1 to a million of a flag, such as "8,64"."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and len(part) < 8 and 1 <= int(part) <= 10**6 for part in parts):
+        raise UserError(f"--{name}={text} is not accepted; give whole numbers from 1 to 1000000, as in --{name}=8,64.")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _check_writable(name: str, path: str) -> None:
+    """Refuses a file that could not be written when the work is done."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--{name}={path} cannot be written ({error.strerror}); give a file in a writable folder that exists."
+        ) from None
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": _run(None),
     **{name: _run(name) for name in STAGE_COMMANDS},
     "budget": _budget,
     "ledger": _ledger,
     "prepare": _prepare,
+    "benchmark": _benchmark,
 }
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ LAYERS = (
     ("report",),
     ("stages",),
     ("pipeline",),
+    ("benchmark_peers",),
+    ("benchmark",),
     ("main",),
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -106,16 +107,16 @@ def dp_step(
 
     make_gradient(per_example_loss)  # a wrong method or clip norm is named now, not at the first step
     merge = merge or (lambda params, frozen: params)
-    sum_over_batch = _sum_over_batch(per_example_loss, make_gradient, add_noise, settings, mesh, merge)
+    noised_sum = sum_over_batch(per_example_loss, make_gradient, add_noise, settings, mesh, merge)
 
     def step(state: State, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array) -> tuple[State, Stats]:
-        total, stats = sum_over_batch(state["params"], state.get("frozen", {}), data, key, loss_key, t)
+        total, stats = noised_sum(state["params"], state.get("frozen", {}), data, key, loss_key, t)
         return update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total)), stats
 
     return step
 
 
-def _sum_over_batch(
+def sum_over_batch(
     per_example_loss: clipping.PerExampleLoss,
     make_gradient: Callable[[clipping.PerExampleLoss], clipping.ClippedGrad],
     add_noise: Callable[[Any, jax.Array, jax.Array], Any],
@@ -157,11 +158,18 @@ def _sum_over_batch(
         nothing = _count(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0, bool), settings.clip_norm)
         trips = (share + m - 1) // m
         total, counts = jax.lax.fori_loop(0, trips, microbatch, _varying((zeros, nothing)))
-        total, counts = jax.lax.psum((total, counts), AXIS)
+        total, counts = _sum_over_devices((total, counts))
         # Once, after the sum over devices, and the same on each.
         return add_noise(total, key, t), _stats(counts, drawn)
 
     return jax.shard_map(on_device, mesh=mesh, in_specs=P(), out_specs=P())
+
+
+def _sum_over_devices(tree: Any) -> Any:
+    """The sum of a tree over the devices, as one message: a collective for each leaf would pay its latency each time."""
+    vector, restore = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
+    summed = restore(jax.lax.psum(vector, AXIS))
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), summed, tree)
 
 
 def _varying(tree: Any) -> Any:

@@ -1,0 +1,476 @@
+"""`privimage benchmark`: what a DP-SGD step costs, beside non-private steps and other libraries.
+
+It needs no data: images are random, of the config's shape and number (`config.data.n`, else 50,000). The network, the
+loss, the clipping norm and the microbatch are the config's; every parameter is trained. The methods:
+
+- `nonprivate`: the very program of `dp_sgd.dp_step`, with its loop, data path, K and m, less clipping and noise;
+- `nonprivate_best`: one plain gradient of a given batch, the fastest of several microbatches and convolutions;
+- `bookkeeping`, `vmap`: `dp_sgd.dp_step` with that clipping method;
+- `sampling`: drawing the exact Poisson batch, alone; its ratio is the share of it in a non-private step;
+- those of `benchmark_peers`.
+
+How it is measured: in one process and, within one setting (batch size, K, dtype), round-robin over the methods, so that
+a change of the machine's load meets all of them; medians, and the distance between the quartiles as spread. Only steps
+are run whose Poisson batch happens to hold exactly the expected number of records, so that all do equal work.
+
+The model's floating-point operations are XLA's count for the plain gradient of one microbatch, written without a loop,
+times the number of microbatches: XLA counts the body of a loop once, whatever its number of rounds, so the count of the
+step itself would be wrong. Recomputation and clipping are thus no useful work. The utilisation is relative to what one
+large matrix product of the same dtype reaches on the device, measured here.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from privimage_jax import benchmark_peers as peers
+from privimage_jax.benchmark_peers import Problem
+from privimage_jax.diffusion import make_per_example_loss
+from privimage_jax.errors import UserError
+from privimage_jax.models import registry
+from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.privacy import chacha, clipping, dp_sgd, sampling
+from privimage_jax.stages import generator
+from privimage_jax.training import memory
+from privimage_jax.training.mesh import make_mesh, replicated
+from privimage_jax.training.state import init_state, make_update
+
+RECORDS = 50_000
+CLIPPING = tuple(method for method in clipping.METHODS if method != "auto")
+OURS = ("nonprivate", "nonprivate_best", *CLIPPING, "sampling")
+SCALED = ("nonprivate", *CLIPPING)  # measured on 1, 2, 4, … devices
+
+Row = dict[str, Any]
+
+
+class DoesNotFit(Exception):
+    """A program needs more memory than the device has; the message says how much."""
+
+
+@dataclasses.dataclass
+class Entry:
+    """A method that is ready to run.
+
+    Attributes:
+      method, devices: of its row.
+      run: `run(t)` performs one step and returns when it is done.
+      compile_seconds: None where nothing is compiled.
+      peak_bytes: asked for after the last step; None where unknown.
+      baseline: the method that is its own non-private step.
+      seconds: of every measured step.
+    """
+
+    method: str
+    devices: int
+    run: Callable[[int], None]
+    compile_seconds: float | None
+    peak_bytes: Callable[[], int | None]
+    baseline: str = "nonprivate"
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Result:
+    """The rows of one setting, and a sentence about each method that has none."""
+
+    rows: list[Row]
+    notes: list[str]
+
+
+def run(
+    config: ConfigDict,
+    batch_sizes: list[int],
+    noise_multiplicities: list[int],
+    dtypes: list[str],
+    repeats: int,
+    device_counts: list[int] | None = None,
+) -> Iterator[Result]:
+    """Measures every combination, one after the other.
+
+    Args:
+      config: a checked config.
+      batch_sizes, noise_multiplicities: B (over all devices) and K, each at least 1.
+      dtypes: of "float32" and "bfloat16".
+      repeats: measured steps of every method.
+      device_counts: how many devices to use; by default 1, 2, 4, … and all there are.
+
+    Yields:
+      A `Result` for each setting.
+
+    Raises:
+      UserError: a model that cannot be built, or a non-private step that does not fit into memory.
+    """
+    counts = device_counts or sorted({2**i for i in range(jax.device_count().bit_length())} | {jax.device_count()})
+    counts = [count for count in counts if count <= jax.device_count()]
+    models = {dtype: _build(config, dtype) for dtype in dtypes}  # a wrong dtype is refused before anything runs
+    for dtype, model in models.items():
+        rate = _product_rate(dtype)
+        shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        params = registry.init_denoiser(model, jax.random.key(config.seed), shape)
+        for batch_size in batch_sizes:
+            for noise_multiplicity in noise_multiplicities:
+                problem = _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype)
+                yield _measure(problem, config.data.n or max(RECORDS, batch_size), counts, repeats, rate)
+
+
+def show(result: Result) -> None:
+    """Prints a setting's rows as a table, and the notes below it."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    first = result.rows[0]
+    compared = [name for name in peers.MODULES if any(row[f"ratio_to_{name}"] for row in result.rows)]
+    table = Table(
+        title=f"batch {first['batch_size']}, K = {first['noise_multiplicity']}, {first['dtype']}: "
+        f"{first['parameters']:,} parameters on {first['device']}",
+    )
+    names = ("method", "devices", "s / step", "spread", "/ non-private", *(f"/ {name}" for name in compared))
+    for name in (*names, "examples / s", "peak MB", "compile s", "utilisation"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in result.rows:
+        cells = [row["method"], str(row["devices"]), f"{row['seconds_median']:.4g}", f"{row['seconds_spread']:.2g}"]
+        cells += [_cell(row[f"ratio_to_{name}"], ".3f") for name in ("nonprivate", *compared)]
+        cells += [_cell(row["examples_per_second"], ".4g"), _cell(row["peak_bytes"], ",.0f", 1e6)]
+        cells += [_cell(row["compile_seconds"], ".1f"), _cell(row["model_flops_utilisation"], ".1%")]
+        table.add_row(*cells)
+    console.print(table)
+    for note in result.notes:
+        console.print(note, highlight=False, markup=False)
+
+
+def _cell(value: float | None, form: str, unit: float = 1) -> str:
+    return "-" if value is None else format(value / unit, form)
+
+
+def _build(config: ConfigDict, dtype: str):
+    """The config's network computing in `dtype`."""
+    n_classes = len(config.data.class_names) or 10
+    model = generator.build(config, n_classes)
+    if dtype == "float32" and not hasattr(model, "dtype"):
+        return model  # a model without such an argument is taken to compute in its parameters' type
+    section = ConfigDict({"name": config.model.name, "kwargs": {**config.model.kwargs, "dtype": dtype}})
+    return registry.build_denoiser(section, n_classes, config.data.channels)
+
+
+def _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype) -> Problem:
+    section, edm = config.finetune, generator.edm(config)
+    loss = make_per_example_loss(model, edm, model.n_classes, noise_multiplicity)
+    microbatch = config.clipping.microbatch
+    if not microbatch:
+        per_example = memory.bytes_per_example(loss, params, shape)
+        # Small batches go in one piece where that fits.
+        microbatch = memory.largest_microbatch(per_example, max(batch_size, 1024), 1, memory.device_bytes())
+    return Problem(
+        model=model,
+        params=params,
+        edm=edm,
+        loss=loss,
+        update=make_update(optax.adam(section.learning_rate), section.ema),
+        learning_rate=section.learning_rate,
+        ema=section.ema,
+        image_shape=shape,
+        batch_size=batch_size,
+        noise_multiplicity=noise_multiplicity,
+        microbatch=min(microbatch, batch_size),
+        clip_norm=config.clipping.norm,
+        noise_multiplier=1.0,
+        dtype=dtype,
+    )
+
+
+def _measure(problem: Problem, n: int, device_counts: list[int], repeats: int, rate: float) -> Result:
+    key = chacha.key_from_seed(0)  # it protects nothing here
+    steps = _full_steps(key, n, problem.batch_size, repeats + 1)
+    entries, notes = [], []
+
+    def add(method: str, devices: int, make: Callable[[], Entry]) -> None:
+        try:
+            entry = make()
+            entry.run(steps[0])
+        except (DoesNotFit, RuntimeError) as error:  # torch and jax report lack of memory as a RuntimeError
+            if method in OURS and not isinstance(error, DoesNotFit) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = str(error).splitlines()[0].rstrip(".")
+            if method == "nonprivate":
+                raise UserError(
+                    f"a non-private step of batch size {problem.batch_size} and noise multiplicity "
+                    f"{problem.noise_multiplicity} does not fit ({reason}); give a smaller config.clipping.microbatch."
+                ) from None
+            notes.append(f"{method} is left out on {devices} device(s): {reason}.")
+        else:
+            entries.append(entry)
+
+    for devices in device_counts:
+        data = _place(_random_data(problem, n), devices)
+        for method in SCALED:
+            add(method, devices, functools.partial(_own_step, problem, method, data, n, devices, key))
+    add("nonprivate_best", 1, functools.partial(_best_nonprivate, problem))
+    add("sampling", 1, functools.partial(_sampling, problem.batch_size, n, key))
+    for name in peers.MODULES:
+        if reason := peers.missing(name) or peers.unsuited(name, problem):
+            notes.append(reason)
+        else:
+            add(name, 1, functools.partial(_peer, name, problem))
+
+    for i, t in enumerate(steps[1:]):
+        for entry in entries[i % len(entries) :] + entries[: i % len(entries)]:  # nobody always follows the same one
+            start = time.perf_counter()
+            entry.run(t)
+            entry.seconds.append(time.perf_counter() - start)
+    return Result(_rows(problem, entries, repeats, rate), notes)
+
+
+def _rows(problem: Problem, entries: list[Entry], repeats: int, rate: float) -> list[Row]:
+    median = {(entry.method, entry.devices): float(np.median(entry.seconds)) for entry in entries}
+    work = _model_flops(problem)
+    rows = []
+    for entry in entries:
+        seconds = median[entry.method, entry.devices]
+        own = median.get((entry.baseline, entry.devices))
+        useful = None if entry.method == "sampling" else work / seconds
+        others = {name: median.get((name, entry.devices)) for name in peers.MODULES}
+        alone = median.get((entry.method, 1))
+        rows.append(
+            {
+                "method": entry.method,
+                "batch_size": problem.batch_size,
+                "noise_multiplicity": problem.noise_multiplicity,
+                "dtype": problem.dtype,
+                "devices": entry.devices,
+                "device": jax.devices()[0].device_kind,
+                "parameters": registry.parameter_count(problem.params),
+                "microbatch": problem.microbatch,
+                "repeats": repeats,
+                "seconds_median": seconds,
+                "seconds_spread": float(np.subtract(*np.percentile(entry.seconds, [75, 25]))),
+                "ratio_to_nonprivate": own and seconds / own,
+                "examples_per_second": problem.batch_size / seconds,
+                "peak_bytes": entry.peak_bytes(),
+                "compile_seconds": entry.compile_seconds,
+                "model_flops_per_second": useful,
+                "model_flops_utilisation": useful and useful / (rate * entry.devices),
+                "speedup_over_one_device": alone and alone / seconds,
+                # The largest share of the batch that a device has, over the mean share.
+                "device_imbalance": -(-problem.batch_size // entry.devices) * entry.devices / problem.batch_size,
+                **{f"ratio_to_{name}": other and seconds / other for name, other in others.items()},
+            }
+        )
+    return rows
+
+
+def _full_steps(key: np.ndarray, n: int, batch_size: int, count: int) -> list[int]:
+    """The first steps whose Poisson batch has exactly the expected size."""
+    threshold = sampling.threshold(batch_size, n)
+
+    @jax.jit
+    def drawn(steps):
+        return jax.lax.map(lambda t: jnp.sum(sampling.membership(key, t, n, threshold)), steps)
+
+    found, block = [], 32
+    for start in range(0, 2**31 - block, block):
+        steps = start + np.arange(block, dtype=np.int32)
+        found += steps[np.asarray(drawn(steps)) == batch_size].tolist()
+        if len(found) >= count:
+            break
+    return found[:count]
+
+
+def _random_data(problem: Problem, n: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, *problem.image_shape), np.uint8)
+    return {"image": images, "label": np.arange(n, dtype=np.int32) % problem.model.n_classes}
+
+
+def _place(tree: Any, devices: int) -> Any:
+    return jax.device_put(tree, replicated(make_mesh(jax.devices()[:devices])))
+
+
+class _Compiled:
+    """A compiled `step(state, *inputs) -> (state, aside)` with its state, whose buffers it takes over at each call.
+
+    Raises:
+      DoesNotFit: (on construction) it needs more memory than the device has.
+    """
+
+    def __init__(self, step: Callable, problem: Problem, devices: int, *inputs: Any):
+        state = init_state(problem.params, optax.adam(problem.learning_rate))
+        self.state = _place(jax.device_get(state), devices)  # by way of the host: the parameters are shared
+        start = time.perf_counter()
+        self.program = jax.jit(step, donate_argnums=0).lower(self.state, *inputs).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.peak_bytes = _peak_bytes(self.program)
+
+    def __call__(self, *inputs: Any) -> None:
+        self.state, _ = jax.block_until_ready(self.program(self.state, *inputs))
+
+
+def _peak_bytes(program: jax.stages.Compiled) -> int | None:
+    """What a compiled program holds on a device: arguments, outputs and temporary values.
+
+    Raises:
+      DoesNotFit: that is more than the device has.
+    """
+    usage = program.memory_analysis()
+    if usage is None:
+        return None
+    # A donated argument and the output that takes its place are the same memory.
+    held = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
+    total, limit = held + usage.temp_size_in_bytes, memory.device_bytes()
+    if total > limit:
+        raise DoesNotFit(f"it needs {total / 1e9:.1f} GB of the device's {limit / 1e9:.1f} GB")
+    return total
+
+
+def _entry(method: str, devices: int, program: _Compiled, run: Callable[[int], None]) -> Entry:
+    return Entry(method, devices, run, program.compile_seconds, lambda: program.peak_bytes)
+
+
+def _own_step(problem: Problem, method: str, data: Any, n: int, devices: int, key: np.ndarray) -> Entry:
+    """A step of the pipeline's own program, private or not."""
+    mesh = make_mesh(jax.devices()[:devices])
+    settings = dp_sgd.DPSGD(
+        n=n,
+        batch_size=problem.batch_size,
+        clip_norm=problem.clip_norm,
+        noise_multiplier=problem.noise_multiplier,
+        microbatch=min(problem.microbatch, -(-problem.batch_size // devices)),
+        method="auto" if method == "nonprivate" else method,
+    )
+    if method == "nonprivate":
+        step = nonprivate_step(fast_convolutions()(problem.loss), problem.update, settings, mesh)
+    else:
+        step = dp_sgd.dp_step(problem.loss, problem.update, settings, mesh)
+    inputs = (data, *_place((key, jax.random.key(1)), devices))
+    program = _Compiled(step, problem, devices, *inputs, np.int32(0))
+    return _entry(method, devices, program, lambda t: program(*inputs, np.int32(t)))
+
+
+def nonprivate_step(loss: clipping.PerExampleLoss, update: Callable, settings: dp_sgd.DPSGD, mesh) -> dp_sgd.Step:
+    """`dp_sgd.dp_step` less clipping and noise: the same loop, batches, keys and sums. NOT PRIVATE."""
+
+    def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
+        def gradient(params, batch, keys, mask):
+            def total(params):
+                losses = jnp.where(mask, loss(params, batch, keys), 0.0)
+                return jnp.sum(losses), losses
+
+            with jax.default_matmul_precision("highest"):  # as the private step has it
+                total_gradient, losses = jax.grad(total, has_aux=True)(params)
+            return total_gradient, jnp.zeros_like(losses), losses
+
+        return gradient
+
+    sum_over_batch = dp_sgd.sum_over_batch(
+        loss, make_gradient, lambda total, key, t: total, settings, mesh, lambda params, frozen: params
+    )
+
+    def step(state, data, key, loss_key, t):
+        total, stats = sum_over_batch(state["params"], {}, data, key, loss_key, t)
+        return update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total)), stats
+
+    return step
+
+
+def _best_nonprivate(problem: Problem) -> Entry:
+    """The fastest plain gradient step over a given batch, in the backend's default precision."""
+    batch = jax.device_put(_random_data(problem, problem.batch_size))
+    best, refused = None, None
+    for microbatch in sorted({problem.divisor(m) for m in (4 * problem.microbatch, problem.microbatch // 4)})[::-1]:
+        losses = [problem.loss] if jax.default_backend() != "cpu" else [problem.loss, fast_convolutions()(problem.loss)]
+        for loss in losses:
+            if loss is problem.loss and len(losses) == 2 and microbatch < problem.batch_size:
+                continue  # XLA's own convolution inside a loop is tens of times slower on CPUs: no best
+            try:
+                program = _Compiled(_plain_step(problem, loss, microbatch), problem, 1, batch, jax.random.key(0))
+                trial = min(_timed(lambda i: program(batch, jax.random.key(i)), i) for i in range(3))
+            except DoesNotFit as error:
+                refused = error
+                continue
+            if best is None or trial < best[0]:
+                best = trial, program
+    if best is None:
+        raise refused
+    program = best[1]
+    return _entry("nonprivate_best", 1, program, lambda t: program(batch, jax.random.key(t)))
+
+
+def _timed(run: Callable[[int], None], t: int) -> float:
+    start = time.perf_counter()
+    run(t)
+    return time.perf_counter() - start
+
+
+def _plain_step(problem: Problem, loss: Callable, microbatch: int) -> Callable:
+    trips = problem.batch_size // microbatch
+
+    def gradient(params, batch, keys):
+        return jax.grad(lambda params: jnp.sum(loss(params, batch, keys)) / problem.batch_size)(params)
+
+    def step(state, batch, key):
+        keys = jax.random.split(key, problem.batch_size)
+        if trips == 1:
+            return problem.update(state, gradient(state["params"], batch, keys)), ()
+        parts = jax.tree.map(lambda leaf: leaf.reshape(trips, microbatch, *leaf.shape[1:]), (batch, keys))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(state["params"], *part)), None
+
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["params"]), parts)
+        return problem.update(state, total), ()
+
+    return step
+
+
+def _sampling(batch_size: int, n: int, key: np.ndarray) -> Entry:
+    """Who is in the batch, and where: what a step with exact Poisson batches does beyond one with given batches."""
+    threshold = sampling.threshold(batch_size, n)
+
+    def draw(key, t):
+        cumulative = jnp.cumsum(sampling.membership(key, t, n, threshold), dtype=jnp.int32)
+        return sampling.positions(cumulative, jnp.arange(batch_size, dtype=jnp.int32))
+
+    start = time.perf_counter()
+    program = jax.jit(draw).lower(key, np.int32(0)).compile()
+    seconds = time.perf_counter() - start
+    peak = _peak_bytes(program)
+    return Entry("sampling", 1, lambda t: jax.block_until_ready(program(key, np.int32(t))), seconds, lambda: peak)
+
+
+def _peer(name: str, problem: Problem) -> Entry:
+    if name in peers.TORCH_PEERS:
+        step = peers.TorchStep(problem, name == "opacus", memory.device_bytes())
+        step.reset_peak()
+        return Entry(name, 1, lambda t: step(), None, step.peak_bytes, "torch_nonprivate")
+    batch = jax.device_put(_random_data(problem, problem.batch_size))
+    program = _Compiled(peers.jax_step(name, problem), problem, 1, batch, jax.random.key(0))
+    return _entry(name, 1, program, lambda t: program(batch, jax.random.key(t)))
+
+
+def _model_flops(problem: Problem) -> float:
+    """Floating-point operations of the plain gradient of a whole batch."""
+    m = problem.microbatch
+    batch = _random_data(problem, m)
+
+    def gradient(params, batch, keys):
+        return jax.grad(lambda params: jnp.sum(problem.loss(params, batch, keys)))(params)
+
+    lowered = jax.jit(gradient).lower(problem.params, batch, jax.random.split(jax.random.key(0), m))
+    return lowered.cost_analysis()["flops"] * problem.batch_size / m
+
+
+def _product_rate(dtype: str) -> float:
+    """Floating-point operations a second of one large matrix product on one device, the best of five."""
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jax.device_put(jnp.ones((side, side), dtype), jax.devices()[0])
+    product = jax.jit(functools.partial(jnp.matmul, precision="highest" if dtype == "float32" else None))
+    product(x, x).block_until_ready()
+    return 2 * side**3 / min(_timed(lambda _: product(x, x).block_until_ready(), i) for i in range(5))
