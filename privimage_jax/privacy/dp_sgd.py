@@ -166,7 +166,10 @@ def sum_over_batch(
 
 
 def _sum_over_devices(tree: Any) -> Any:
-    """The sum of a tree over the devices, as one message: a collective for each leaf would pay its latency each time."""
+    """The sum of a tree over the devices, as one message: a collective for each leaf would pay its latency each time.
+
+    Everything travels as float32, which holds counts up to 2**24 exactly.
+    """
     vector, restore = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
     summed = restore(jax.lax.psum(vector, AXIS))
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), summed, tree)

@@ -187,9 +187,11 @@ def test_the_compiled_loop_has_no_collective():
     loops = [text for text in computations if any(re.match(rf"%?{re.escape(name)} ", text) for name in bodies)]
     assert len(loops) >= 1
     assert not any(collective.search(text) for text in loops)
-    # All collectives are in the entry computation: the sums of the parameters and of the counts.
-    places = [text for text in computations if collective.search(text)]
-    assert len(places) == 1 and places[0].startswith("ENTRY")
+    # The one message of a step: every parameter and five counts, summed once in the entry computation.
+    lines = [(text, line) for text in computations for line in text.splitlines() if collective.search(line)]
+    assert len(lines) == 1
+    text, line = lines[0]
+    assert text.startswith("ENTRY") and "all-reduce" in line and f"f32[{D + 1 + 5}]" in line
 
 
 def test_neither_data_nor_key_is_in_the_program():
