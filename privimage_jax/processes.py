@@ -35,6 +35,10 @@ class Alone:
     def meet(self, place: str, facts: dict[str, Any] | None = None) -> None:
         """Returns when every process has come to `place`; see `Team`."""
 
+    def least(self, place: str, number: int) -> int:
+        """The smallest of the numbers that the processes bring to `place`."""
+        return number
+
     def fail(self, sentence: str) -> None:
         """Tells the others why this process ends, so that they end too."""
 
@@ -70,17 +74,25 @@ class Team(Alone):
         Raises:
           UserError: in process 0, naming the first fact that differs; the others end by the failure of process 0.
         """
+        self._meet(place, facts or {}, 0)
+
+    def least(self, place: str, number: int) -> int:
+        """The smallest of the numbers that the processes bring to `place`."""
+        return self._meet(place, {}, number)
+
+    def _meet(self, place: str, facts: dict[str, Any], number: int) -> int:
         if self.index:
-            self._connections[0].send({"place": place, "facts": facts})
-            self._inbox[0].get()
-            return
+            self._connections[0].send({"place": place, "facts": facts, "number": number})
+            return self._inbox[0].get()["number"]
         for peer, inbox in self._inbox.items():
             message = inbox.get()
             if message["place"] != place:
                 raise RuntimeError(f"process {peer} came to {message['place']!r}, but process 0 to {place!r}")
-            _check_facts(peer, facts or {}, message["facts"] or {})
+            _check_facts(peer, facts, message["facts"])
+            number = min(number, message["number"])
         for connection in self._connections.values():
-            connection.send({"place": place})
+            connection.send({"place": place, "number": number})
+        return number
 
     def fail(self, sentence: str) -> None:
         """Tells the others why this process ends; process 0 stays until they have gone."""

@@ -51,6 +51,7 @@ def test_process_0_writes_and_all_see_it(tmp_path):
             assert workdir.read_json(folder / "value.json") == [turn, 0]
             workdir.append_line_durably(folder / "lines", f"{turn} of {index}")
             assert len((folder / "lines").read_text().splitlines()) == turn + 1
+        assert team.least("a number", 7 + (index - 1) ** 2) == 7
         with workdir.atomic_dir(folder / "made") as partial:
             workdir.atomic_write_bytes(partial / "file", str(index).encode())
         assert (folder / "made" / "file").read_text() == "0"

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from privimage_jax import config as configs
-from privimage_jax import workdir
+from privimage_jax import processes, workdir
 from privimage_jax.diffusion import batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import bookkeeping, dp_sgd
@@ -175,7 +175,7 @@ def part_params(config, params: Any, key: jax.Array) -> tuple[dict, dict, Callab
 
 
 def choose_microbatch(context: Context, model, params: Any) -> int:
-    """The config's, or what the memory of a device allows.
+    """The config's, or what the memory of a device allows: of the smallest, where processes differ.
 
     Args:
       context: of the run.
@@ -190,7 +190,8 @@ def choose_microbatch(context: Context, model, params: Any) -> int:
     per_example = memory.bytes_per_example(per_example_loss, params, context.sensitive.image_shape)
     if config.clipping.microbatch:
         return memory.checked_microbatch(config.clipping.microbatch, per_example, memory.device_bytes())
-    return memory.largest_microbatch(per_example, config.finetune.batch_size, context.mesh.size, memory.device_bytes())
+    available = processes.current().least("memory of a device", memory.device_bytes())
+    return memory.largest_microbatch(per_example, config.finetune.batch_size, context.mesh.size, available)
 
 
 def _check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
