@@ -128,6 +128,8 @@ class Team(Alone):
                 return
             self._ending = True
         print(f"privimage: error: process {process} of {self.count} ended: {sentence}", file=sys.stderr)
+        if sys.stdout.isatty():
+            print("\033[?25h", end="")  # the cursor, which a progress bar may have hidden
         self._tell(process, sentence)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
