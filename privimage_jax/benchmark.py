@@ -11,7 +11,8 @@ loss, the clipping norm and the microbatch are the config's; every parameter is 
 
 How it is measured: in one process and, within one setting (batch size, K, dtype), round-robin over the methods, so that
 a change of the machine's load meets all of them; medians, and the distance between the quartiles as spread. Only steps
-are run whose Poisson batch happens to hold exactly the expected number of records, so that all do equal work.
+are run whose Poisson batch happens to hold exactly the expected number of records, so that all do equal work. A method
+whose first step takes `SLOW` times that of `nonprivate`, and seconds, is not run again: its row has `repeats` 1.
 
 The model's floating-point operations are XLA's count for the plain gradient of one microbatch, written without a loop,
 times the number of microbatches: XLA counts the body of a loop once, whatever its number of rounds, so the count of the
@@ -49,6 +50,7 @@ RECORDS = 50_000
 CLIPPING = tuple(method for method in clipping.METHODS if method != "auto")
 OURS = ("nonprivate", "nonprivate_best", *CLIPPING, "sampling")
 SCALED = ("nonprivate", *CLIPPING)  # measured on 1, 2, 4, … devices
+SLOW, SECONDS = 10, 5  # times and seconds; plain `vmap` of convolutions on a CPU takes minutes a step
 
 Row = dict[str, Any]
 
@@ -190,12 +192,14 @@ def _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype
 def _measure(problem: Problem, n: int, device_counts: list[int], repeats: int, rate: float) -> Result:
     key = chacha.key_from_seed(0)  # it protects nothing here
     steps = _full_steps(key, n, problem.batch_size, repeats + 1)
-    entries, notes = [], []
+    entries, notes, quickest = [], [], 0.0
 
     def add(method: str, devices: int, make: Callable[[], Entry]) -> None:
+        nonlocal quickest
         try:
-            entry = make()
-            entry.run(steps[0])
+            with Console().status(f"{method} on {devices} device(s): compiling"):  # silent but on a terminal
+                entry = make()
+                first = _timed(entry.run, steps[0])
         except (DoesNotFit, RuntimeError) as error:  # torch and jax report lack of memory as a RuntimeError
             if method in OURS and not isinstance(error, DoesNotFit) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -207,6 +211,10 @@ def _measure(problem: Problem, n: int, device_counts: list[int], repeats: int, r
                 ) from None
             notes.append(f"{method} is left out on {devices} device(s): {reason}.")
         else:
+            if entries and first > SECONDS and first > SLOW * quickest:
+                entry.seconds.append(first)
+            if method == "nonprivate":
+                quickest = first
             entries.append(entry)
 
     for devices in device_counts:
@@ -221,15 +229,15 @@ def _measure(problem: Problem, n: int, device_counts: list[int], repeats: int, r
         else:
             add(name, 1, functools.partial(_peer, name, problem))
 
+    in_rounds = [entry for entry in entries if not entry.seconds]
     for i, t in enumerate(steps[1:]):
-        for entry in entries[i % len(entries) :] + entries[: i % len(entries)]:  # nobody always follows the same one
-            start = time.perf_counter()
-            entry.run(t)
-            entry.seconds.append(time.perf_counter() - start)
-    return Result(_rows(problem, entries, repeats, rate), notes)
+        turn = i % len(in_rounds)  # so that nobody always follows the same one
+        for entry in in_rounds[turn:] + in_rounds[:turn]:
+            entry.seconds.append(_timed(entry.run, t))
+    return Result(_rows(problem, entries, rate), notes)
 
 
-def _rows(problem: Problem, entries: list[Entry], repeats: int, rate: float) -> list[Row]:
+def _rows(problem: Problem, entries: list[Entry], rate: float) -> list[Row]:
     median = {(entry.method, entry.devices): float(np.median(entry.seconds)) for entry in entries}
     work = _model_flops(problem)
     rows = []
@@ -249,7 +257,7 @@ def _rows(problem: Problem, entries: list[Entry], repeats: int, rate: float) -> 
                 "device": jax.devices()[0].device_kind,
                 "parameters": registry.parameter_count(problem.params),
                 "microbatch": problem.microbatch,
-                "repeats": repeats,
+                "repeats": len(entry.seconds),
                 "seconds_median": seconds,
                 "seconds_spread": float(np.subtract(*np.percentile(entry.seconds, [75, 25]))),
                 "ratio_to_nonprivate": own and seconds / own,

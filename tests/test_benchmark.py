@@ -181,6 +181,27 @@ def test_the_best_nonprivate_step_is_the_gradient_of_the_mean_loss(microbatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), got["gradient"], expected)
 
 
+def test_a_slow_method_is_run_once(monkeypatch):
+    """All others in every round, and nothing of the first step but of the slow one."""
+    ran, first = [], {"nonprivate": 1.0, "vmap": 11.0, "bookkeeping": 9.0}
+
+    def fake(problem, method, *_):
+        return benchmark.Entry(method, 1, lambda t: ran.append(method), 1.0, lambda: 1)
+
+    def timed(run, t):
+        run(t)
+        return first[ran[-1]]
+
+    monkeypatch.setattr(benchmark, "_own_step", fake)
+    monkeypatch.setattr(benchmark, "_timed", timed)
+    for name in ("_best_nonprivate", "_sampling"):
+        monkeypatch.setattr(benchmark, name, lambda *_: fake(None, "nonprivate"))
+    monkeypatch.setattr(peers, "missing", lambda name: "not here.")
+    rows = benchmark._measure(problem_of(), 40, [1], 4, 1.0).rows
+    assert ran.count("vmap") == 1 and ran.count("bookkeeping") == 5
+    assert {row["method"]: row["repeats"] for row in rows} == {"nonprivate": 4, "bookkeeping": 4, "vmap": 1}
+
+
 def test_work_is_counted_for_the_whole_batch():
     """Twice the microbatches are the same count of operations; the loop's rounds are not forgotten."""
     problem = problem_of()
