@@ -82,16 +82,10 @@ def start(place: Place) -> None:
     Raises:
       UserError: if the others are not there in time.
     """
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if not place.host:
-        team = _start_in_cluster(jax, place.seconds)
-    elif place.count == 1:
-        return
-    else:
-        team = _start_at(jax, place)
-    processes.join(team)
+        processes.join(_start_in_cluster(place.seconds))
+    elif place.count > 1:
+        processes.join(_start_at(place))
 
 
 def stop() -> None:
@@ -105,7 +99,14 @@ def stop() -> None:
         team.leave()
 
 
-def _start_at(jax: Any, place: Place) -> processes.Alone:
+def _import_jax() -> Any:
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    return jax
+
+
+def _start_at(place: Place) -> processes.Alone:
     if place.index == 0:
         with processes.listen(place.port) as server, socket.create_server(("", 0)) as free:
             port = free.getsockname()[1]
@@ -113,7 +114,7 @@ def _start_at(jax: Any, place: Place) -> processes.Alone:
             team = processes.gather(server, place.count, place.seconds, port)
     else:
         team, port = processes.connect(place.host, place.port, place.index, place.count, place.seconds)
-    jax.distributed.initialize(
+    _import_jax().distributed.initialize(  # only now, as importing it takes seconds
         f"[{place.host}]:{port}" if ":" in place.host else f"{place.host}:{port}",
         place.count,
         place.index,
@@ -124,7 +125,8 @@ def _start_at(jax: Any, place: Place) -> processes.Alone:
     return team
 
 
-def _start_in_cluster(jax: Any, seconds: float) -> processes.Alone:
+def _start_in_cluster(seconds: float) -> processes.Alone:
+    jax = _import_jax()
     try:
         jax.distributed.initialize(
             initialization_timeout=int(seconds) + 1, shutdown_timeout_seconds=processes.SILENCE_SECONDS

@@ -191,13 +191,13 @@ def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
     """What must happen before jax starts; a user's own XLA_FLAGS come last and win."""
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
     os.environ.setdefault("MPLBACKEND", "Agg")
+    if place is not None:
+        distributed.start(place)
     import jax
 
     if cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
     warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
-    if place is not None:
-        distributed.start(place)
     try:
         jax.devices()
     except RuntimeError as error:
