@@ -49,6 +49,7 @@ from privimage_jax.training.state import init_state, make_update
 RECORDS = 50_000
 CLIPPING = tuple(method for method in clipping.METHODS if method != "auto")
 OURS = ("nonprivate", "nonprivate_best", *CLIPPING, "sampling")
+METHODS = (*OURS, *peers.MODULES)
 SCALED = ("nonprivate", *CLIPPING)  # measured on 1, 2, 4, … devices
 SLOW, SECONDS = 10, 5  # times and seconds; plain `vmap` of convolutions on a CPU takes minutes a step
 
@@ -96,6 +97,7 @@ def run(
     dtypes: list[str],
     repeats: int,
     device_counts: list[int] | None = None,
+    methods: tuple[str, ...] = (),
 ) -> Iterator[Result]:
     """Measures every combination, one after the other.
 
@@ -105,13 +107,16 @@ def run(
       dtypes: of "float32" and "bfloat16".
       repeats: measured steps of every method.
       device_counts: how many devices to use; by default 1, 2, 4, … and all there are.
+      methods: of `METHODS`, beside "nonprivate", to which all others are compared; () = all.
 
     Yields:
       A `Result` for each setting.
 
     Raises:
-      UserError: a model that cannot be built, or a non-private step that does not fit into memory.
+      UserError: an unknown method, a model that cannot be built, or a non-private step that does not fit into memory.
     """
+    if unknown := sorted(set(methods) - set(METHODS)):
+        raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
     counts = device_counts or sorted({2**i for i in range(jax.device_count().bit_length())} | {jax.device_count()})
     counts = [count for count in counts if count <= jax.device_count()]
     models = {dtype: _build(config, dtype) for dtype in dtypes}  # a wrong dtype is refused before anything runs
@@ -122,7 +127,14 @@ def run(
         for batch_size in batch_sizes:
             for noise_multiplicity in noise_multiplicities:
                 problem = _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype)
-                yield _measure(problem, config.data.n or max(RECORDS, batch_size), counts, repeats, rate)
+                yield _measure(
+                    problem,
+                    config.data.n or max(RECORDS, batch_size),
+                    counts,
+                    repeats,
+                    rate,
+                    {"nonprivate", *(methods or METHODS)},
+                )
 
 
 def show(result: Result) -> None:
@@ -189,7 +201,9 @@ def _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype
     )
 
 
-def _measure(problem: Problem, n: int, device_counts: list[int], repeats: int, rate: float) -> Result:
+def _measure(
+    problem: Problem, n: int, device_counts: list[int], repeats: int, rate: float, methods: set[str]
+) -> Result:
     key = chacha.key_from_seed(0)  # it protects nothing here
     steps = _full_steps(key, n, problem.batch_size, repeats + 1)
     entries, notes, quickest = [], [], 0.0
@@ -219,11 +233,13 @@ def _measure(problem: Problem, n: int, device_counts: list[int], repeats: int, r
 
     for devices in device_counts:
         data = _place(_random_data(problem, n), devices)
-        for method in SCALED:
+        for method in (name for name in SCALED if name in methods):
             add(method, devices, functools.partial(_own_step, problem, method, data, n, devices, key))
-    add("nonprivate_best", 1, functools.partial(_best_nonprivate, problem))
-    add("sampling", 1, functools.partial(_sampling, problem.batch_size, n, key))
-    for name in peers.MODULES:
+    if "nonprivate_best" in methods:
+        add("nonprivate_best", 1, functools.partial(_best_nonprivate, problem))
+    if "sampling" in methods:
+        add("sampling", 1, functools.partial(_sampling, problem.batch_size, n, key))
+    for name in (name for name in peers.MODULES if name in methods):
         if reason := peers.missing(name) or peers.unsuited(name, problem):
             notes.append(reason)
         else:

@@ -32,7 +32,8 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   ledger       print what a workdir has spent and check its hash chain (--workdir only)
   prepare      download a TFDS set: privimage prepare NAME [--data_dir FOLDER] (needs the extra [prepare])
   benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
-               [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--repeats 5] [--out FILE]
+               [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
+               [--repeats 5] [--out FILE]
 
 Example: privimage run --config configs/quickstart.py --workdir runs/quickstart --config.privacy.epsilon=5
 Every setting is in configs/base.py.
@@ -257,7 +258,13 @@ def _prepare(arguments: list[str]) -> None:
 
 
 def _benchmark(arguments: list[str]) -> None:
-    lists = {"batch_sizes": "8,64", "noise_multiplicities": "1,8", "dtypes": "float32,bfloat16", "repeats": "5"}
+    lists = {
+        "batch_sizes": "8,64",
+        "noise_multiplicities": "1,8",
+        "dtypes": "float32,bfloat16",
+        "repeats": "5",
+        "methods": "",
+    }
     config, values = _configured(arguments, optional=[*lists, "out"])
     given = {name: default if values[name].value is None else values[name].value for name, default in lists.items()}
     batch_sizes, noise_multiplicities = (
@@ -280,7 +287,14 @@ def _benchmark(arguments: list[str]) -> None:
     from privimage_jax.workdir import atomic_write_json
 
     rows = []
-    for result in benchmark.run(config, batch_sizes, noise_multiplicities, dtypes, repeats[0]):
+    for result in benchmark.run(
+        config,
+        batch_sizes,
+        noise_multiplicities,
+        dtypes,
+        repeats[0],
+        methods=tuple(filter(None, given["methods"].split(","))),
+    ):
         benchmark.show(result)
         rows += result.rows
         if out is not None:

@@ -142,7 +142,7 @@ class Team(Alone):
         if self.index == 0:  # jax's coordinator lives in this process, and takes the others down without a sentence
             deadline = time.monotonic() + FAREWELL_SECONDS
             for thread in self._threads:
-                if thread is not threading.current_thread():
+                if thread is not threading.current_thread() and thread.is_alive():  # it may not have started yet
                     thread.join(max(0.0, deadline - time.monotonic()))
 
 

@@ -87,14 +87,16 @@ def test_the_table_and_the_file_hold_every_method(privimage, config, tmp_path, m
 
 
 def test_every_combination_is_measured_and_written(privimage, config, tmp_path, monkeypatch):
-    def measure(problem, n, device_counts, repeats, rate):
+    def measure(problem, n, device_counts, repeats, rate, methods):
+        assert methods == {"nonprivate", "bookkeeping", "optax"}
         row = {"batch_size": problem.batch_size, "noise_multiplicity": problem.noise_multiplicity, "n": n}
         return benchmark.Result([row], [])
 
     monkeypatch.setattr(benchmark, "_measure", measure)
     monkeypatch.setattr(benchmark, "show", lambda result: None)
     out, lists = tmp_path / "rows.json", ("--batch_sizes=8,64,8", "--noise_multiplicities=1,3", "--dtypes=float32")
-    privimage("benchmark", "--config", config, *lists, "--out", out).succeeds()
+    methods = "--methods=bookkeeping,optax"
+    privimage("benchmark", "--config", config, *lists, methods, "--out", out).succeeds()
     rows = [(row["batch_size"], row["noise_multiplicity"]) for row in json.loads(out.read_text())]
     assert rows == [(8, 1), (8, 3), (64, 1), (64, 3)]
 
@@ -122,6 +124,11 @@ def test_bad_input_is_refused_before_jax_is_set_up(privimage, config, tmp_path, 
     monkeypatch.setattr(main, "_set_up_jax", lambda *_: pytest.fail("too late"))
     privimage("benchmark", "--config", config, *arguments).refuses(*culprits)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_method_is_refused(privimage, config):
+    refused = privimage("benchmark", "--config", config, "--methods=ghost")
+    refused.refuses("--methods: 'ghost' is not known", "bookkeeping, vmap")
 
 
 def test_a_model_without_the_dtype_is_refused(privimage, config):
@@ -197,7 +204,7 @@ def test_a_slow_method_is_run_once(monkeypatch):
     for name in ("_best_nonprivate", "_sampling"):
         monkeypatch.setattr(benchmark, name, lambda *_: fake(None, "nonprivate"))
     monkeypatch.setattr(peers, "missing", lambda name: "not here.")
-    rows = benchmark._measure(problem_of(), 40, [1], 4, 1.0).rows
+    rows = benchmark._measure(problem_of(), 40, [1], 4, 1.0, set(benchmark.METHODS)).rows
     assert ran.count("vmap") == 1 and ran.count("bookkeeping") == 5
     assert {row["method"]: row["repeats"] for row in rows} == {"nonprivate": 4, "bookkeeping": 4, "vmap": 1}
 

@@ -165,7 +165,7 @@ def test_an_interrupted_script_says_how_to_go_on(config, tmp_path):
     settings = ("--config.query_net.epochs=100000", "--config.privacy.accountant=rdp")
     script = start("run", "--config", config, "--workdir", tmp_path / "run", *settings, cwd=tmp_path)
     deadline = time.monotonic() + 100
-    while not list((tmp_path / "run").glob("internal/train_query/checkpoints/[1-9]*")) and time.monotonic() < deadline:
+    while not list((tmp_path / "run").glob("internal/train-query/checkpoints/[1-9]*")) and time.monotonic() < deadline:
         assert script.poll() is None, finish(script)
         time.sleep(0.1)
     script.send_signal(signal.SIGINT)

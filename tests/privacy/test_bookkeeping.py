@@ -73,17 +73,11 @@ def images(side, channels):
     return jax.random.randint(jax.random.key(3), (M, side, side, channels), 0, 256).astype(jnp.uint8)
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "draws"),
-    [
-        ({"nf": 4, "ch_mult": (1, 2), "num_blocks": 1, "attn": (4,)}, 3),
-        ({"nf": 4, "ch_mult": (2,), "num_blocks": 1, "remat": True}, 1),
-    ],
-)
-def test_agrees_with_vmap_on_the_denoiser(kwargs, draws):
-    model = UNet(n_classes=3, channels=1, **kwargs)
+def test_agrees_with_vmap_on_the_denoiser():
+    """With attention in the middle, resampling, rematerialised blocks and two draws of each example."""
+    model = UNet(n_classes=3, channels=1, nf=4, ch_mult=(1, 2), num_blocks=1, remat=True)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
-    loss = make_per_example_loss(model, EDM(), 3, draws)
+    loss = make_per_example_loss(model, EDM(), 3, 2)
     assert_agrees(loss, jitter(params["params"]), {"image": images(8, 1), "label": jnp.arange(M)})
 
 
