@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Starts several processes of one run on this host: python launch/local.py --processes 2 -- run --config C --workdir W
 
-Everything after `--` is the `privimage` command. Each process gets an equal share of the GPUs; where there are none,
-as many processes as CPU cores may be started. What the processes but the first say goes to standard error, with their
-number in front. Standard library only.
+Everything after `--` is the `privimage` command. Each process gets an equal share of the GPUs; on a host without GPUs
+at most one process for each CPU core is started. What the processes but the first say goes to standard error, with
+their number in front. Standard library only.
 """
 
 import argparse
@@ -35,11 +35,8 @@ def main() -> int:
         return refuse("the privimage command is missing; give it after --, as in -- run --config C --workdir W.")
     if not 1 <= arguments.processes <= most:
         return refuse(f"--processes={arguments.processes}, but this host has {most} {what}; give 1 to {most}.")
-    places = [
-        place(index, arguments.processes, arguments.port or free_port(), gpus) for index in range(arguments.processes)
-    ]
-    for environment in places:  # all processes go to the same port
-        environment["PRIVIMAGE_COORDINATOR"] = places[0]["PRIVIMAGE_COORDINATOR"]
+    port = arguments.port or free_port()
+    places = [place(index, arguments.processes, port, gpus) for index in range(arguments.processes)]
     if arguments.dry_run:
         for environment in places:
             print(" ".join([*(f"{name}={value}" for name, value in environment.items()), "privimage", *command]))

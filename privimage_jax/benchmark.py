@@ -328,13 +328,18 @@ class _Compiled:
     def __init__(self, step: Callable, problem: Problem, devices: int, *inputs: Any):
         state = init_state(problem.params, optax.adam(problem.learning_rate))
         self.state = _place(jax.device_get(state), devices)  # by way of the host: the parameters are shared
-        start = time.perf_counter()
-        self.program = jax.jit(step, donate_argnums=0).lower(self.state, *inputs).compile()
-        self.compile_seconds = time.perf_counter() - start
+        self.program, self.compile_seconds = _compile(jax.jit(step, donate_argnums=0), self.state, *inputs)
         self.peak_bytes = _peak_bytes(self.program)
 
     def __call__(self, *inputs: Any) -> None:
         self.state, _ = jax.block_until_ready(self.program(self.state, *inputs))
+
+
+def _compile(function: Any, *inputs: Any) -> tuple[jax.stages.Compiled, float]:
+    """The program of a jitted function for such inputs, and the seconds that it took to make."""
+    start = time.perf_counter()
+    program = function.lower(*inputs).compile()
+    return program, time.perf_counter() - start
 
 
 def _peak_bytes(program: jax.stages.Compiled) -> int | None:
@@ -393,9 +398,7 @@ def nonprivate_step(loss: clipping.PerExampleLoss, update: Callable, settings: d
 
         return gradient
 
-    sum_over_batch = dp_sgd.sum_over_batch(
-        loss, make_gradient, lambda total, key, t: total, settings, mesh, lambda params, frozen: params
-    )
+    sum_over_batch = dp_sgd.sum_over_batch(loss, make_gradient, lambda total, key, t: total, settings, mesh)
 
     def step(state, data, key, loss_key, t):
         total, stats = sum_over_batch(state["params"], {}, data, key, loss_key, t)
@@ -462,9 +465,7 @@ def _sampling(batch_size: int, n: int, key: np.ndarray) -> Entry:
         cumulative = jnp.cumsum(sampling.membership(key, t, n, threshold), dtype=jnp.int32)
         return sampling.positions(cumulative, jnp.arange(batch_size, dtype=jnp.int32))
 
-    start = time.perf_counter()
-    program = jax.jit(draw).lower(key, np.int32(0)).compile()
-    seconds = time.perf_counter() - start
+    program, seconds = _compile(jax.jit(draw), key, np.int32(0))
     peak = _peak_bytes(program)
     return Entry("sampling", 1, lambda t: jax.block_until_ready(program(key, np.int32(t))), seconds, lambda: peak)
 

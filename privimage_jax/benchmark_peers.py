@@ -26,7 +26,7 @@ import optax
 
 from privimage_jax.diffusion import EDM
 from privimage_jax.models.registry import parameter_count
-from privimage_jax.models.unet import UNet
+from privimage_jax.models.unet import UNet, norm_groups
 from privimage_jax.training.state import flatten_params
 
 MODULES = {
@@ -256,8 +256,7 @@ def unet_twin(model: UNet, side: int):
     layers, F = torch.nn, torch.nn.functional
 
     def norm(channels):
-        groups = max(g for g in range(1, max(min(channels // 4, 32), 1) + 1) if channels % g == 0)
-        return layers.GroupNorm(groups, channels, eps=1e-6)
+        return layers.GroupNorm(norm_groups(channels), channels, eps=1e-6)
 
     class ResidualBlock(layers.Module):
         def __init__(self, n_in, n_out, resample=""):

@@ -80,14 +80,17 @@ def _compare_processes(context: Context) -> None:
 
 
 def _check_models(context: Context, stages: list[ModuleType]) -> None:
-    """Builds every model without computing anything, so that what is wrong with one is told before budget is spent."""
+    """Builds every model without computing anything, so that what is wrong with one is told before budget is spent.
+
+    It chooses the microbatch on the way.
+    """
     config, shape, n_classes = context.config, context.sensitive.image_shape, context.sensitive.n_classes
     key = jax.random.key(0)
     model = generator.build(config, n_classes)
     with _named_failures("model.name", config.model.name):
         params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
         if finetune in stages:
-            finetune.choose_microbatch(context, model, params)
+            context.microbatch = finetune.choose_microbatch(context, model, params)
     finetune.part_params(config, params, key)
     classifiers = []
     if train_query in stages:

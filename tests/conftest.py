@@ -11,7 +11,22 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from commands import caller, write_config  # noqa: E402
 
 CACHE = os.path.join(tempfile.gettempdir(), f"privimage-test-cache-{os.getuid()}")
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def privimage(capsys, monkeypatch):
+    """`privimage("run", "--config", …) -> Result`: the command line in this process."""
+    return caller(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    """The config file of the smallest experiment, beside its image sets."""
+    folder = tmp_path_factory.mktemp("config")
+    return write_config(folder, folder)

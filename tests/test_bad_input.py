@@ -8,7 +8,7 @@ import signal
 
 import numpy as np
 import pytest
-from commands import caller, finish, start, write_config
+from commands import finish, start, write_config
 from PIL import Image
 from pipelines import CLASSES, SEMANTICS, SIDE, release_bytes, write_npz
 
@@ -16,11 +16,6 @@ from privimage_jax.stages import finetune, pretrain, query, report, sample, sele
 from privimage_jax.workdir import Workdir
 
 QUICK = ("--config.privacy.accountant=rdp", "--config.evaluate.enabled=False", "--config.sample.png_folders=True")
-
-
-@pytest.fixture
-def privimage(capsys, monkeypatch):
-    return caller(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import caller, write_config
 from ml_collections import ConfigDict
 
 from privimage_jax import benchmark, main
@@ -30,17 +29,6 @@ FIELDS = {
     "examples_per_second": float,
 }
 HERE = [name for name in peers.MODULES if not peers.missing(name)]
-
-
-@pytest.fixture
-def privimage(capsys, monkeypatch):
-    return caller(capsys, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("benchmark")
-    return write_config(folder, folder)
 
 
 @functools.cache

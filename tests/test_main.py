@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from commands import caller, finish, start, write_config
+from commands import finish, start
 
 import privimage_jax.configs
 from privimage_jax import config as configs
@@ -14,17 +14,6 @@ from privimage_jax import main
 
 CONFIGS = pathlib.Path(privimage_jax.configs.__path__[0])
 N = "--config.data.n=60"
-
-
-@pytest.fixture
-def privimage(capsys, monkeypatch):
-    return caller(capsys, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("config")
-    return write_config(folder, folder)
 
 
 @pytest.mark.parametrize(

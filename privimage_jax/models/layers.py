@@ -151,12 +151,11 @@ def conv_general_dilated(
     Transposed convolutions and other memory layouts go to XLA.
     """
     sides = lhs.ndim - 2
-    ours = {"precision": None, "feature_group_count": 1}
     plain = (
         (lhs_dilation is None or all(step == 1 for step in lhs_dilation))
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _channels_last(lhs.ndim)
         and lhs.dtype == rhs.dtype
-        and all(options[name] in (None, 1) for name in options if name not in ours)
+        and all(options[name] in (None, 1) for name in options if name not in ("precision", "feature_group_count"))
     )
     if not plain:
         return lax.conv_general_dilated(
@@ -166,8 +165,8 @@ def conv_general_dilated(
     if isinstance(padding, str):
         window = [(side - 1) * step + 1 for side, step in zip(rhs.shape[:sides], dilation, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:-1], window, window_strides, padding)
-    ours.update({name: options[name] for name in ours if name in options})
-    return convolve(lhs, rhs, padding, ours["precision"], window_strides, dilation, groups=ours["feature_group_count"])
+    groups = options.get("feature_group_count", 1)
+    return convolve(lhs, rhs, padding, options.get("precision"), window_strides, dilation, groups)
 
 
 @contextlib.contextmanager

@@ -41,10 +41,13 @@ def enlarge(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x.repeat(2, axis=1).repeat(2, axis=2)[:, : size[0], : size[1]]
 
 
+def norm_groups(channels: int) -> int:
+    """The number of groups of a norm: min(C/4, 32), or the next smaller number that divides C."""
+    return max(g for g in range(1, max(min(channels // 4, 32), 1) + 1) if channels % g == 0)
+
+
 def norm(channels: int, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """GroupNorm of min(C/4, 32) groups, or the next smaller number that divides C."""
-    groups = max(g for g in range(1, max(min(channels // 4, 32), 1) + 1) if channels % g == 0)
-    return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=dtype, name=name)
+    return nn.GroupNorm(num_groups=norm_groups(channels), epsilon=1e-6, dtype=dtype, name=name)
 
 
 def conv(channels: int, size: int, dtype: jnp.dtype, name: str, init=INIT) -> nn.Conv:

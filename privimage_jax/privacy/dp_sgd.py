@@ -106,7 +106,6 @@ def dp_step(
         return jax.tree.map(jnp.add, total, noise.gaussian(key, t, total, std))
 
     make_gradient(per_example_loss)  # a wrong method or clip norm is named now, not at the first step
-    merge = merge or (lambda params, frozen: params)
     noised_sum = sum_over_batch(per_example_loss, make_gradient, add_noise, settings, mesh, merge)
 
     def step(state: State, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array) -> tuple[State, Stats]:
@@ -122,7 +121,7 @@ def sum_over_batch(
     add_noise: Callable[[Any, jax.Array, jax.Array], Any],
     settings: DPSGD,
     mesh: Mesh,
-    merge: Callable[[Any, Any], Any],
+    merge: Callable[[Any, Any], Any] | None = None,
 ) -> Callable:
     """`(params, frozen, data, key, loss_key, t) -> (sum, stats)`: the noised sum of gradients over the batch of step t.
 
@@ -131,6 +130,7 @@ def sum_over_batch(
     if mesh.axis_names != (AXIS,):
         raise ValueError(f'the mesh must have the one axis "{AXIS}", not {mesh.axis_names}')
     n, m, n_devices = settings.n, settings.microbatch, mesh.size
+    merge = merge or (lambda params, frozen: params)
 
     def on_device(params, frozen, data, key, loss_key, t):
         if any(leaf.shape[0] != n for leaf in jax.tree.leaves(data)):

@@ -28,6 +28,7 @@ class Context:
         self.workdir = workdir
         self.mesh = make_mesh() if mesh is None else mesh
         self.fingerprints: dict[str, str] = {}  # of each enabled stage, set by the pipeline
+        self.microbatch = 0  # examples whose gradients a device holds at once, set by the pipeline
 
     def folder(self, stage: str) -> Path:
         """`internal/<stage>`, made if missing: what only this stage writes."""

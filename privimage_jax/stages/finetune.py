@@ -253,7 +253,7 @@ def _make_step(context: Context, mechanism: Mechanism, model, optimizer, n_class
             batch_size=section.batch_size,
             clip_norm=config.clipping.norm,
             noise_multiplier=context.plan.finetune_noise,
-            microbatch=choose_microbatch(context, model, params),
+            microbatch=context.microbatch,
             method=config.clipping.method,
         ),
         context.mesh,

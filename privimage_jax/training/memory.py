@@ -26,7 +26,7 @@ def bytes_per_example(per_example_loss: Callable, params: Any, image_shape: tupl
     """Memory that one more example in a microbatch takes; found by tracing alone.
 
     It counts every value that the backward pass keeps, and the example's gradient twice: as it is and clipped. The
-    compiler recomputes some of these values, so this is an upper bound (1.6 times what the 3.84 M UNet was measured to
+    compiler recomputes some of these values, so this is an upper bound (1.4 times what the 3.84 M UNet was measured to
     take).
 
     Args:
