@@ -1,0 +1,58 @@
+import jax
+import numpy as np
+import pytest
+from pipelines import CLASSES, SIDE, tiny_config
+from small_models import SmallDenoiser
+
+from privimage_jax import config as configs
+from privimage_jax.models.registry import init_denoiser
+from privimage_jax.stages.generator import Sampler, publish, read_params
+from privimage_jax.training.mesh import make_mesh
+
+LABELS = np.array([2, 0, 1, 1, 0, 2, 2], np.int32)
+KEY = 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SmallDenoiser(CLASSES, 1)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return init_denoiser(model, jax.random.key(1), (SIDE, SIDE, 1))
+
+
+@pytest.fixture(scope="module")
+def images(model, params, tmp_path_factory):
+    """`images(n_devices, cuts) -> uint8 [7, H, W, 1]`, drawn in batches that end at the cuts."""
+    config = tiny_config(tmp_path_factory.mktemp("sampler"))
+    config.sample.sampler = "heun"  # draws noise in every step
+    config.sample.s_churn = 1.0
+    config.sample.guidance = 1.5
+    configs.check(config)
+
+    def draw(n_devices, cuts):
+        sampler = Sampler(config, model, make_mesh(jax.devices()[:n_devices]))
+        ends = [0, *cuts, len(LABELS)]
+        pairs = zip(ends[:-1], ends[1:], strict=True)
+        return np.concatenate([sampler(params, jax.random.key(KEY), a, LABELS[a:b]) for a, b in pairs])
+
+    return draw
+
+
+def test_an_image_depends_on_its_number_alone(images):
+    """Not on the batch it is drawn in, nor on the number of devices."""
+    whole = images(1, ())
+    assert whole.shape == (len(LABELS), SIDE, SIDE, 1) and whole.dtype == np.uint8
+    assert len(np.unique(whole.reshape(len(LABELS), -1), axis=0)) == len(LABELS)
+    for other in (images(1, (1, 4)), images(2, ()), images(3, (5,))):
+        assert np.abs(whole.astype(int) - other).max() <= 1  # rounding to whole grey values
+
+
+def test_published_parameters_come_back_and_name_no_time(params, tmp_path):
+    for name in ("one", "two"):
+        publish(tmp_path / name, params, {"class_names": ["a"]})
+    one, two = ((tmp_path / name / "params.npz").read_bytes() for name in ("one", "two"))
+    assert one == two
+    jax.tree.map(np.testing.assert_array_equal, params, read_params(tmp_path / "one"))
