@@ -12,7 +12,7 @@ from privimage_jax.configs import mnist
 
 
 def get_config():
-    """16x16 images, a denoiser of 0.26 M parameters, 40 of 200 public classes, 1000 DP-SGD steps of about 1024 images."""
+    """16x16 images, a denoiser of 0.26 M parameters, 40 of 200 public classes, 1000 DP-SGD steps of ~1024 images."""
     config = mnist.get_config()
     config.name = "MNIST at 16x16 on two CPU cores"
     config.data.image_size = 16

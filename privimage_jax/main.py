@@ -199,6 +199,7 @@ def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
     if cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
     warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
     try:
         jax.devices()
     except RuntimeError as error:

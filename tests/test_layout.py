@@ -10,7 +10,8 @@ import privimage_jax
 ROOT = pathlib.Path(privimage_jax.__file__).parent
 LAYERS = (
     ("errors",),
-    ("processes",),
+    ("reading",),
+    ("archives", "processes"),
     ("workdir", "distributed", "configs", "augment", "pixels"),
     ("config",),
     ("data", "models"),

@@ -18,6 +18,8 @@ from privimage_jax.data.transforms import fit
 from privimage_jax.errors import UserError
 
 PARTS = ("train", "test")
+MAX_EXAMPLES = 1 << 26
+MAX_NAME = 200  # characters of a class name
 _FORMAT = 1  # raise it when the same settings give other pixels, so that old caches are not used
 _CHUNK = 128  # examples decoded by one thread at a time
 
@@ -57,6 +59,7 @@ def load(
         raise UserError(f"config.data.channels is {channels}; it accepts 1 (grey) or 3 (RGB).")
     # Validation examples come out of the training part, so the test part is then never opened.
     source = sources.open_source(settings, "train" if settings.validation_fraction else part, image_size)
+    _check_source(source, settings)
     indices = choose(settings, source.n, source.divided, part)
     if not len(indices):
         raise UserError(
@@ -75,6 +78,20 @@ def load(
     else:
         images, labels = (np.concatenate(arrays) for arrays in zip(*make(), strict=True))
     return Dataset(images, labels, source.class_names, source.name)
+
+
+def _check_source(source: Source, settings: Settings) -> None:
+    """Refuses what no honest set holds: names that would disturb terminals and files, and numbers that fill memory."""
+    if source.n > MAX_EXAMPLES:
+        raise UserError(
+            f"{settings.key}.source={settings.source} holds {source.n:,} examples; a set may have {MAX_EXAMPLES:,}."
+        )
+    for name in source.class_names:
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+            raise UserError(
+                f"{settings.key}: the class name {name[:MAX_NAME]!r} is empty, has characters that cannot be printed, "
+                f"or has more than {MAX_NAME}; rename the class or declare {settings.key}.class_names."
+            )
 
 
 def choose(settings: Settings, n: int, divided: bool, part: str) -> np.ndarray:

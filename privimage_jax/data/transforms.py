@@ -17,32 +17,58 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
+from privimage_jax import reading
 from privimage_jax.errors import UserError
 
+MAX_FILE_BYTES = 1 << 28  # of one picture file
 MAX_PIXELS = 89_478_485  # of one picture, Pillow's own warning limit: more is taken for a decompression bomb
+_READERS = (
+    PngImagePlugin.PngImageFile,
+    JpegImagePlugin.JpegImageFile,
+    BmpImagePlugin.BmpImageFile,
+    GifImagePlugin.GifImageFile,
+    WebPImagePlugin.WebPImageFile,
+    TiffImagePlugin.TiffImageFile,
+    PpmImagePlugin.PpmImageFile,
+)
+_FORMATS = [reader.format for reader in _READERS]  # no others, whatever a file's ending: EPS, say, runs PostScript
 _ORIENTATION = 0x0112  # EXIF tag
 
 
 def decode_image(content: Path | bytes, name: str) -> Image.Image:
-    """Reads one picture file (a path, or the file's bytes), upright; `name` is what error messages call it."""
+    """Reads one picture file (a path, or the file's bytes), upright; `name` is what error messages call it.
+
+    Raises:
+        UserError: if it is no regular file, too large, of another format than its readers know, or damaged.
+    """
+    remedy = "remove or repair it"
+    if not isinstance(content, bytes):
+        with reading.told(name, remedy):
+            content = reading.read_bytes(content, MAX_FILE_BYTES)
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
             upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
             upright.filename = name  # what later messages call it
             return upright
-    except UserError:
-        raise
     except Image.DecompressionBombError:
         raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels; shrink or remove it.") from None
-    except PermissionError:
-        raise UserError(f"{name} cannot be read; check its permissions.") from None
     except Exception as error:  # Pillow's readers raise almost any type on damaged files
-        raise UserError(f"{name} is not a readable image; remove or repair it.") from error
+        raise UserError(f"{name} is not a readable image; {remedy}.") from error
 
 
 def fit(
@@ -57,7 +83,19 @@ def fit(
         crop: side of the square cut from the centre first, in pixels; 0 = the largest there is.
         name: what error messages call the picture.
         key: what they call the setting of `crop`.
+
+    Raises:
+        UserError: if the picture is smaller than `crop`, or of a kind that cannot be converted.
     """
+    try:
+        return _fit(image, size, channels, crop, name, key)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow converts lazily, and trips over damaged palettes and tables only here
+        raise UserError(f"{name} is not a readable image; remove or repair it.") from error
+
+
+def _fit(image: Image.Image | np.ndarray, size: int, channels: int, crop: int, name: str, key: str) -> np.ndarray:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)
     image = _eight_bit(image, name).convert("L" if channels == 1 else "RGB")

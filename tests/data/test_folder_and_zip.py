@@ -7,8 +7,8 @@ import pytest
 from data.prepared import picture, png
 from PIL import Image
 
+from privimage_jax import archives
 from privimage_jax.data import load
-from privimage_jax.data.sources import archives
 from privimage_jax.errors import UserError
 
 

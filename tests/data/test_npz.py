@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from privimage_jax import archives
 from privimage_jax.data import load
-from privimage_jax.data.sources import archives
 from privimage_jax.errors import UserError
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (6, 8, 8, 3)).astype(np.uint8)

@@ -1,6 +1,6 @@
 """What a source of labelled images is, and the settings that pick one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,8 @@ class Source:
         class_names: the list of classes that labels index.
         n: number of examples; of the asked part if `divided`, else of all parts together.
         divided: whether the source itself holds training and test examples apart.
-        read: from indices [B] to B pairs (image, label); an image is a PIL image or uint8 [H, W] or [H, W, C].
+        read: from indices [B] to B pairs (image, label); an image is a PIL image or uint8 [H, W] or [H, W, C]. Large
+            pictures are decoded one by one, as they are asked for.
         fingerprint: JSON-able value that changes when the stored examples do (names, sizes, times of the files).
     """
 
@@ -95,7 +96,7 @@ class Source:
     class_names: tuple[str, ...]
     n: int
     divided: bool
-    read: Callable[[np.ndarray], Sequence[Example]]
+    read: Callable[[np.ndarray], Iterable[Example]]
     fingerprint: Any
 
 

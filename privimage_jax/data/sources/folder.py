@@ -11,17 +11,18 @@ each.
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from privimage_jax.data.sources.base import Settings, Source
+from privimage_jax.data.sources.base import Example, Settings, Source
 from privimage_jax.data.transforms import decode_image
 from privimage_jax.errors import UserError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+MAX_DEPTH = 64  # of folders within each other
 _CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # what operating systems leave behind
 
 
@@ -42,13 +43,19 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
         raise UserError(f"{settings.key}.path={root} is not a folder; set it to a folder of class folders.")
     tree = arrange(_walk(root, settings), settings, part)
 
-    def read(indices: np.ndarray) -> list:
-        return [(decode_image(root / tree.files[i], str(root / tree.files[i])), tree.labels[i]) for i in indices]
+    real = os.path.realpath(root)
+
+    def read(indices: np.ndarray) -> Iterator[Example]:
+        for i in indices:
+            yield decode_image(root / tree.files[i], str(root / tree.files[i])), tree.labels[i]
 
     def status(name: str) -> list:
-        found = os.stat(root / name)
+        path = root / name
+        if path.is_symlink() and os.path.commonpath([real, os.path.realpath(path)]) != real:
+            raise UserError(f"{path} is a link that leads out of the folder; put the picture itself there.")
+        found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-            raise UserError(f"{root / name} is not a regular file; remove it.")
+            raise UserError(f"{path} is not a regular file; remove it.")
         return [name, found.st_size, found.st_mtime_ns]
 
     try:
@@ -60,18 +67,25 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
 
 def _walk(root: Path, settings: Settings) -> list[str]:
     """All files below `root` relative to it, and all folders, the latter with a slash at the end."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{settings.key}.path: the folder {error.filename} cannot be read ({error.strerror}).")
-
-    names = []
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        for name in subfolders:
-            if os.path.islink(os.path.join(folder, name)):
-                raise UserError(f"{os.path.join(folder, name)} is a link to a folder; put the folder itself there.")
-        relative = Path(folder).relative_to(root)
-        names += [f"{(relative / name).as_posix()}/" for name in subfolders]
-        names += [(relative / name).as_posix() for name in files]
+    names, waiting = [], [("", 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise UserError(f"{settings.key}.path: {root / folder[:100]}… lies more than {MAX_DEPTH} folders deep.")
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    name = folder + entry.name
+                    if entry.is_symlink() and entry.is_dir():
+                        raise UserError(f"{root / name} is a link to a folder; put the folder itself there.")
+                    if entry.is_dir(follow_symlinks=False):
+                        name += "/"
+                        waiting.append((name, depth + 1))
+                    names.append(name)
+        except OSError as error:
+            raise UserError(
+                f"{settings.key}.path: the folder {error.filename} cannot be read ({error.strerror})."
+            ) from None
     return names
 
 

@@ -7,12 +7,13 @@ The parts are `{split}_images` and `{split}_labels` (so MedMNIST's files load as
 
 import functools
 import threading
-import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 
-from privimage_jax.data.sources.archives import check_size
-from privimage_jax.data.sources.base import Settings, Source, numbered_classes, stamp
+from privimage_jax import reading
+from privimage_jax.archives import Arrays
+from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, stamp
 from privimage_jax.errors import UserError
 
 MAX_CLASSES = 1 << 16  # that labels alone may announce; a larger number is no class number
@@ -22,12 +23,8 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
     """The asked part of the archive at `settings.path`; its pixels are read when first asked for."""
     path = settings.existing_path("an .npz file")
     where = f"{settings.key}.path={path}"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            check_size(archive, path, where)
-            held = {name.removesuffix(".npy"): _header(archive, name, where) for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):
-        raise UserError(f"{where} is not a readable .npz file; write it with numpy.savez.") from None
+    arrays = Arrays(path, where)
+    held = arrays.headers
 
     labelled = bool(settings.label_key)
     test = f"{settings.test_split}_images"
@@ -41,54 +38,28 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
     shape, dtype = held[f"{prefix}images"]
     _check_images(shape, dtype, f"{prefix}images", where)
     n = shape[0]
-    labels = _labels(path, f"{prefix}labels", n, where) if labelled else np.zeros(n, np.int64)
+    labels = _labels(arrays, f"{prefix}labels", n, where) if labelled else np.zeros(n, np.int64)
 
     lock = threading.Lock()
 
     @functools.cache
     def images() -> np.ndarray:
-        return _array(path, f"{prefix}images", where)
+        return arrays.read(f"{prefix}images")
 
-    def read(indices: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    def read(indices: np.ndarray) -> Iterator[Example]:
         with lock:  # the first thread reads, the others wait for it
             pixels = images()
-        return [(pixels[i], int(labels[i])) for i in indices]
+        for i in indices:
+            yield pixels[i], int(labels[i])
 
     return Source(
         name=path.stem,
-        class_names=_class_names(settings, path, held, labels, labelled, where),
+        class_names=_class_names(settings, arrays, labels, labelled, where),
         n=n,
         divided=divided,
         read=read,
         fingerprint=stamp(path),
     )
-
-
-def _header(archive: zipfile.ZipFile, name: str, where: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of one array, without reading it."""
-    try:
-        with archive.open(name) as file:
-            version = np.lib.format.read_magic(file)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = reader(file)
-    except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
-        raise UserError(
-            f"{where} holds {name}, which is not a readable array; write the file with numpy.savez."
-        ) from None
-    if dtype.hasobject:
-        raise UserError(
-            f"{where} holds Python objects in {name} (images of mixed sizes?); "
-            "store one uint8 array, or the images as files in a folder."
-        )
-    return shape, dtype
-
-
-def _array(path, name: str, where: str) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error):
-        raise UserError(f"{where} is damaged: its array {name!r} cannot be read; write the file again.") from None
 
 
 def _check_images(shape: tuple[int, ...], dtype: np.dtype, name: str, where: str) -> None:
@@ -100,8 +71,8 @@ def _check_images(shape: tuple[int, ...], dtype: np.dtype, name: str, where: str
         )
 
 
-def _labels(path, name: str, n: int, where: str) -> np.ndarray:
-    labels = _array(path, name, where)
+def _labels(arrays: Arrays, name: str, n: int, where: str) -> np.ndarray:
+    labels = arrays.read(name)
     if labels.dtype.kind not in "iub":
         raise UserError(f"{where} holds {name!r} as {labels.dtype}; store labels as integers.")
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -114,21 +85,34 @@ def _labels(path, name: str, n: int, where: str) -> np.ndarray:
         raise UserError(
             f"{where} holds the negative label {labels.min()} at {int(labels.argmin())}; number classes from 0."
         )
+    if n and labels.max() >= 2**63:
+        raise UserError(f"{where} holds the label {labels.max()}, which is no class number; number classes from 0.")
     return labels.astype(np.int64)
 
 
-def _class_names(
-    settings: Settings, path, held: dict, labels: np.ndarray, labelled: bool, where: str
-) -> tuple[str, ...]:
+def _class_names(settings: Settings, arrays: Arrays, labels: np.ndarray, labelled: bool, where: str) -> tuple[str, ...]:
     """The declared list; else the archive's own `class_names`; else 0..max, counted over all its labels."""
     if not labelled:
         return numbered_classes(settings, 1, () if settings.class_names else ("all",))
+    held = arrays.headers
     if "class_names" in held:
-        return numbered_classes(settings, None, [str(name) for name in _array(path, "class_names", where)])
+        return numbered_classes(settings, None, _own_names(arrays, where))
     if settings.class_names:
         return settings.class_names
-    every = [_labels(path, name, held[name][0][0], where) for name in held if name.endswith("labels")]
+    sizes = {name: shape[0] for name, (shape, _) in held.items() if name.endswith("labels") and shape}
+    every = [_labels(arrays, name, size, where) for name, size in sizes.items()]
     count = max((int(part.max()) + 1 for part in every if len(part)), default=1)
     if count > MAX_CLASSES:
         raise UserError(f"{where} holds the label {count - 1}, which is no class number; number classes from 0.")
     return numbered_classes(settings, count)
+
+
+def _own_names(arrays: Arrays, where: str) -> list[str]:
+    shape, dtype = arrays.headers["class_names"]
+    if dtype.kind != "U" or len(shape) != 1 or not 1 <= shape[0] <= MAX_CLASSES:
+        raise UserError(
+            f"{where} holds 'class_names' as {dtype} of shape {list(shape)}; store one text a class, at most "
+            f"{MAX_CLASSES:,} of them."
+        )
+    with reading.told(f"{where} is damaged: its array 'class_names'", "write it with numpy.savez"):
+        return arrays.read("class_names").tolist()

@@ -1,55 +1,42 @@
 """`zip`: a folder tree (see `folder`) inside a .zip file, read in place: nothing is unpacked onto the disk."""
 
-import stat
 import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from privimage_jax.data.sources.archives import check_size
-from privimage_jax.data.sources.base import Settings, Source, stamp
+from privimage_jax import reading
+from privimage_jax.archives import open_archive, read_entry
+from privimage_jax.data.sources.base import Example, Settings, Source, stamp
 from privimage_jax.data.sources.folder import arrange
-from privimage_jax.data.transforms import decode_image
+from privimage_jax.data.transforms import MAX_FILE_BYTES, decode_image
 from privimage_jax.errors import UserError
 
-MAX_FILE_BYTES = 1 << 28  # of one picture file
+_REMEDY = "make the archive again"
 
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
     """The asked part of the archive at `settings.path`; a single folder around everything is passed over."""
     path = settings.existing_path("a .zip file")
     where = f"{settings.key}.path={path}"
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        raise UserError(f"{where} is not a readable .zip file; make it again.") from None
-    check_size(archive, path, where)
+    archive = open_archive(path, where, _REMEDY)
     entries = archive.infolist()
     for entry in entries:
-        _check_entry(entry, where)
+        if entry.file_size > MAX_FILE_BYTES:
+            raise UserError(
+                f"{where} holds {entry.filename!r} of {entry.file_size:,} bytes; one image may have {MAX_FILE_BYTES:,}."
+            )
     names = {entry.filename for entry in entries}
     names |= {f"{parent}/" for name in names for parent in PurePosixPath(name).parents if parent.parts}
     prefix = _wrapping_folder(names, settings)
     tree = arrange([name.removeprefix(prefix) for name in names if name != prefix], settings, part)
 
-    def read(indices: np.ndarray) -> list:
-        return [(_read(archive, prefix + tree.files[i], where), tree.labels[i]) for i in indices]
+    def read(indices: np.ndarray) -> Iterator[Example]:
+        for i in indices:
+            yield _read(archive, prefix + tree.files[i], where), tree.labels[i]
 
     return Source(path.stem, tree.class_names, len(tree.files), tree.divided, read, stamp(path))
-
-
-def _check_entry(entry: zipfile.ZipInfo, where: str) -> None:
-    name = entry.filename
-    if name.startswith("/") or "\\" in name or ":" in name.split("/")[0] or ".." in name.split("/"):
-        raise UserError(
-            f"{where} holds {name!r}, a path that leads out of the archive; make the archive again without it."
-        )
-    if stat.S_ISLNK(entry.external_attr >> 16):
-        raise UserError(f"{where} holds {name!r}, a symbolic link; make the archive again with the file itself.")
-    if entry.flag_bits & 1:
-        raise UserError(f"{where} is encrypted; make it again without a password.")
-    if entry.file_size > MAX_FILE_BYTES:
-        raise UserError(f"{where} holds {name!r} of {entry.file_size:,} bytes; one image may have {MAX_FILE_BYTES:,}.")
 
 
 def _wrapping_folder(names: set[str], settings: Settings) -> str:
@@ -62,8 +49,6 @@ def _wrapping_folder(names: set[str], settings: Settings) -> str:
 
 
 def _read(archive: zipfile.ZipFile, name: str, where: str):
-    try:
-        content = archive.read(name)
-    except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError, RuntimeError):
-        raise UserError(f"{where} is damaged: {name} cannot be read; make the archive again.") from None
-    return decode_image(content, f"{name} in {Path(archive.filename)}")
+    with reading.told(f"{where} is damaged: {name}", _REMEDY):
+        content = read_entry(archive, name)
+    return decode_image(content, f"{name} in {where.partition('=')[2]}")
