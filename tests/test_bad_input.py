@@ -83,7 +83,7 @@ def flipped(folder, section):
     content = bytearray((folder / "bad.npz").read_bytes())
     content[400] ^= 255
     (folder / "bad.npz").write_bytes(content)
-    return [setting], [f"{section}.path", "bad.npz", "train_images", "write the file"]
+    return [setting], [f"{section}.path", "bad.npz", "train_images", "write it with numpy.savez"]
 
 
 def no_folder(folder, section):
