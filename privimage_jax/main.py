@@ -29,7 +29,9 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   train-query | query | select | pretrain | finetune | sample | evaluate | report
                the same, up to and including that stage
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
-  ledger       print what a workdir has spent and check its hash chain (--workdir only)
+  ledger       print what runs have spent and check the hash chains: privimage ledger PATH [PATH ...] [--verify],
+               where a PATH is a workdir, a folder release/ or a ledger file; --verify recomputes every epsilon;
+               several are added up
   prepare      download a TFDS set: privimage prepare NAME [--data_dir FOLDER] (needs the extra [prepare])
   benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
                [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
@@ -129,12 +131,17 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _parse(
-    arguments: list[str], *required: str, optional: Iterable[str] = (), positional: str = ""
+    arguments: list[str],
+    *required: str,
+    optional: Iterable[str] = (),
+    switches: Iterable[str] = (),
+    positional: str = "",
+    most: int = 1,
 ) -> tuple[flags.FlagValues, list[str]]:
     """Parses flags into a fresh set, so that `main` can be called more than once in a process.
 
-    A command takes the flags that it requires and the optional ones, no other; `positional` describes the one argument
-    that is no flag, where it takes one.
+    A command takes the flags that it requires, the optional ones and the switches (flags without a value), no other;
+    `positional` describes the arguments that are no flags, from one to `most`, where it takes any.
     """
     path, arguments = _take_config(arguments)
     if path is not None and "config" not in required:
@@ -142,6 +149,8 @@ def _parse(
     values = flags.FlagValues()
     for name in {*required, *optional} - {"config"}:
         flags.DEFINE_string(name, None, "A folder or a number.", flag_values=values)
+    for name in switches:
+        flags.DEFINE_boolean(name, False, "Whether to.", flag_values=values)
     argv = ["privimage", *arguments]
     try:
         if path is not None:
@@ -161,7 +170,7 @@ def _parse(
     for name in required:
         if name not in values or not values[name].value:
             raise UserError(f"--{name} is missing; see privimage --help.")
-    if positional and len(rest) != 1:
+    if positional and not 1 <= len(rest) <= most:
         raise UserError(f"give {positional}, not {' '.join(rest) or 'nothing'}; see privimage --help.")
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.section.key=value.")
@@ -236,19 +245,15 @@ def _budget(arguments: list[str]) -> None:
 
 
 def _ledger(arguments: list[str]) -> None:
-    values, _ = _parse(arguments, "workdir")
-    from privimage_jax.privacy.ledger import total_epsilon
-    from privimage_jax.stages.mechanism import open_ledger
-    from privimage_jax.workdir import Workdir
+    values, paths = _parse(
+        arguments,
+        switches=["verify"],
+        positional="the PATH of one or more workdirs, folders release/ or ledger files",
+        most=1000,
+    )
+    from privimage_jax import ledgers
 
-    workdir = Workdir(values.workdir)
-    entries = open_ledger(workdir).entries
-    if not entries:
-        raise UserError(f"{workdir.ledger} does not exist: this workdir has spent nothing.")
-    for line in entries:
-        fields = {key: value for key, value in line.items() if key not in ("index", "kind", "previous")}
-        print(f"{line['index']:>3}  {line['kind']:<9}" + "  ".join(f"{key}={value}" for key, value in fields.items()))
-    print(f"the hash chain is intact; spent in all: epsilon = {total_epsilon(entries):g}")
+    ledgers.show(paths, values.verify)
 
 
 def _prepare(arguments: list[str]) -> None:

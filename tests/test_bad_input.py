@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -235,12 +236,38 @@ def test_a_workdir_of_another_config_or_other_data(run, finished, tmp_path):
 
 
 def test_the_ledger_command_shows_and_checks_what_was_spent(privimage, finished, tmp_path):
-    out = privimage("ledger", "--workdir", finished).succeeds().out
+    out = privimage("ledger", finished).succeeds().out
     assert out.count("dp-sgd") == 2 and "the hash chain is intact; spent in all: epsilon = 9.99" in out
+    assert "(NOT PRIVATE: fixed seed)" in out
+    for path in (finished, finished / "release", finished / "release" / "ledger.jsonl"):
+        assert "every epsilon is what dp-accounting (" in privimage("ledger", path, "--verify").succeeds().out
     shutil.copytree(finished / "release", tmp_path / "release")
     path = tmp_path / "release" / "ledger.jsonl"
     path.write_text(path.read_text().replace('"epsilon_target":10.0', '"epsilon_target":99.0'))
-    privimage("ledger", "--workdir", tmp_path).refuses(f"line 2 of {path}", "edited or damaged")
+    privimage("ledger", tmp_path).refuses(f"line 2 of {path}", "edited or damaged")
+
+
+def test_a_ledger_cut_short_is_noticed_also_without_the_workdir(privimage, finished, tmp_path):
+    lines = (finished / "release" / "ledger.jsonl").read_text().splitlines(keepends=True)
+    for kept in range(len(lines)):
+        (tmp_path / "handed.jsonl").write_text("".join(lines[:kept]))
+        result = privimage("ledger", tmp_path / "handed.jsonl", "--verify")
+        result.refuses(f"{tmp_path}/handed.jsonl", f"line {kept + 1} of" if kept else "holds no whole line")
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "release" / "ledger.jsonl").write_text("".join(lines[:-1]))
+    privimage("ledger", run).refuses("has lost lines that spent budget")
+
+
+def test_ledgers_of_runs_on_the_same_images_are_added_up(privimage, finished, tmp_path):
+    one, other = finished, tmp_path / "ledger.jsonl"
+    shutil.copy(finished / "release" / "ledger.jsonl", other)
+    out = privimage("ledger", one, other).succeeds().out
+    found = re.search(r"together: epsilon = ([\d.]+) at delta = ([\d.e-]+), the sum of the 2 deltas", out)
+    alone = re.search(r"spent in all: epsilon = ([\d.]+) of 10 at delta = ([\d.e-]+)", out)
+    assert float(alone[1]) < float(found[1]) < 2 * float(alone[1])
+    assert float(found[2]) == pytest.approx(2 * float(alone[2]), rel=1e-3)
+    assert "only if all these runs read the same images" in out
+    privimage("ledger", one, one / "release").refuses(f"{one / 'release'} is given twice")
 
 
 def test_an_edited_ledger_stops_the_run(run, finished, tmp_path):

@@ -22,6 +22,7 @@ LAYERS = (
     ("report",),
     ("stages",),
     ("pipeline",),
+    ("ledgers",),
     ("benchmark_peers",),
     ("benchmark",),
     ("main",),
@@ -30,6 +31,7 @@ ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them
     "sampling.py": {"privacy.chacha"},
     "noise.py": {"privacy.chacha"},
     "clipping.py": {"privacy.bookkeeping"},
+    "verification.py": {"privacy.ledger"},
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

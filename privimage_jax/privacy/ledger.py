@@ -2,12 +2,15 @@
 
 One JSON object a line; `index` counts the lines and `previous` is the SHA-256 of the line before (64 zeros for the
 first), so that no line before the last can be changed, dropped or put in between without breaking the chain. A line is
-on the disk before `append` returns: spend before use. The kinds of line and all that they may hold are in `FIELDS`;
-these are public values only. No clock time, data digest, drawn size, path or host is ever a field.
+on the disk before `append` returns: spend before use. The kinds of line and all that they may hold are in `FIELDS` and
+`_ACCEPTS`; these are public values only. No clock time, data digest, drawn size, path or host is ever a field.
+
+The chain has no secret: who writes all lines anew can make any ledger. `verification.py` says what a ledger proves.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,8 +24,9 @@ Entry = dict[str, Any]
 
 _SPENDING = {"mechanism", "key_generation", "noise_multiplier", "epsilon"}
 FIELDS = {
-    # The terms of the guarantee. `note` says NOT PRIVATE when a fixed seed took the place of the keys.
-    "open": {"epsilon_target", "delta", "n", "adjacency", "accountant", "private", "note"},
+    # The terms of the guarantee. `mechanisms` are the names of all that share the budget; no other may spend.
+    # `note` says NOT PRIVATE when a fixed seed took the place of the keys.
+    "open": {"epsilon_target", "delta", "n", "adjacency", "accountant", "mechanisms", "private", "note"},
     # One Gaussian mechanism on all records. `epsilon` is that of everything spent so far, this line included.
     "gaussian": {*_SPENDING, "l2_sensitivity"},
     # The steps [a, b) of DP-SGD, reserved before step a is dispatched.
@@ -34,14 +38,107 @@ _OPTIONAL = {"note", "l2_sensitivity", "expected_batch_size"}
 _START = "0" * 64
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
+
+
+_ACCEPTS: dict[str, Callable[[Any], bool]] = {
+    "epsilon_target": _is_positive,
+    "delta": lambda value: _is_positive(value) and value < 1,
+    "n": lambda value: type(value) is int and value >= 1,
+    "adjacency": _is_text,
+    "accountant": _is_text,
+    "mechanisms": lambda value: isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value),
+    "private": lambda value: type(value) is bool,
+    "note": _is_text,
+    "mechanism": _is_text,
+    "key_generation": _is_index,
+    "noise_multiplier": _is_positive,
+    "epsilon": lambda value: _is_number(value) and value >= 0,
+    "l2_sensitivity": _is_positive,
+    "steps": lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(map(_is_index, value)) and value[0] < value[1]
+    ),
+    "sampling_rate": lambda value: _is_positive(value) and value <= 1,
+    "clip_norm": _is_positive,
+    "expected_batch_size": _is_positive,
+}
+
+
+class _Order:
+    """What the lines so far demand of the next: see `admit`."""
+
+    def __init__(self):
+        self._mechanisms: set[str] | None = None
+        self._spending: set[str] = set()
+        self._closed: set[str] = set()
+        self._factors: dict[tuple[str, int], dict[str, float]] = {}
+
+    def check(self, kind: str, fields: Entry) -> None:
+        """Checks that a line of this kind may come next.
+
+        The first line and no other is "open"; only the mechanisms that it names spend; what has spent is closed once
+        and then spends no more; and the noise, rate and clip norm of a mechanism's steps under one key never change, as
+        equal noise with different factors subtracts.
+
+        Raises:
+          ValueError: when "open" is missing or repeated.
+          UserError: otherwise.
+        """
+        if (kind == "open") != (self._mechanisms is None):
+            raise ValueError('the first line of a ledger is "open", and no other')
+        if kind == "open":
+            return
+        name = fields["mechanism"]
+        if name not in self._mechanisms:
+            raise UserError(
+                f"{name} is not among the mechanisms that the ledger's first line lets spend; start a new workdir."
+            )
+        if name in self._closed:
+            raise UserError(f"{name} is closed in the ledger and spends no more; start a new workdir.")
+        if kind == "closed" and name not in self._spending:
+            raise UserError(f"{name} has spent nothing and cannot be closed in the ledger; start a new workdir.")
+        if kind != "dp-sgd":
+            return
+        for field, value in self._factors.get((name, fields["key_generation"]), {}).items():
+            if fields[field] != value:
+                raise UserError(
+                    f"{name} has reserved steps with {field} = {value:g} and cannot go on with {fields[field]:g}; "
+                    "restore the settings or start a new workdir."
+                )
+
+    def admit(self, kind: str, fields: Entry) -> None:
+        """Takes the line into account, once it is known to be there."""
+        if kind == "open":
+            self._mechanisms = set(fields["mechanisms"])
+            return
+        (self._closed if kind == "closed" else self._spending).add(fields["mechanism"])
+        if kind == "dp-sgd":
+            factors = {name: fields[name] for name in ("noise_multiplier", "sampling_rate", "clip_norm")}
+            self._factors[fields["mechanism"], fields["key_generation"]] = factors
+
+
 class Ledger:
     """A ledger file; `entries` are its intact lines, oldest first. One process writes it at a time."""
 
-    def __init__(self, path: Path, entries: list[Entry], last_hash: str, size: int):
+    def __init__(self, path: Path):
         self.path = path
-        self.entries = entries
-        self._last_hash = last_hash
-        self._size = size  # of the intact lines, in bytes
+        self.entries: list[Entry] = []
+        self._last_hash = _START
+        self._size = 0  # of the intact lines, in bytes
+        self._order = _Order()
 
     @classmethod
     def open(cls, path: Path | str) -> "Ledger":
@@ -51,34 +148,54 @@ class Ledger:
         before the next append.
 
         Raises:
-          UserError: naming the line where the chain is broken.
+          UserError: naming the first line that is not whole, breaks the chain, or may not follow those before it.
         """
-        path = Path(path)
-        content = path.read_bytes() if path.exists() else b""
+        ledger = cls(Path(path))
+        content = ledger.path.read_bytes() if ledger.path.exists() else b""
         *lines, _torn = content.split(b"\n")
-        entries, previous = [], _START
-        for number, line in enumerate(lines, start=1):
-            entries.append(_checked(path, number, line, previous))
-            previous = hashlib.sha256(line).hexdigest()
-        return cls(path, entries, previous, sum(len(line) + 1 for line in lines))
+        for line in lines:
+            ledger._take(line)
+        return ledger
+
+    def _take(self, line: bytes) -> None:
+        """Adds a line that is on the disk, once it is known to be one of a ledger and to continue the chain."""
+        number, reason = len(self.entries) + 1, "does not follow from the line before it"
+        try:
+            entry = json.loads(line)
+            whole = entry["index"] == len(self.entries) and entry["previous"] == self._last_hash
+            if whole:
+                reason = "is not as a ledger's lines are written"
+                kind = entry["kind"]
+                fields = {name: value for name, value in entry.items() if name not in ("index", "kind", "previous")}
+                whole = _line(len(self.entries), kind, fields, self._last_hash).encode() == line
+                _check_fields(kind, fields)
+                self._order.check(kind, fields)
+        except (ValueError, KeyError, TypeError, RecursionError, UserError) as error:
+            whole, reason = False, f"{reason} ({str(error).rstrip('.')})" if isinstance(error, UserError) else reason
+        if not whole:
+            raise UserError(
+                f"line {number} of {self.path} {reason}: the ledger was edited or damaged; restore it from a copy, or "
+                "start a new workdir."
+            )
+        self._order.admit(kind, fields)
+        self.entries.append(entry)
+        self._last_hash = hashlib.sha256(line).hexdigest()
+        self._size += len(line) + 1
 
     def append(self, kind: str, **fields: Any) -> Entry:
         """Adds a line and returns it when it is on the disk.
 
         Raises:
           UserError: if another process has written to the file, the disk refuses, or the line may not follow those
-            before it (see `check_follows`).
-          ValueError: for a kind or field that is not in `FIELDS`.
+            before it (see `_Order.check`).
+          ValueError: for a kind, field or value that no line may hold.
         """
         _check_fields(kind, fields)
-        check_follows(self.entries, kind, fields)
-        entry = {"index": len(self.entries), "kind": kind, **fields, "previous": self._last_hash}
-        line = json.dumps(entry, separators=(",", ":"), allow_nan=False)
+        self._order.check(kind, fields)
+        line = _line(len(self.entries), kind, fields, self._last_hash)
         self._cut_torn_line()
         append_line_durably(self.path, line)
-        self.entries.append(json.loads(line))
-        self._last_hash = hashlib.sha256(line.encode()).hexdigest()
-        self._size += len(line.encode()) + 1
+        self._take(line.encode())
         return self.entries[-1]
 
     def spend(
@@ -146,15 +263,6 @@ class Ledger:
             os.fsync(file.fileno())
 
 
-def verify(path: Path | str) -> bool:
-    """Whether the chain of a ledger file is intact (a torn last line aside)."""
-    try:
-        Ledger.open(path)
-    except UserError:
-        return False
-    return True
-
-
 def spent(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """What has been spent, as plain mappings for `accounting.events_from`.
 
@@ -162,19 +270,28 @@ def spent(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     costs twice.
     """
     events: list[dict[str, Any]] = []
-    steps: dict[tuple, set[int]] = {}
+    blocks: dict[tuple, list[list[int]]] = {}
     for entry in entries:
         if entry["kind"] == "gaussian":
             events.append({"noise_multiplier": entry["noise_multiplier"]})
         elif entry["kind"] == "dp-sgd":
             mechanism = (entry["mechanism"], entry["key_generation"], entry["noise_multiplier"], entry["sampling_rate"])
-            steps.setdefault(mechanism, set()).update(range(*entry["steps"]))
+            blocks.setdefault(mechanism, []).append(entry["steps"])
     counts: dict[tuple[float, float], int] = {}
-    for (*_, noise, rate), reserved in steps.items():
-        counts[noise, rate] = counts.get((noise, rate), 0) + len(reserved)
+    for (*_, noise, rate), reserved in blocks.items():
+        counts[noise, rate] = counts.get((noise, rate), 0) + distinct_steps(reserved)
     for (noise, rate), count in counts.items():
         events.append({"noise_multiplier": noise, "sampling_rate": rate, "steps": count})
     return events
+
+
+def distinct_steps(blocks: Iterable[list[int]]) -> int:
+    """How many steps lie in at least one of the blocks [a, b)."""
+    count = end = 0
+    for begin, stop in sorted(blocks):
+        count += max(0, stop - max(begin, end))
+        end = max(end, stop)
+    return count
 
 
 def total_epsilon(entries: Iterable[Entry]) -> float:
@@ -187,40 +304,6 @@ def is_closed(entries: Iterable[Entry], mechanism: str) -> bool:
     return any(entry["kind"] == "closed" and entry["mechanism"] == mechanism for entry in entries)
 
 
-def check_follows(entries: list[Entry], kind: str, fields: dict[str, Any]) -> None:
-    """Checks that a line of this kind may come after `entries`.
-
-    The first line and no other is "open"; a closed mechanism spends no more; and the noise, rate and clip norm of a
-    mechanism's steps under one key never change, as equal noise with different factors subtracts.
-
-    Raises:
-      ValueError: when "open" is missing or repeated.
-      UserError: otherwise.
-    """
-    if (kind == "open") == bool(entries):
-        raise ValueError('the first line of a ledger is "open", and no other')
-    if kind == "open":
-        return
-    name = fields["mechanism"]
-    if is_closed(entries, name):
-        raise UserError(f"{name} is closed in the ledger and spends no more; start a new workdir.")
-    if kind != "dp-sgd":
-        return
-    for entry in entries:
-        if (entry["kind"], entry.get("mechanism"), entry.get("key_generation")) != (
-            kind,
-            name,
-            fields["key_generation"],
-        ):
-            continue
-        for field in ("noise_multiplier", "sampling_rate", "clip_norm"):
-            if entry[field] != fields[field]:
-                raise UserError(
-                    f"{name} has reserved steps with {field} = {entry[field]:g} and cannot go on with "
-                    f"{fields[field]:g}; restore the settings or start a new workdir."
-                )
-
-
 def _check_fields(kind: str, fields: dict[str, Any]) -> None:
     if kind not in FIELDS:
         raise ValueError(f"{kind!r} is no kind of ledger line; the kinds are {', '.join(FIELDS)}")
@@ -228,18 +311,12 @@ def _check_fields(kind: str, fields: dict[str, Any]) -> None:
         raise ValueError(f"a ledger line {kind!r} has no field {', '.join(sorted(unknown))}")
     if missing := FIELDS[kind] - _OPTIONAL - fields.keys():
         raise ValueError(f"a ledger line {kind!r} needs {', '.join(sorted(missing))}")
+    for name, value in fields.items():
+        if not _ACCEPTS[name](value):
+            raise ValueError(f"a ledger line cannot hold {name} = {value!r}")
 
 
-def _checked(path: Path, number: int, line: bytes, previous: str) -> Entry:
-    """The entry of a line, once it is known to continue the chain."""
-    try:
-        entry = json.loads(line)
-        whole = entry["index"] == number - 1 and entry["previous"] == previous and entry["kind"] in FIELDS
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(
-            f"line {number} of {path} does not follow from the line before it: the ledger was edited or damaged; "
-            "restore it from a copy, or start a new workdir."
-        )
-    return entry
+def _line(index: int, kind: str, fields: Entry, previous: str) -> str:
+    """A line's one spelling, without its line break."""
+    entry = {"index": index, "kind": kind, **fields, "previous": previous}
+    return json.dumps(entry, separators=(",", ":"), allow_nan=False)

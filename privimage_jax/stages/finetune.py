@@ -16,6 +16,7 @@ from privimage_jax.privacy import bookkeeping, dp_sgd
 from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.stages.plan import FINE_TUNING
 from privimage_jax.training import loop, lora, memory
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import place, replicated
@@ -23,7 +24,7 @@ from privimage_jax.training.state import init_state, make_update, merge_params, 
 
 NAME = "finetune"
 OUTPUTS = ("release/generator",)  # a missing one makes the stage stale
-MECHANISM = "DP-SGD fine-tuning"
+MECHANISM = FINE_TUNING
 
 
 def reads(config) -> tuple[str, ...]:

@@ -86,6 +86,7 @@ class Mechanism:
             "n": plan.n,
             "accountant": plan.accountant,
             "adjacency": ADJACENCY,
+            "mechanisms": plan.mechanisms,
             "private": self.context.is_private,
             **({} if self.context.is_private else {"note": "NOT PRIVATE: fixed seed"}),
         }

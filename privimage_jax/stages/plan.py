@@ -18,6 +18,10 @@ from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.privacy import accounting, sampling
 
+# The mechanisms' names, as the ledger has them.
+SEMANTIC_QUERY = "semantic query"
+FINE_TUNING = "DP-SGD fine-tuning"
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -35,6 +39,12 @@ class Plan:
     finetune_noise: float | None
     sampling_rate: float
     steps: int
+
+    @property
+    def mechanisms(self) -> list[str]:
+        """The names of all that share the budget."""
+        shares = {SEMANTIC_QUERY: self.query_noise, FINE_TUNING: self.finetune_noise}
+        return [name for name, noise in shares.items() if noise is not None]
 
     def events(self) -> list:
         """The planned mechanisms as events of `privacy.accounting`."""

@@ -13,11 +13,12 @@ from privimage_jax.privacy import noise
 from privimage_jax.stages import train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.stages.plan import SEMANTIC_QUERY
 from privimage_jax.training.state import tree_digest
 
 NAME = "query"
 OUTPUTS = ("internal/query/histogram.json",)  # a missing one makes the stage stale
-MECHANISM = "semantic query"
+MECHANISM = SEMANTIC_QUERY
 
 
 def enabled(config) -> bool:

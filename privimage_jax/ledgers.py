@@ -1,0 +1,84 @@
+"""`privimage ledger`: shows what runs have spent, verifies it, and adds it up over runs on the same images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import accounting
+from privimage_jax.privacy.ledger import Ledger, spent, total_epsilon
+from privimage_jax.privacy.verification import verify
+from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.workdir import Workdir
+
+HIDDEN = ("index", "kind", "previous")
+
+
+def find(path: Path | str) -> tuple[Ledger, bool]:
+    """The ledger of a workdir, of a folder `release/`, or a ledger file; and whether its run may be unfinished.
+
+    Only that of a workdir with its `internal/` may: there the end of the ledger is known from elsewhere.
+
+    Raises:
+      UserError: if there is none, or it is damaged.
+    """
+    given = Path(path).expanduser().absolute()
+    files = [file for file in (given, given / "ledger.jsonl") if file.is_file()]
+    run = Workdir(given)
+    if not files and not run.ledger.exists():
+        raise UserError(
+            f"{run.ledger} does not exist: this workdir has spent nothing; give a workdir, a folder release/ or a "
+            "ledger file."
+        )
+    ledger = Ledger.open(files[0]) if files else open_ledger(run)
+    if not ledger.entries:
+        raise UserError(f"{ledger.path} holds no whole line; ask for the ledger of the finished run.")
+    return ledger, not files and (run.internal / "ledger_head.json").exists()
+
+
+def show(paths: Sequence[str], verified: bool) -> None:
+    """Prints ledgers and, for several, what their runs cost together; with `verified` each is recomputed first.
+
+    Raises:
+      UserError: for a path without a ledger, a path given twice, or a ledger that is damaged or does not verify.
+    """
+    found = [find(path) for path in paths]
+    files = [ledger.path.resolve() for ledger, _ in found]
+    if twice := [path for path, file in zip(paths, files, strict=True) if files.count(file) > 1]:
+        raise UserError(f"{twice[-1]} is given twice; a ledger adds to a sum once.")
+    for ledger, unfinished in found:
+        if len(found) > 1:
+            print(f"{ledger.path}:")
+        for line in ledger.entries:
+            fields = {name: value for name, value in line.items() if name not in HIDDEN}
+            shown = "  ".join(f"{name}={value}" for name, value in fields.items())
+            print(f"{line['index']:>3}  {line['kind']:<9}{shown}")
+        if verified:
+            verify(ledger, finished=not unfinished)
+        print(_verdict(ledger.entries, verified))
+    if len(found) > 1:
+        print(describe_joint([ledger.entries for ledger, _ in found]))
+
+
+def describe_joint(ledgers: Sequence[list[dict[str, Any]]]) -> str:
+    """One sentence: what runs with these ledgers cost together, and for whom that holds."""
+    accountant = "rdp" if all(lines[0]["accountant"] == "rdp" for lines in ledgers) else "pld"
+    runs = [(accounting.events_from(spent(lines)), lines[0]["delta"]) for lines in ledgers]
+    epsilon, delta = accounting.joint_epsilon(runs, accountant)
+    return (
+        f"together: epsilon = {epsilon:g} at delta = {delta:.4g}, the sum of the {len(runs)} deltas; all mechanisms of "
+        f"all runs composed by {accountant}. It counts only if all these runs read the same images: then it is what "
+        "one image risks by all of them; runs on different images do not add up."
+    )
+
+
+def _verdict(lines: list[dict[str, Any]], verified: bool) -> str:
+    terms = lines[0]
+    checked = "the hash chain is intact"
+    if verified:
+        checked += f" and every epsilon is what dp-accounting ({terms['accountant']}) computes from the lines"
+    void = "" if terms["private"] else f" ({terms.get('note', 'NOT PRIVATE')})"
+    return (
+        f"{checked}; spent in all: epsilon = {total_epsilon(lines):g} of {terms['epsilon_target']:g} at delta = "
+        f"{terms['delta']:.4g}{void}"
+    )
