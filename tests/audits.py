@@ -18,9 +18,15 @@ import pytest
 from jax.experimental import io_callback
 
 from privimage_jax.metrics import features
-from privimage_jax.privacy import chacha, ledger, noise
+from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise
 from privimage_jax.stages import finetune, query
+from privimage_jax.training.mesh import make_mesh
 
+# As they are when the tests are collected: what the checks expect must not change with a planted bug.
+MEMBERSHIP, NOISE = chacha.DOMAIN_MEMBERSHIP, chacha.DOMAIN_NOISE
+ETA = clipping.ETA
+# At level 0 a program that runs a few times on a few examples compiles in a third of the time.
+OPTIONS = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 NULL_MARK, NAN_MARK, HUGE_MARK = 255, 254, 253  # images of this value alone: see `marked_loss`
 COORDINATES = ("domain", "step", "leaf", "counter")
 
@@ -160,7 +166,7 @@ def check_spent_before_use(trace: Trace) -> None:
     for number, draw in enumerate(trace.blocks):
         before = [line for place, line in trace.lines if place <= number]
         for domain, step in np.unique(draw[:, 8:10], axis=0).tolist():
-            if domain == chacha.DOMAIN_QUERY:
+            if domain not in (MEMBERSHIP, NOISE):
                 paid = any(line["kind"] == "gaussian" for line in before)
             else:
                 blocks = [line["steps"] for line in before if line["kind"] == "dp-sgd"]
@@ -173,3 +179,208 @@ def shared_blocks(one: Trace, other: Trace) -> np.ndarray:
     rows = [{block.tobytes() for block in np.concatenate(trace.blocks)} for trace in (one, other)]
     both = sorted(rows[0] & rows[1])
     return np.frombuffer(b"".join(both), np.uint32).reshape(-1, 12)
+
+
+def check_query_sensitivity(count: Callable, n: int, semantics: int, n_classes: int, k1: int) -> None:
+    """Striking any one record out moves the counts, `count(logits, labels, n_classes, k1)`, by sqrt(k1) in L2."""
+    logits = np.random.default_rng(0).normal(size=(n, semantics))
+    labels = np.arange(n) % n_classes
+    labels[0] = n_classes  # the only record of its class
+    whole = count(logits, labels, n_classes + 1, k1)
+    for row in range(n):
+        rest = count(np.delete(logits, row, 0), np.delete(labels, row), n_classes + 1, k1)
+        moved = np.linalg.norm(whole - rest)
+        assert np.isclose(moved, k1**0.5), f"record {row} moves the counts by {moved}, not sqrt({k1})"
+
+
+def check_releases_are_equal(one: dict[str, bytes], other: dict[str, bytes]) -> None:
+    """Two `release/` folders hold the same files with the same bytes."""
+    differing = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    assert not differing, f"the releases differ in {', '.join(differing)}"
+
+
+def linear_loss(params, batch, keys):
+    """Half the squared error of x w + b; the gradient of example i is r_i (x_i, 1) for its residual r_i."""
+    residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return 0.5 * residual**2
+
+
+def linear_problem(m: int = 6, d: int = 5, seed: int = 0) -> tuple[dict, dict, jax.Array]:
+    """(params, batch, keys) for `linear_loss`."""
+    rng = np.random.default_rng(seed)
+    params = {"w": rng.normal(size=d).astype(np.float32), "b": np.float32(0.3)}
+    batch = {"x": rng.normal(size=(m, d)).astype(np.float32), "y": rng.normal(size=m).astype(np.float32)}
+    return params, batch, jax.random.split(jax.random.key(0), m)
+
+
+def linear_gradients(params: dict, batch: dict) -> np.ndarray:
+    """float64 gradients [m, 1 + d] of `linear_loss`, the bias first, as `vector64` orders them."""
+    x = np.concatenate([np.ones((len(batch["x"]), 1)), batch["x"]], axis=1).astype(np.float64)
+    residual = x @ np.append(params["b"], params["w"]).astype(np.float64) - batch["y"]
+    return residual[:, None] * x
+
+
+def vector64(tree: Any) -> np.ndarray:
+    """All values of a tree, float64 [P], in the order of `jax.tree.leaves`."""
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+
+
+def norm64(tree: Any) -> float:
+    """The L2 norm over a tree, in float64."""
+    return float(np.linalg.norm(vector64(tree)))
+
+
+def clip64(gradients: np.ndarray, clip_norm: float) -> np.ndarray:
+    """Rows [m, P] clipped by the definition in float64; a row that is not finite is zero."""
+    finite = np.isfinite(gradients).all(axis=1, keepdims=True)
+    gradients = np.where(finite, gradients, 0.0)
+    norms = np.linalg.norm(gradients, axis=1, keepdims=True)
+    return gradients * np.minimum(1.0, clip_norm * (1 - ETA) / np.maximum(norms, np.finfo(float).tiny))
+
+
+def check_clipping(
+    loss: clipping.PerExampleLoss,
+    params: Any,
+    batch: dict[str, Any],
+    keys: jax.Array,
+    clip_norm: float,
+    method: str = "auto",
+    tolerance: float = 1e-5,
+) -> None:
+    """The clipped sum of a microbatch has sensitivity `clip_norm`, whichever example is struck out, or is NaN.
+
+    Each example's contribution, recomputed in float64, is at most `clip_norm` long and is what plain `jax.grad` of that
+    example alone gives when it is clipped in float64, up to `tolerance` times `clip_norm`. Neighbouring sums differ by
+    at most `clip_norm`, up to their rounding. Floating-point leaves of `batch` are made NaN for one example, which must
+    then count as zero, drawn or masked.
+    """
+    fn = jax.jit(clipping.clipped_grad(loss, clip_norm, method), compiler_options=OPTIONS)
+    everyone = np.ones(len(keys), bool)
+    whole = vector64(fn(params, batch, keys, everyone)[0])
+
+    def loss_of_one(params, example, key):
+        return loss(params, jax.tree.map(lambda leaf: leaf[None], example), key[None])[0]
+
+    with jax.default_matmul_precision("highest"):
+        plain = jax.jit(jax.grad(loss_of_one), compiler_options=OPTIONS)
+        each = [plain(params, jax.tree.map(lambda leaf, i=i: leaf[i], batch), keys[i]) for i in range(len(keys))]
+    wanted = clip64(np.stack([vector64(gradient) for gradient in each]), clip_norm)
+    for i in range(len(keys)):
+        alone = vector64(fn(params, batch, keys, np.arange(len(keys)) == i)[0])
+        length = np.linalg.norm(alone)
+        assert length <= clip_norm, f"a clipped gradient has norm {length / clip_norm} C"
+        error = np.linalg.norm(alone - wanted[i])
+        assert error <= tolerance * clip_norm, f"a clipped gradient is off by {error / clip_norm} C"
+        moved = np.linalg.norm(whole - vector64(fn(params, batch, keys, np.arange(len(keys)) != i)[0]))
+        assert moved <= clip_norm * (1 + 1e-6), f"striking an example out moves the sum by {moved / clip_norm} C"
+    rest = np.arange(len(keys)) != 0
+    without = vector64(fn(params, batch, keys, rest)[0])
+    poisoned = jax.tree.map(_with_nan_first, batch)
+    for mask in (rest, everyone):
+        total, norms, _ = fn(params, poisoned, keys, mask)
+        same = np.allclose(vector64(total), without, rtol=tolerance, atol=tolerance * clip_norm)
+        assert same, f"an example of NaN, {'drawn' if mask[0] else 'masked'}, is not counted as zero"
+        assert np.isnan(norms[0]) == mask[0]
+
+
+def _with_nan_first(leaf: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.full_like(leaf[:1], np.nan), leaf[1:]]) if leaf.dtype.kind == "f" else leaf
+
+
+def check_full_precision(function: Callable, *args: Any) -> int:
+    """Every product of float32 values within a function is a full one, also where TF32 or bfloat16 is the default.
+
+    Returns:
+      How many products there are.
+    """
+    products = list(_products(jax.make_jaxpr(function)(*args).jaxpr))
+    for equation in products:
+        precision = equation.params["precision"]
+        full = precision is not None and all(each == jax.lax.Precision.HIGHEST for each in precision)
+        assert full, f"a product of float32 values has the precision {precision}: {equation}"
+    return len(products)
+
+
+def _products(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        is_product = equation.primitive.name in ("dot_general", "conv_general_dilated")
+        if is_product and all(operand.aval.dtype == jnp.float32 for operand in equation.invars):
+            yield equation
+        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _products(inner)
+
+
+KEY = chacha.key_from_seed(31)
+LOSS_KEY = jax.random.key(5)
+N, D = 53, 4
+SETTINGS = dp_sgd.DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=1.5, microbatch=2)
+STATE = {"params": {"w": np.linspace(-1, 1, D, dtype=np.float32), "b": np.float32(0.2)}, "frozen": {}}
+
+
+def shifted_linear_loss(params, batch, keys):
+    """`linear_loss` with targets shifted by each example's own draw."""
+    return linear_loss(params, {**batch, "y": batch["y"] + jax.vmap(jax.random.normal)(keys)}, keys)
+
+
+def keep_gradient(state, gradient):
+    """An update that keeps the gradient to be looked at."""
+    return {**state, "gradient": gradient}
+
+
+def linear_step(n_devices: int, settings: dp_sgd.DPSGD = SETTINGS) -> dp_sgd.Step:
+    """A compiled step of DP-SGD on `shifted_linear_loss`, which puts its gradient into the state."""
+    mesh = make_mesh(jax.devices()[:n_devices])
+    return jax.jit(dp_sgd.dp_step(shifted_linear_loss, keep_gradient, settings, mesh), compiler_options=OPTIONS)
+
+
+def members_of(t: int, settings: dp_sgd.DPSGD = SETTINGS) -> np.ndarray:
+    """bool [n]: who is in the batch of step t, by the definition."""
+    drawn = chacha.words(KEY, MEMBERSHIP, t, 0, np.arange(-(-settings.n // 16), dtype=np.uint32))
+    return np.ravel(drawn)[: settings.n].astype(object) < settings.batch_size * 2**32 // settings.n
+
+
+def noise_of(t: int, tree: Any) -> np.ndarray:
+    """float64 [P]: the standard normal noise of step t, by the definition."""
+    parts = []
+    for leaf, array in enumerate(jax.tree.leaves(tree)):
+        drawn = np.asarray(chacha.words(KEY, NOISE, t, leaf, np.arange(-(-np.size(array) // 8), dtype=np.uint32)))
+        parts.append(noise.standard_normal(drawn.reshape(-1, 4), np, np.float64).ravel()[: np.size(array)])
+    return np.concatenate(parts)
+
+
+def check_step(step: dp_sgd.Step, settings: dp_sgd.DPSGD = SETTINGS, steps: tuple[int, ...] = (0, 2)) -> None:
+    """A `linear_step` is the definition of DP-SGD in float64: members, clipped sum, noise, the expected batch size.
+
+    One of the members is NaN. These two steps have 14 and 11 members, where 12 are expected.
+    """
+    _, data, _ = linear_problem(N, D)
+    for t in steps:
+        members = members_of(t, settings)
+        given = {**data, "y": data["y"].copy()}
+        given["y"][np.flatnonzero(members)[1]] = np.nan
+        step_key = jax.random.fold_in(LOSS_KEY, t)
+        draws = np.asarray([jax.random.normal(jax.random.fold_in(step_key, i)) for i in range(N)])
+        gradients = clip64(linear_gradients(STATE["params"], {**given, "y": given["y"] + draws}), settings.clip_norm)
+        noised = settings.noise_multiplier * settings.clip_norm * noise_of(t, STATE["params"])
+        state, stats = step(STATE, given, KEY, LOSS_KEY, t)
+        wanted = (gradients[members].sum(axis=0) + noised) / settings.batch_size
+        error = np.abs(vector64(state["gradient"]) - wanted).max()
+        assert error <= 2e-5 * settings.clip_norm, f"the gradient of step {t} is off by {error / settings.clip_norm} C"
+        counts = tuple(int(stats[name]) for name in ("drawn", "processed", "nonfinite"))
+        assert counts == (members.sum(), members.sum(), 1), f"(drawn, processed, nonfinite) = {counts}"
+
+
+def check_devices_agree(devices: tuple[int, ...] = (1, 2, 8), microbatches: tuple[int, ...] = (2, 7)) -> None:
+    """A step on any number of devices, in microbatches of any size, is the same up to the rounding of float32 sums."""
+    _, data, _ = linear_problem(N, D)
+    places = [(count, microbatches[0]) for count in devices] + [(devices[-1], size) for size in microbatches[1:]]
+    results = []
+    for n_devices, microbatch in places:
+        step = linear_step(n_devices, dataclasses.replace(SETTINGS, microbatch=microbatch))
+        state, stats = step(STATE, data, KEY, LOSS_KEY, 1)
+        results.append(vector64((state["gradient"], stats)))
+    for place, result in zip(places, results, strict=True):
+        error = np.abs(result - results[0]).max()
+        assert error <= 1e-5, f"(devices, microbatch) = {place} differs by {error} from {places[0]}"

@@ -4,6 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from audits import (
+    check_clipping,
+    check_full_precision,
+    clip64,
+    linear_gradients,
+    linear_loss,
+    linear_problem,
+    norm64,
+    vector64,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,45 +24,24 @@ from privimage_jax.privacy.clipping import ETA, clip, clipped_grad
 C = 0.5
 
 
-def linear_loss(params, batch, keys):
-    """Half the squared error of x w + b; the gradient of example i is r_i (x_i, 1) for its residual r_i."""
-    residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
-    return 0.5 * residual**2
-
-
 CLIPPED_LINEAR = jax.jit(clipped_grad(linear_loss, C))
 
 
-def linear_problem(m=6, d=5, seed=0):
-    rng = np.random.default_rng(seed)
-    params = {"w": rng.normal(size=d).astype(np.float32), "b": np.float32(0.3)}
-    batch = {"x": rng.normal(size=(m, d)).astype(np.float32), "y": rng.normal(size=m).astype(np.float32)}
-    return params, batch, jax.random.split(jax.random.key(0), m)
-
-
-def by_hand(params, batch):
-    """float64 gradients [m, d + 1] of the linear model, the bias last."""
-    x = np.concatenate([batch["x"], np.ones((len(batch["x"]), 1))], axis=1).astype(np.float64)
-    residual = x @ np.append(params["w"], params["b"]).astype(np.float64) - batch["y"]
-    return residual[:, None] * x
-
-
-def norm64(tree):
-    return np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree)))
+@pytest.mark.parametrize("method", ["auto", "vmap"])
+def test_every_example_is_clipped_and_summed(method):
+    check_clipping(linear_loss, *linear_problem(), C, method)
 
 
 def test_agrees_with_a_linear_model_by_hand():
     params, batch, keys = linear_problem()
     mask = np.array([True, True, False, True, True, False])
-    total, norms, losses = jax.jit(clipped_grad(linear_loss, C))(params, batch, keys, mask)
-    gradients = by_hand(params, batch)
+    total, norms, losses = CLIPPED_LINEAR(params, batch, keys, mask)
+    gradients = linear_gradients(params, batch)
     lengths = np.linalg.norm(gradients, axis=1)
     assert (lengths[mask] > C).any() and (lengths[mask] < C).any()
-    weights = mask * np.minimum(1, C * (1 - ETA) / lengths)
-    expected = weights @ gradients
-    np.testing.assert_allclose(np.append(total["w"], total["b"]), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vector64(total), mask @ clip64(gradients, C), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(norms, lengths * mask, rtol=1e-5)
-    np.testing.assert_allclose(losses, mask * 0.5 * (gradients[:, -1]) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(losses, mask * 0.5 * gradients[:, 0] ** 2, rtol=1e-5)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((total, norms, losses)))
 
 
@@ -71,7 +60,7 @@ def test_each_example_has_its_own_key():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
     params, batch, keys = linear_problem()
-    fn = jax.jit(clipped_grad(linear_loss, C))
+    fn = CLIPPED_LINEAR
     mask = np.array([True, True, False, True, True, True])
     expected, norms, _ = fn(params, batch, keys, mask & (np.arange(6) != 3))
     batch["x"][3, 1] = bad
@@ -155,9 +144,7 @@ def test_reduced_precision_is_clipped_after_the_cast():
 
 def test_products_are_full_float32():
     params, batch, keys = linear_problem()
-    text = jax.jit(clipped_grad(linear_loss, C)).lower(params, batch, keys, np.ones(6, bool)).as_text()
-    products = [line for line in text.splitlines() if "dot_general" in line]
-    assert products and all("HIGHEST" in line for line in products)
+    assert check_full_precision(clipped_grad(linear_loss, C), params, batch, keys, np.ones(6, bool)) >= 2
 
 
 def test_unknown_settings_are_named():

@@ -1,5 +1,6 @@
 """DP-SGD's step: who is processed, what is summed, which noise is added, on 1, 2 and 8 devices."""
 
+import dataclasses
 import functools
 import re
 
@@ -8,48 +9,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from audits import (
+    KEY,
+    LOSS_KEY,
+    SETTINGS,
+    STATE,
+    D,
+    N,
+    check_devices_agree,
+    check_step,
+    keep_gradient,
+    linear_gradients,
+    linear_problem,
+    linear_step,
+    members_of,
+    shifted_linear_loss,
+)
 from jax.sharding import Mesh
 
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import chacha, noise, sampling
+from privimage_jax.privacy import chacha, noise
 from privimage_jax.privacy.clipping import ETA
 from privimage_jax.privacy.dp_sgd import DPSGD, check_objective, dp_step
+from privimage_jax.training.mesh import make_mesh
 
-KEY = chacha.key_from_seed(31)
-LOSS_KEY = jax.random.key(5)
-N, D = 53, 4
-SETTINGS = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=0.0, microbatch=2)
+SILENT = dataclasses.replace(SETTINGS, noise_multiplier=0.0)
 
 
 def mesh_of(n_devices):
-    return Mesh(np.array(jax.devices()[:n_devices]), ("data",))
-
-
-def keep_gradient(state, gradient):
-    return {**state, "gradient": gradient}
-
-
-def members_of(t, settings=SETTINGS):
-    return np.asarray(sampling.membership(KEY, t, settings.n, settings.threshold))
-
-
-def linear_loss(params, batch, keys):
-    """Half the squared error with targets shifted by each example's own draw."""
-    target = batch["y"] + jax.vmap(jax.random.normal)(keys)
-    return 0.5 * (batch["x"] @ params["w"] + params["b"] - target) ** 2
-
-
-def linear_data(seed=0):
-    rng = np.random.default_rng(seed)
-    return {"x": rng.normal(size=(N, D)).astype(np.float32), "y": rng.normal(size=N).astype(np.float32)}
-
-
-STATE = {"params": {"w": np.linspace(-1, 1, D, dtype=np.float32), "b": np.float32(0.2)}, "frozen": {}}
+    return make_mesh(jax.devices()[:n_devices])
 
 
 @functools.cache
-def linear_step(n_devices, settings=SETTINGS):
-    return jax.jit(dp_step(linear_loss, keep_gradient, settings, mesh_of(n_devices)))
+def cached_step(n_devices, settings=SILENT):
+    return linear_step(n_devices, settings)
+
+
+def linear_data(seed=0):
+    return linear_problem(N, D, seed)[1]
 
 
 def one_hot_loss(params, batch, keys):
@@ -71,47 +68,37 @@ def test_every_drawn_record_is_processed_exactly_once(n_devices, microbatch):
 
 
 def test_agrees_with_the_definition():
+    check_step(linear_step(8))
+
+
+def test_its_figures_for_the_operator_are_those_of_the_batch():
     data = linear_data()
-    x = np.concatenate([data["x"], np.ones((N, 1))], axis=1).astype(np.float64)
-    weights = np.append(STATE["params"]["w"], STATE["params"]["b"]).astype(np.float64)
     for t in range(3):
         step_key = jax.random.fold_in(LOSS_KEY, t)
         draws = np.asarray([jax.random.normal(jax.random.fold_in(step_key, i)) for i in range(N)])
-        residual = x @ weights - data["y"] - draws
-        gradients = residual[:, None] * x
-        norms = np.linalg.norm(gradients, axis=1)
-        clipped = gradients * np.minimum(1, 0.5 * (1 - ETA) / norms)[:, None]
-        members = members_of(t)
-        state, stats = linear_step(8)(STATE, data, KEY, LOSS_KEY, t)
-        gradient = np.append(state["gradient"]["w"], state["gradient"]["b"])
-        np.testing.assert_allclose(gradient, clipped[members].sum(0) / 12, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(stats["norm"], norms[members].mean(), rtol=1e-5)
-        np.testing.assert_allclose(stats["loss"], 0.5 * (residual[members] ** 2).mean(), rtol=1e-5)
-        np.testing.assert_allclose(stats["clipped"], (norms[members] > 0.5).mean(), rtol=1e-6)
+        gradients = linear_gradients(STATE["params"], {**data, "y": data["y"] + draws})[members_of(t)]
+        norms, residuals = np.linalg.norm(gradients, axis=1), gradients[:, 0]
+        stats = cached_step(8)(STATE, data, KEY, LOSS_KEY, t)[1]
+        np.testing.assert_allclose(stats["norm"], norms.mean(), rtol=1e-5)
+        np.testing.assert_allclose(stats["loss"], 0.5 * (residuals**2).mean(), rtol=1e-5)
+        np.testing.assert_allclose(stats["clipped"], (norms > SETTINGS.clip_norm).mean(), rtol=1e-6)
 
 
 def test_devices_and_microbatches_change_nothing_but_rounding():
-    noisy = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=1.5, microbatch=2)
-    large = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=1.5, microbatch=7)
-    data, results = linear_data(), []
-    for n_devices, settings in ((1, noisy), (2, noisy), (8, noisy), (2, large)):
-        state, stats = linear_step(n_devices, settings)(STATE, data, KEY, LOSS_KEY, 1)
-        results.append((state["gradient"], {name: np.float32(value) for name, value in stats.items()}))
-    for other in results[1:]:
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), other, results[0])
+    check_devices_agree()
 
 
 def test_a_replay_is_bit_identical():
     data = linear_data()
-    one, two = (linear_step(8)(STATE, data, KEY, LOSS_KEY, 2) for _ in range(2))
+    one, two = (cached_step(8)(STATE, data, KEY, LOSS_KEY, 2) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_the_noise_is_that_of_the_key_and_step_divided_by_the_expected_batch_size():
     settings = DPSGD(n=N, batch_size=12, clip_norm=0.5, noise_multiplier=3.0, microbatch=2)
     data = linear_data()
-    silent = linear_step(2)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
-    noisy = linear_step(2, settings)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
+    silent = cached_step(2)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
+    noisy = cached_step(2, settings)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
     expected = noise.gaussian(KEY, 7, STATE["params"], 3.0 * 0.5)
     for name in ("w", "b"):
         np.testing.assert_allclose(noisy[name] - silent[name], expected[name] / 12, rtol=1e-4, atol=1e-6)
@@ -120,7 +107,7 @@ def test_the_noise_is_that_of_the_key_and_step_divided_by_the_expected_batch_siz
 def test_an_empty_batch_still_adds_noise():
     settings = DPSGD(n=N, batch_size=1, clip_norm=0.5, noise_multiplier=1.0, microbatch=2)
     t = next(t for t in range(50) if not members_of(t, settings).any())
-    state, stats = linear_step(2, settings)(STATE, linear_data(), KEY, LOSS_KEY, t)
+    state, stats = cached_step(2, settings)(STATE, linear_data(), KEY, LOSS_KEY, t)
     assert stats["drawn"] == stats["processed"] == 0 and stats["loss"] == 0
     expected = noise.gaussian(KEY, t, STATE["params"], 0.5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), state["gradient"], expected)
@@ -129,7 +116,7 @@ def test_an_empty_batch_still_adds_noise():
 def test_a_full_batch_has_everyone():
     settings = DPSGD(n=N, batch_size=N, clip_norm=0.5, noise_multiplier=0.0, microbatch=8)
     assert settings.sampling_rate == 1.0
-    stats = linear_step(2, settings)(STATE, linear_data(), KEY, LOSS_KEY, 0)[1]
+    stats = cached_step(2, settings)(STATE, linear_data(), KEY, LOSS_KEY, 0)[1]
     assert stats["processed"] == stats["drawn"] == N
 
 
@@ -138,15 +125,17 @@ def test_a_record_that_is_not_a_number_counts_as_zero():
     data = linear_data()
     data["x"][members[1]] = 0
     data["y"][members[1]] = np.nan
-    state, stats = linear_step(8)(STATE, data, KEY, LOSS_KEY, 0)
+    state, stats = cached_step(8)(STATE, data, KEY, LOSS_KEY, 0)
     assert stats["nonfinite"] == 1 and stats["processed"] == len(members)
     assert all(np.isfinite(value) for value in stats.values())
     # The same as if the record were null: a gradient of zero.
     step = jax.jit(
         dp_step(
-            lambda params, batch, keys: jnp.where(batch["id"] == members[1], 0.0, linear_loss(params, batch, keys)),
+            lambda params, batch, keys: jnp.where(
+                batch["id"] == members[1], 0.0, shifted_linear_loss(params, batch, keys)
+            ),
             keep_gradient,
-            SETTINGS,
+            SILENT,
             mesh_of(8),
         )
     )
@@ -162,25 +151,25 @@ def test_sensitivity_of_the_step_on_neighbouring_data_sets(seed):
     victim = np.flatnonzero(members_of(seed))[seed]
     neighbour = {**data, "y": data["y"].copy()}
     neighbour["y"][victim] = np.nan
-    one, two = (linear_step(2)(STATE, d, KEY, LOSS_KEY, seed)[0]["gradient"] for d in (data, neighbour))
+    one, two = (cached_step(2)(STATE, d, KEY, LOSS_KEY, seed)[0]["gradient"] for d in (data, neighbour))
     moved = np.append(one["w"] - two["w"], one["b"] - two["b"]).astype(np.float64) * SETTINGS.batch_size
     assert 0 < np.linalg.norm(moved) <= 0.5
 
 
 def test_frozen_parameters_take_part_and_stay():
     def loss(params, batch, keys):
-        return params["scale"] * linear_loss(params["model"], batch, keys)
+        return params["scale"] * shifted_linear_loss(params["model"], batch, keys)
 
     state = {"params": STATE["params"], "frozen": {"scale": np.float32(0.1)}}
-    step = dp_step(loss, keep_gradient, SETTINGS, mesh_of(2), lambda params, frozen: {"model": params, **frozen})
+    step = dp_step(loss, keep_gradient, SILENT, mesh_of(2), lambda params, frozen: {"model": params, **frozen})
     new, stats = jax.jit(step)(state, linear_data(), KEY, LOSS_KEY, 0)
-    plain = linear_step(2)(STATE, linear_data(), KEY, LOSS_KEY, 0)[1]
+    plain = cached_step(2)(STATE, linear_data(), KEY, LOSS_KEY, 0)[1]
     np.testing.assert_allclose(stats["norm"], 0.1 * plain["norm"], rtol=1e-5)
     assert new["frozen"] == state["frozen"] and new["gradient"].keys() == {"w", "b"}
 
 
 def test_the_compiled_loop_has_no_collective():
-    compiled = linear_step(8).lower(STATE, linear_data(), KEY, LOSS_KEY, 0).compile().as_text()
+    compiled = cached_step(8).lower(STATE, linear_data(), KEY, LOSS_KEY, 0).compile().as_text()
     collective = re.compile(r"= .*(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)[\w-]*\(")
     computations = re.split(r"\n\n", compiled)
     bodies = set(re.findall(r"body=%?([\w.-]+)", compiled))
@@ -197,7 +186,7 @@ def test_the_compiled_loop_has_no_collective():
 def test_neither_data_nor_key_is_in_the_program():
     data = {"x": np.full((N, D), 1234.5678, np.float32), "y": np.full(N, 8765.4321, np.float32)}
     key = chacha.key_from_bytes(bytes(range(100, 132)))
-    text = linear_step(2).lower(STATE, data, key, LOSS_KEY, 0).as_text()
+    text = cached_step(2).lower(STATE, data, key, LOSS_KEY, 0).as_text()
     assert "1234.56" not in text and "8765.43" not in text
     assert all(str(int(word)) not in text for word in key)
 
@@ -208,13 +197,13 @@ def test_wrong_settings_are_named():
         with pytest.raises(UserError, match=field):
             DPSGD(**{**good, field: value})
     with pytest.raises(UserError, match="clipping.method"):
-        dp_step(linear_loss, keep_gradient, DPSGD(**good, method="fast"), mesh_of(1))
+        dp_step(shifted_linear_loss, keep_gradient, DPSGD(**good, method="fast"), mesh_of(1))
     with pytest.raises(UserError, match="clipping.norm"):
-        dp_step(linear_loss, keep_gradient, DPSGD(**{**good, "clip_norm": 0.0}), mesh_of(1))
+        dp_step(shifted_linear_loss, keep_gradient, DPSGD(**{**good, "clip_norm": 0.0}), mesh_of(1))
     with pytest.raises(ValueError, match="axis"):
-        dp_step(linear_loss, keep_gradient, DPSGD(**good), Mesh(np.array(jax.devices()[:1]), ("x",)))
+        dp_step(shifted_linear_loss, keep_gradient, DPSGD(**good), Mesh(np.array(jax.devices()[:1]), ("x",)))
     with pytest.raises(ValueError, match="10, but the data has 53"):
-        dp_step(linear_loss, keep_gradient, DPSGD(**good), mesh_of(1))(STATE, linear_data(), KEY, LOSS_KEY, 0)
+        dp_step(shifted_linear_loss, keep_gradient, DPSGD(**good), mesh_of(1))(STATE, linear_data(), KEY, LOSS_KEY, 0)
 
 
 class Mixer(nn.Module):

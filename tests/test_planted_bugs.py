@@ -1,0 +1,399 @@
+"""Mutation tests: mistakes planted in the real code, each of which a named check of `audits` must catch.
+
+The same check passes without the mistake. `pytest -s tests/test_planted_bugs.py` prints the score.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from audits import (
+    KEY,
+    LOSS_KEY,
+    STATE,
+    Trace,
+    check_blocks_are_used_once,
+    check_clipping,
+    check_devices_agree,
+    check_full_precision,
+    check_query_sensitivity,
+    check_releases_are_equal,
+    check_spent_before_use,
+    check_step,
+    linear_loss,
+    linear_problem,
+    linear_step,
+    recorded_draws,
+)
+from pipelines import release_bytes, tiny_config, write_npz
+from small_models import SmallClassifier, Tied, use_small_models
+
+from privimage_jax import config as configs
+from privimage_jax.diffusion import EDM, make_per_example_loss
+from privimage_jax.errors import UserError
+from privimage_jax.models import registry
+from privimage_jax.models.unet import UNet
+from privimage_jax.privacy import chacha, clipping, dp_sgd, noise, sampling
+from privimage_jax.stages import generator, mechanism, query, sample
+from privimage_jax.stages.context import Context
+from privimage_jax.training.mesh import make_mesh
+from privimage_jax.workdir import Workdir
+
+C = 0.5
+
+
+# The checks, each in the smallest situation that shows what it looks for. `folder` is an empty one.
+
+
+def clipping_of_a_linear_model(folder):
+    check_clipping(linear_loss, *linear_problem(), C)
+
+
+def clipping_of_tied_weights(folder):
+    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 2))
+    params = Tied().init(jax.random.key(0), x)["params"]
+
+    def loss(params, batch, keys):
+        outputs = Tied().apply({"params": params}, batch["x"])  # reads tokens, whole numbers that are never NaN
+        return jnp.sum(outputs**2, axis=(1, 2, 3)) * jnp.mean(batch["x"] ** 2, axis=(1, 2, 3))
+
+    check_clipping(loss, params, {"x": x}, jax.random.split(jax.random.key(2), 3), 1e-2, "bookkeeping")
+
+
+def examples_apart(folder):
+    """The check that fine-tuning itself makes before it spends."""
+    model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1,), num_blocks=1)
+    params = registry.init_denoiser(model, jax.random.key(0), (4, 4, 1))
+    dp_sgd.check_objective(make_per_example_loss(model, EDM(), 2, 1), params, (4, 4, 1), 2)
+
+
+def full_precision(folder):
+    params, batch, keys = linear_problem()
+    assert check_full_precision(clipping.clipped_grad(linear_loss, C), params, batch, keys, np.ones(6, bool)) > 0
+
+
+def step_by_definition(folder):
+    check_step(linear_step(2))
+
+
+def devices_agree(folder):
+    check_devices_agree((1, 2), (2,))
+
+
+def blocks_used_once(folder):
+    """Three steps of DP-SGD and a query, all under one key."""
+    trace, (_, data, _) = Trace(), linear_problem(53, 4)
+    with recorded_draws(trace):
+        step = linear_step(1)
+        for t in range(3):
+            step(STATE, data, KEY, LOSS_KEY, t)
+        noise.rounded_gaussian(KEY, (3, 7), 10.0)
+    check_blocks_are_used_once(trace)
+
+
+def query_sensitivity(folder):
+    check_query_sensitivity(query.count_semantics, n=20, semantics=6, n_classes=3, k1=2)
+
+
+def spent_before_use(folder):
+    """The query stage, with a network that was never trained."""
+    context, trace = tiny_context(folder / "run", folder), Trace()
+    model = SmallClassifier(context.public.n_classes)
+    variables = registry.init_classifier(model, jax.random.key(0), context.sensitive.image_shape)
+    with recorded_draws(trace), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query.train_query, "load", lambda _: (model, variables))
+        query.run(context)
+    check_spent_before_use(trace)
+
+
+def replay_of_sampling(folder):
+    """A generator is given; the synthetic set drawn from it must not depend on one record's label."""
+    releases = []
+    for name, label in (("one", 0), ("other", 1)):
+        (folder / name).mkdir()
+        arrays = dict(np.load(write_npz(folder / "drawn.npz", 60, 3, seed=1)))
+        arrays["train_labels"][0] = label
+        np.savez(folder / name / "data.npz", **arrays)
+        context = tiny_context(folder / name / "run", folder / name)
+        model = generator.build(context.config, context.sensitive.n_classes)
+        params = registry.init_denoiser(model, jax.random.key(0), context.sensitive.image_shape)
+        generator.publish(context.workdir.release / "generator", params, {})
+        sample.run(context)
+        releases.append(release_bytes(context.workdir))
+    assert "synthetic.npz" in releases[0]
+    check_releases_are_equal(*releases)
+
+
+def tiny_context(root, folder):
+    config = use_small_models(tiny_config(folder))
+    config.privacy.accountant = "rdp"
+    config.sample.n, config.sample.steps = 60, 2  # as many as there are records: one label shows
+    context = Context(configs.check(config), Workdir(root), make_mesh(jax.devices()[:1]))
+    context.workdir.create()
+    return context
+
+
+# The mistakes: each takes pytest's monkeypatch and changes the real modules.
+
+
+def clip_skipped_for_one_layer(patch):
+    clip = clipping.clip
+
+    def partly(gradient, mask, clip_norm):
+        clipped, norm = clip(gradient, mask, clip_norm)
+        return {**clipped, "w": jnp.where(mask, gradient["w"], 0.0)}, norm
+
+    patch.setattr(clipping, "clip", partly)
+
+
+def batch_statistics(patch):
+    patch.setattr(nn.GroupNorm, "__call__", lambda self, x: x - x.mean(axis=0))
+
+
+def division_by_the_drawn_batch(patch):
+    make = dp_sgd.sum_over_batch
+
+    def divided(loss, make_gradient, add_noise, settings, *more):
+        noised_sum = make(loss, make_gradient, add_noise, settings, *more)
+
+        def rescaled(*args):
+            total, stats = noised_sum(*args)
+            return jax.tree.map(lambda leaf: leaf * settings.batch_size / stats["drawn"], total), stats
+
+        return rescaled
+
+    patch.setattr(dp_sgd, "sum_over_batch", divided)
+
+
+def division_by_the_finite_examples(patch):
+    make = dp_sgd.sum_over_batch
+
+    def divided(loss, make_gradient, add_noise, settings, *more):
+        noised_sum = make(loss, make_gradient, add_noise, settings, *more)
+
+        def rescaled(*args):
+            total, stats = noised_sum(*args)
+            factor = stats["drawn"] / (stats["drawn"] - stats["nonfinite"])
+            return jax.tree.map(lambda leaf: leaf * factor, total), stats
+
+        return rescaled
+
+    patch.setattr(dp_sgd, "sum_over_batch", divided)
+
+
+def a_key_used_twice(patch):
+    """Every step draws its noise at the same place."""
+    gaussian = noise.gaussian
+    patch.setattr(noise, "gaussian", lambda key, step, tree, std: gaussian(key, 0, tree, std))
+
+
+def membership_and_noise_in_one_domain(patch):
+    patch.setattr(chacha, "DOMAIN_NOISE", chacha.DOMAIN_MEMBERSHIP)
+
+
+def leaves_share_their_noise(patch):
+    gaussian = noise.gaussian
+
+    def each_alone(key, step, tree, std):
+        return jax.tree.map(lambda leaf: gaussian(key, step, [leaf], std)[0], tree)
+
+    patch.setattr(noise, "gaussian", each_alone)
+
+
+def a_label_count_leaked_into_the_sampler(patch):
+    run, make_labels = sample.run, sample.make_labels
+
+    def leaking(context):
+        counts = np.bincount(context.sensitive.labels, minlength=context.sensitive.n_classes)
+        patch.setattr(sample, "make_labels", lambda n, classes, _: make_labels(n, classes, tuple(counts)))
+        run(context)
+
+    patch.setattr(sample, "run", leaking)
+
+
+def zero_weight_nan(patch):
+    """Masked and non-finite examples are multiplied by 0, not replaced."""
+
+    def weighted(gradient, mask, clip_norm):
+        norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+        factor = jnp.where(mask & jnp.isfinite(norm), jnp.minimum(1.0, clip_norm * (1 - clipping.ETA) / norm), 0.0)
+        return jax.tree.map(lambda leaf: leaf * factor, gradient), jnp.where(mask, norm, 0.0)
+
+    patch.setattr(clipping, "clip", weighted)
+
+
+def tied_weights_seen_once(patch):
+    """The norm is that of one use of a weight, the sum has all of them: a tap on each layer without proof."""
+    attend = nn.Embed.attend
+
+    def sum_of_clipped(loss, clip_norm, params, batch, keys, mask):
+        losses, whole = clipping.per_example_gradients(loss, params, batch, keys)
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(nn.Embed, "attend", lambda self, x: attend(_Stopped(self), x))
+            _, seen = clipping.per_example_gradients(loss, params, batch, keys)
+        norms = jnp.sqrt(sum(jnp.sum(leaf.reshape(len(keys), -1) ** 2, axis=1) for leaf in jax.tree.leaves(seen)))
+        weights = jnp.where(mask, jnp.minimum(1.0, clip_norm * (1 - clipping.ETA) / norms), 0.0)
+        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), whole), norms, losses
+
+    patch.setattr(clipping, "_sum_of_clipped", sum_of_clipped)
+
+
+class _Stopped:
+    """An embedding whose table is a constant to differentiation."""
+
+    def __init__(self, embed: nn.Embed):
+        self._embed, self.embedding = embed, jax.lax.stop_gradient(embed.embedding)
+
+    def __getattr__(self, name):
+        return getattr(self._embed, name)
+
+
+def parameters_not_cast_to_varying(patch):
+    varying = dp_sgd._varying
+
+    def partly(tree):
+        return (*tree[:2], *varying(tree[2:])) if len(tree) == 4 else varying(tree)
+
+    patch.setattr(dp_sgd, "_varying", partly)
+
+
+def a_second_pass_in_bfloat16(patch):
+    """Norms from float32 gradients, the sum from gradients of half the precision."""
+    clip = clipping.clip
+
+    def second_pass(gradient, mask, clip_norm):
+        clipped, norm = clip(gradient, mask, clip_norm)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), clipped), norm
+
+    patch.setattr(clipping, "clip", second_pass)
+
+
+def a_padding_row_is_a_member(patch):
+    patch.setattr(sampling, "device_share", lambda drawn, device, n_devices: (drawn + n_devices - 1) // n_devices)
+
+
+def a_truncated_batch(patch):
+    share = sampling.device_share
+    patch.setattr(sampling, "device_share", lambda *args: jnp.minimum(share(*args), 5))
+
+
+def the_rate_of_a_padded_data_set(patch):
+    patch.setattr(dp_sgd.DPSGD, "threshold", property(lambda self: sampling.threshold(self.batch_size, 64)))
+
+
+def noise_on_every_device(patch):
+    make = dp_sgd.sum_over_batch
+
+    def early(loss, make_gradient, add_noise, *more):
+        def add_everywhere(total, key, t):
+            own = dp_sgd._varying(add_noise(jax.tree.map(jnp.zeros_like, total), key, t))
+            return jax.tree.map(jnp.add, total, jax.lax.psum(own, dp_sgd.AXIS))
+
+        return make(loss, make_gradient, add_everywhere, *more)
+
+    patch.setattr(dp_sgd, "sum_over_batch", early)
+
+
+def noise_without_the_clip_norm(patch):
+    gaussian = noise.gaussian
+    patch.setattr(noise, "gaussian", lambda key, step, tree, std: gaussian(key, step, tree, std / C * 0.99))
+
+
+def noise_of_jaxs_generator(patch):
+    def threefry(key, step, tree, std):
+        leaves, structure = jax.tree.flatten(tree)
+        keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(key[:2]), step), len(leaves))
+        drawn = [std * jax.random.normal(own, leaf.shape) for own, leaf in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, drawn)
+
+    patch.setattr(noise, "gaussian", threefry)
+
+
+def products_of_default_precision(patch):
+    patch.setattr(jax, "default_matmul_precision", lambda _: contextlib.nullcontext())
+
+
+def counts_divided_by_the_size_of_the_class(patch):
+    count = query.count_semantics
+
+    def shares(logits, labels, n_classes, k1):
+        sizes = np.bincount(labels, minlength=n_classes)
+        return np.rint(count(logits, labels, n_classes, k1) * 5 / np.maximum(sizes, 1)[:, None]).astype(np.int64)
+
+    patch.setattr(query, "count_semantics", shares)
+
+
+def a_ledger_line_after_use(patch):
+    spend, close = mechanism.Mechanism.spend, mechanism.Mechanism.close
+    held = []
+    patch.setattr(mechanism.Mechanism, "spend", lambda self, kind, **fields: held.append((kind, fields)))
+
+    def late(self):
+        for kind, fields in held:
+            spend(self, kind, **fields)
+        close(self)
+
+    patch.setattr(mechanism.Mechanism, "close", late)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bug:
+    """A mistake, the check that catches it, and what that check says."""
+
+    plant: Callable
+    check: Callable
+    says: str
+
+
+BUGS = (
+    # The nine that issue 4 names.
+    Bug(clip_skipped_for_one_layer, clipping_of_a_linear_model, "a clipped gradient has norm"),
+    Bug(batch_statistics, examples_apart, "mixes the examples of a batch"),
+    Bug(division_by_the_drawn_batch, step_by_definition, "the gradient of step 0 is off"),
+    Bug(a_key_used_twice, blocks_used_once, "blocks were drawn more than once"),
+    Bug(a_label_count_leaked_into_the_sampler, replay_of_sampling, "the releases differ in synthetic.npz"),
+    Bug(zero_weight_nan, clipping_of_a_linear_model, "an example of NaN, masked, is not counted as zero"),
+    Bug(tied_weights_seen_once, clipping_of_tied_weights, "a clipped gradient has norm"),
+    Bug(parameters_not_cast_to_varying, devices_agree, r"\(2, 2\) differs"),
+    Bug(a_second_pass_in_bfloat16, clipping_of_a_linear_model, "a clipped gradient"),
+    # Others that are easily made.
+    Bug(division_by_the_finite_examples, step_by_definition, "the gradient of step 0 is off"),
+    Bug(membership_and_noise_in_one_domain, blocks_used_once, "blocks were drawn more than once"),
+    Bug(leaves_share_their_noise, blocks_used_once, "blocks were drawn more than once"),
+    Bug(a_padding_row_is_a_member, step_by_definition, "is off"),
+    Bug(a_truncated_batch, step_by_definition, "is off"),
+    Bug(the_rate_of_a_padded_data_set, step_by_definition, "is off"),
+    Bug(noise_on_every_device, devices_agree, r"\(2, 2\) differs"),
+    Bug(noise_without_the_clip_norm, step_by_definition, "is off"),
+    Bug(noise_of_jaxs_generator, step_by_definition, "is off"),
+    Bug(products_of_default_precision, full_precision, "has the precision None"),
+    Bug(counts_divided_by_the_size_of_the_class, query_sensitivity, "moves the counts by"),
+    Bug(a_ledger_line_after_use, spent_before_use, "came before its ledger line"),
+)
+CHECKS = tuple(dict.fromkeys(bug.check for bug in BUGS))
+
+
+@pytest.fixture(scope="module")
+def score():
+    """Counts the bugs that were caught and prints the sum."""
+    caught = []
+    yield caught
+    print(f"\nplanted bugs caught: {len(caught)} of {len(BUGS)}")
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_check_passes_without_the_bug(check, tmp_path):
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.plant.__name__)
+def test_the_bug_is_caught(bug, tmp_path, monkeypatch, score):
+    bug.plant(monkeypatch)
+    with pytest.raises((AssertionError, UserError), match=bug.says):
+        bug.check(tmp_path)
+    score.append(bug)
