@@ -22,10 +22,19 @@ import jax.numpy as jnp
 from privimage_jax.errors import UserError
 from privimage_jax.models.cnn import CNN
 from privimage_jax.models.resnet import ResNet9, ResNet18, ResNet50
+from privimage_jax.models.resnext import ResNeXt
 from privimage_jax.models.unet import UNet
+from privimage_jax.models.wide_resnet import WideResNet
 
 DENOISERS: dict[str, type[nn.Module]] = {"unet": UNet}
-CLASSIFIERS: dict[str, type[nn.Module]] = {"cnn": CNN, "resnet9": ResNet9, "resnet18": ResNet18, "resnet50": ResNet50}
+CLASSIFIERS: dict[str, type[nn.Module]] = {
+    "cnn": CNN,
+    "resnet9": ResNet9,
+    "resnet18": ResNet18,
+    "resnet50": ResNet50,
+    "wide_resnet": WideResNet,
+    "resnext": ResNeXt,
+}
 
 
 def build_denoiser(section: Any, n_classes: int, channels: int) -> nn.Module:

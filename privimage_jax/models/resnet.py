@@ -15,8 +15,8 @@ import jax.numpy as jnp
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _layers(train: bool, dtype: jnp.dtype) -> tuple[partial, partial]:
-    """The constructors of every convolution and norm here."""
+def batch_norm_layers(train: bool, dtype: jnp.dtype) -> tuple[partial, partial]:
+    """The constructors of every convolution and norm of these networks and their relatives."""
     conv = partial(nn.Conv, use_bias=False, dtype=dtype, kernel_init=CONV_INIT)
     norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
     return conv, norm
@@ -32,7 +32,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv, norm = _layers(train, self.dtype)
+        conv, norm = batch_norm_layers(train, self.dtype)
         channels, strides = self.channels, (self.stride, self.stride)
         if self.bottleneck:
             out = 4 * channels
@@ -57,7 +57,7 @@ class _Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv, norm = _layers(train, self.dtype)
+        conv, norm = batch_norm_layers(train, self.dtype)
         x = conv(self.width, (3, 3), name="stem")(x.astype(self.dtype))
         x = nn.relu(norm(name="norm_stem")(x))
         for stage, count in enumerate(self.blocks):

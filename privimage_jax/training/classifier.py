@@ -76,7 +76,11 @@ def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
         def loss_fn(params):
             with fast_convolutions():
                 logits, new = model.apply(
-                    {"params": params, **state_variables}, images, train=True, mutable=list(state_variables)
+                    {"params": params, **state_variables},
+                    images,
+                    train=True,
+                    mutable=list(state_variables),
+                    rngs={"dropout": jax.random.fold_in(jax.random.fold_in(inputs["key"], 2), t)},
                 )
             targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
             loss = optax.softmax_cross_entropy(logits, targets).mean()
