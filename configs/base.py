@@ -70,6 +70,10 @@ def get_config() -> ConfigDict:
     config.query.k1 = 1  # semantics counted per image; L2 sensitivity sqrt(k1)
     config.query.noise_multiplier = 50.0  # sigma1: noise of standard deviation sigma1 * sqrt(k1) on every count
 
+    config.class_histogram = ConfigDict()  # draw classes as often as the sensitive set does, up to noise
+    config.class_histogram.enabled = False  # True = a mechanism of its own, paid from the budget; False costs nothing
+    config.class_histogram.noise_multiplier = 50.0  # standard deviation of the noise on every class count
+
     config.selection = ConfigDict()  # which public images pre-train the generator
     config.selection.method = "semantic"  # semantic | random (as many semantics, drawn blindly) | all (unlabelled)
     config.selection.k2 = 1  # semantics picked for each sensitive class
@@ -130,7 +134,7 @@ def get_config() -> ConfigDict:
     config.sample.s_min = 0.05  # heun: churn only above this noise level
     config.sample.s_max = 50.0  # heun: and below this one
     config.sample.s_noise = 1.003  # heun: standard deviation of the added noise, relative to what the level asks for
-    config.sample.class_weights = ()  # relative frequency of each class; () = equal (class counts are not public)
+    config.sample.class_weights = ()  # relative frequency of each class; () = equal, or as config.class_histogram finds
     config.sample.png_folders = False  # also write release/synthetic/<class>/<number>.png
 
     config.evaluate = ConfigDict()  # non-private: results stay in internal/

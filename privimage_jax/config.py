@@ -95,6 +95,7 @@ RULES: dict[str, Rule] = {
     "query_net.shift": _AT_LEAST_0,
     "query.k1": _POSITIVE,
     "query.noise_multiplier": _ABOVE_0,
+    "class_histogram.noise_multiplier": _ABOVE_0,
     "selection.method": _one_of("semantic", "random", "all"),
     "selection.k2": _POSITIVE,
     "selection.ratio": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
@@ -300,6 +301,11 @@ def _check_together(config: ConfigDict) -> None:
             "give a smaller one."
         )
     weights, names = config.sample.class_weights, config.data.class_names
+    if weights and config.class_histogram.enabled:
+        raise UserError(
+            f"config.sample.class_weights={weights} and config.class_histogram.enabled=True both say how often a class "
+            "is drawn; give config.sample.class_weights=() or config.class_histogram.enabled=False."
+        )
     if weights and names and len(weights) != len(names):
         raise UserError(
             f"config.sample.class_weights has {len(weights)} values for the {len(names)} classes of "

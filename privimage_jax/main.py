@@ -26,7 +26,7 @@ from privimage_jax.errors import UserError
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
   run          everything that is missing, from images to release/
-  train-query | query | select | pretrain | finetune | sample | evaluate | report
+  train-query | query | class-histogram | select | pretrain | finetune | sample | evaluate | report
                the same, up to and including that stage
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
   ledger       print what runs have spent and check the hash chains: privimage ledger PATH [PATH ...] [--verify],
@@ -44,7 +44,17 @@ Several processes, one command each: add --coordinator=HOST:PORT --num_processes
 PRIVIMAGE_COORDINATOR, PRIVIMAGE_NUM_PROCESSES, PRIVIMAGE_PROCESS_ID), or --coordinator=auto inside SLURM, GKE or a TPU
 pod; --start_timeout=SECONDS for how long they wait for each other. launch/ has scripts that do so."""
 
-STAGE_COMMANDS = ("train-query", "query", "select", "pretrain", "finetune", "sample", "evaluate", "report")
+STAGE_COMMANDS = (
+    "train-query",
+    "query",
+    "class-histogram",
+    "select",
+    "pretrain",
+    "finetune",
+    "sample",
+    "evaluate",
+    "report",
+)
 
 XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs

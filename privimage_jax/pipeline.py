@@ -13,13 +13,34 @@ from privimage_jax import config as configs
 from privimage_jax import processes, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
-from privimage_jax.stages import evaluate, finetune, generator, pretrain, query, report, sample, selection, train_query
+from privimage_jax.stages import (
+    class_histogram,
+    evaluate,
+    finetune,
+    generator,
+    pretrain,
+    query,
+    report,
+    sample,
+    selection,
+    train_query,
+)
 from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.stages.mechanism import open_ledger, terms
 from privimage_jax.stages.plan import code_version
 from privimage_jax.training.writers import headline
 
-STAGES: tuple[ModuleType, ...] = (train_query, query, selection, pretrain, finetune, sample, evaluate, report)
+STAGES: tuple[ModuleType, ...] = (
+    train_query,
+    query,
+    class_histogram,
+    selection,
+    pretrain,
+    finetune,
+    sample,
+    evaluate,
+    report,
+)
 
 
 def enabled_stages(config: ConfigDict) -> list[ModuleType]:
@@ -37,7 +58,7 @@ def fingerprints(context: Context) -> dict[str, str]:
             "reads": {name: result[name] for name in stage.reads(config) if name in result},
             "classes": None if stage is train_query else context.sensitive.class_names,
             "public": context.public.digest() if stage in (train_query, selection) else None,
-            "sensitive": context.sensitive.digest() if stage in (query, finetune, evaluate) else None,
+            "sensitive": context.sensitive.digest() if stage is evaluate or hasattr(stage, "MECHANISM") else None,
             "held_out": context.held_out.digest() if stage is evaluate else None,
         }
         result[stage.NAME] = workdir.fingerprint(covered)
@@ -66,6 +87,7 @@ def run(context: Context, last: str | None = None) -> None:
         prints = context.fingerprints = fingerprints(context)
         processes.current().meet("data", {f"the data or settings of the stage {name}": prints[name] for name in prints})
         _refuse_changed_spending(context, stages, prints)
+        open_ledger(context.workdir).check_terms(terms(context))
         _write_config(context)
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
             _run_stage(context, stage, prints[stage.NAME])

@@ -83,7 +83,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
 
     with pytest.MonkeyPatch.context() as patch, recorded_draws(trace):
         patch.setattr(query, "count_semantics", count_semantics)
-        patch.setattr(query.noise, "rounded_gaussian", rounded_gaussian)
+        patch.setattr(noise, "rounded_gaussian", rounded_gaussian)
         patch.setattr(finetune, "make_update", make_update)
         patch.setattr(finetune, "make_per_example_loss", marked_loss(finetune.make_per_example_loss))
         patch.setattr(features, "_apply", _Program(features._apply, trace))

@@ -9,7 +9,9 @@ import pytest
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 
 from privimage_jax.errors import UserError
-from privimage_jax.stages import finetune, pretrain, query, train_query
+from privimage_jax.privacy import noise
+from privimage_jax.stages import finetune, pretrain, train_query
+from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
 
@@ -205,14 +207,14 @@ def interrupt(monkeypatch, owner, name, after):
     ("owner", "name", "after"),
     [
         (Checkpoints, "save", 1),  # in the training of the query network
-        (query.Mechanism, "spend", 0),  # key made, nothing spent
-        (query.noise, "rounded_gaussian", 0),  # spent, output not there
-        (query.Mechanism, "close", 0),  # output there, key not deleted
+        (Mechanism, "spend", 0),  # key made, nothing spent
+        (noise, "rounded_gaussian", 0),  # spent, output not there
+        (Mechanism, "close", 0),  # output there, key not deleted
         (Checkpoints, "save", 5),  # in pre-training
-        (finetune.Mechanism, "spend", 2),  # one block reserved and run
+        (Mechanism, "spend", 2),  # one block reserved and run
         (Checkpoints, "save", 9),  # within the second block
         (finetune.generator, "publish", 0),  # all steps run, nothing published
-        (finetune.Mechanism, "close", 1),  # published, not closed
+        (Mechanism, "close", 1),  # published, not closed
         (pretrain, "save_tree", 0),
         (train_query, "save_tree", 0),
     ],
@@ -253,7 +255,7 @@ def test_a_lost_query_key_stops_the_run(finished, tmp_path):
     config = tiny_config(finished[0])
     config.privacy.fixed_seed = -1
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, query.noise, "rounded_gaussian", 0)
+        interrupt(patch, noise, "rounded_gaussian", 0)
         with pytest.raises(Stop):
             run(config, tmp_path / "run")
     (tmp_path / "run" / "internal" / "keys" / "query-0.key").unlink()

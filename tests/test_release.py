@@ -120,7 +120,7 @@ def observed(own: Outputs, substitute: Outputs | None = None):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(query, "count_semantics", count_semantics)
-        patch.setattr(query.noise, "rounded_gaussian", rounded_gaussian)
+        patch.setattr(noise, "rounded_gaussian", rounded_gaussian)
         patch.setattr(finetune, "make_update", make_update)
         patch.setattr(finetune, "make_per_example_loss", marked_loss(real[3]))
         yield

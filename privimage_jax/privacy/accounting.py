@@ -104,7 +104,7 @@ def solve_noise_multiplier(
       delta: of the whole budget.
       sampling_rate: the exact Poisson rate of DP-SGD, `sampling.sampling_rate(threshold)`.
       steps: the number of DP-SGD steps.
-      other_events: every other mechanism of the run (the semantic query, …), reserved before DP-SGD.
+      other_events: every other mechanism of the run, earlier or later, reserved before DP-SGD.
       accountant: "pld" or "rdp".
 
     Raises:
@@ -116,7 +116,7 @@ def solve_noise_multiplier(
     if reserved > target_epsilon:
         raise UserError(
             f"the other mechanisms alone cost epsilon {reserved:.4f}, more than privacy.epsilon = {target_epsilon:g}: "
-            "raise privacy.epsilon or query.noise_multiplier."
+            "raise privacy.epsilon or their noise multipliers."
         )
 
     @functools.cache
@@ -134,7 +134,7 @@ def solve_noise_multiplier(
     if high is None:
         raise UserError(
             f"no noise multiplier keeps {steps} steps within privacy.epsilon = {target_epsilon:g} beside the other "
-            f"mechanisms (epsilon {reserved:.4f}): raise privacy.epsilon or query.noise_multiplier, or train for less."
+            f"mechanisms (epsilon {reserved:.4f}): raise privacy.epsilon or their noise multipliers, or train for less."
         )
     return high / 10**_NOISE_DECIMALS
 

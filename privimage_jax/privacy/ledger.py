@@ -221,7 +221,7 @@ class Ledger:
             raise ValueError('the first line of a ledger is "open"')
         opened = self.entries[0] if self.entries else terms
         if terms is not None:
-            self._check_terms(opened, terms)
+            self.check_terms(terms)
         target = opened["epsilon_target"]
         cost = epsilon(spent([*self.entries, {"kind": kind, **fields}]))
         if not cost <= target:
@@ -243,7 +243,13 @@ class Ledger:
         hashes = [*(entry["previous"] for entry in self.entries), self._last_hash]
         return head["lines"] < len(hashes) and hashes[head["lines"]] == head["last"]
 
-    def _check_terms(self, opened: Entry, terms: dict[str, Any]) -> None:
+    def check_terms(self, terms: dict[str, Any]) -> None:
+        """Compares the terms of the guarantee with those that the ledger was opened with, if it was.
+
+        Raises:
+          UserError: naming the first that differs.
+        """
+        opened = self.entries[0] if self.entries else terms
         for name in sorted(FIELDS["open"]):
             if opened.get(name) != terms.get(name):
                 raise UserError(

@@ -16,7 +16,7 @@ from privimage_jax.privacy import bookkeeping, dp_sgd
 from privimage_jax.stages import generator, pretrain
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
-from privimage_jax.stages.plan import FINE_TUNING
+from privimage_jax.stages.plan import FINE_TUNING, reserved
 from privimage_jax.training import loop, lora, memory
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import place, replicated
@@ -34,9 +34,8 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    return configs.section(
-        config, "seed", "finetune", "clipping", "model", "diffusion", "privacy", "data", "query", "selection.method"
-    )
+    names = ("seed", "finetune", "clipping", "model", "diffusion", "privacy", "data", "query", "selection.method")
+    return configs.section(config, *names) | reserved(config)
 
 
 def run(context: Context) -> None:

@@ -1,4 +1,4 @@
-"""What both private stages share around a mechanism: its ledger lines, its key, and the identity of its inputs.
+"""What all private stages share around a mechanism: its ledger lines, its key, and the identity of its inputs.
 
 The order of writes is fixed, so that a crash between any two of them loses nothing and spends nothing twice: identity
 of the inputs, key, ledger line, use; and at the end artefact, ledger line `closed`, key deleted, done mark.
@@ -31,6 +31,21 @@ def open_ledger(run: workdir.Workdir) -> Ledger:
     if head.exists() and not ledger.extends(workdir.read_json(head)):
         raise UserError(f"{run.ledger} has lost lines that spent budget; restore the file, or start a new workdir.")
     return ledger
+
+
+def terms(context: Context) -> dict[str, Any]:
+    """The ledger's first line, the terms of the guarantee."""
+    plan = context.plan
+    return {
+        "epsilon_target": plan.epsilon,
+        "delta": plan.delta,
+        "n": plan.n,
+        "accountant": plan.accountant,
+        "adjacency": ADJACENCY,
+        "mechanisms": plan.mechanisms,
+        "private": context.is_private,
+        **({} if context.is_private else {"note": "NOT PRIVATE: fixed seed"}),
+    }
 
 
 class Mechanism:
@@ -77,24 +92,10 @@ class Mechanism:
         else:
             workdir.atomic_write_json(path, inputs)
 
-    def _terms(self) -> dict[str, Any]:
-        """The ledger's first line, the terms of the guarantee."""
-        plan = self.context.plan
-        return {
-            "epsilon_target": plan.epsilon,
-            "delta": plan.delta,
-            "n": plan.n,
-            "accountant": plan.accountant,
-            "adjacency": ADJACENCY,
-            "mechanisms": plan.mechanisms,
-            "private": self.context.is_private,
-            **({} if self.context.is_private else {"note": "NOT PRIVATE: fixed seed"}),
-        }
-
     def promise(self) -> None:
         """Writes the terms of the guarantee where nothing is going to be spent, so that the release states them."""
         if not self.ledger.entries:
-            self.ledger.append("open", **self._terms())
+            self.ledger.append("open", **terms(self.context))
             self._remember_head()
 
     def spend(self, kind: str, **fields: Any) -> None:
@@ -107,7 +108,7 @@ class Mechanism:
         def epsilon(spent: list[dict[str, Any]]) -> float:
             return self.context.plan.spent(accounting.events_from(spent))
 
-        self.ledger.spend(kind, epsilon, self._terms(), mechanism=self.name, **fields)
+        self.ledger.spend(kind, epsilon, terms(self.context), mechanism=self.name, **fields)
         self._remember_head()
 
     def _remember_head(self) -> None:

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
@@ -20,22 +22,29 @@ from privimage_jax.privacy import accounting, sampling
 
 # The mechanisms' names, as the ledger has them.
 SEMANTIC_QUERY = "semantic query"
+CLASS_HISTOGRAM = "class histogram"
 FINE_TUNING = "DP-SGD fine-tuning"
+
+_NOISE_KEYS = {  # of the mechanisms that release noisy counts, in the order in which they run
+    SEMANTIC_QUERY: "query.noise_multiplier",
+    CLASS_HISTOGRAM: "class_histogram.noise_multiplier",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Public numbers of the two mechanisms, fixed before either runs.
+    """Public numbers of the mechanisms, fixed before any runs.
 
-    `query_noise` (sigma1) is relative to the query's L2 sensitivity sqrt(k1), `finetune_noise` (sigma2) to the clip
-    norm; each is None when its mechanism is not run. `sampling_rate` is the exact q that a 32-bit threshold stands for.
+    `count_noise` has, for every mechanism that releases noisy counts and is run, its noise multiplier, relative to its
+    L2 sensitivity; that of the semantic query is sigma1. `finetune_noise` (sigma2) is relative to the clip norm, and
+    None when DP-SGD is not run. `sampling_rate` is the exact q that a 32-bit threshold stands for.
     """
 
     epsilon: float
     delta: float
     n: int
     accountant: str
-    query_noise: float | None
+    count_noise: Mapping[str, float]
     finetune_noise: float | None
     sampling_rate: float
     steps: int
@@ -43,14 +52,11 @@ class Plan:
     @property
     def mechanisms(self) -> list[str]:
         """The names of all that share the budget."""
-        shares = {SEMANTIC_QUERY: self.query_noise, FINE_TUNING: self.finetune_noise}
-        return [name for name, noise in shares.items() if noise is not None]
+        return [*self.count_noise, *([] if self.finetune_noise is None else [FINE_TUNING])]
 
     def events(self) -> list:
         """The planned mechanisms as events of `privacy.accounting`."""
-        events: list = []
-        if self.query_noise is not None:
-            events.append(accounting.Gaussian(self.query_noise))
+        events: list = [accounting.Gaussian(noise) for noise in self.count_noise.values()]
         if self.finetune_noise is not None:
             events.append(accounting.SampledGaussian(self.finetune_noise, self.sampling_rate, self.steps))
         return events
@@ -60,15 +66,37 @@ class Plan:
         return accounting.epsilon(events, self.delta, accountant or self.accountant)
 
 
+def count_noise(config: ConfigDict) -> dict[str, float]:
+    """Mechanism -> noise multiplier, of those that release noisy counts and that this config runs."""
+    runs = {
+        SEMANTIC_QUERY: config.selection.method == "semantic",
+        CLASS_HISTOGRAM: config.class_histogram.enabled,
+    }
+    return {name: float(_value(config, key)) for name, key in _NOISE_KEYS.items() if runs[name]}
+
+
+def reserved(config: ConfigDict) -> dict[str, Any]:
+    """The settings that decide how much of the budget is reserved beside DP-SGD: what sigma2 depends on."""
+    return {
+        "class_histogram.enabled": config.class_histogram.enabled,
+        **{_NOISE_KEYS[name]: noise for name, noise in count_noise(config).items()},
+    }
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+    section, name = key.split(".")
+    return config[section][name]
+
+
 def make_plan(config: ConfigDict, n: int) -> Plan:
-    """Reserves the query's share and solves sigma2 for what remains.
+    """Reserves the share of every other mechanism, whenever it runs, and solves sigma2 for what remains.
 
     Args:
       config: a checked configuration.
       n: number of sensitive training images (public).
 
     Raises:
-      UserError: if the query alone exceeds epsilon.
+      UserError: if the others alone exceed epsilon.
     """
     configs.check_against_n(config, n)
     return _solve(
@@ -76,23 +104,25 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
         delta=configs.delta(config, n),
         n=n,
         accountant=config.privacy.accountant,
-        query_noise=float(config.query.noise_multiplier) if config.selection.method == "semantic" else None,
+        count_noise=tuple(count_noise(config).items()),
         batch_size=config.finetune.batch_size,
         steps=configs.finetune_steps(config, n),
     )
 
 
 @functools.cache
-def _solve(epsilon, delta, n, accountant, query_noise, batch_size, steps) -> Plan:
+def _solve(epsilon, delta, n, accountant, count_noise, batch_size, steps) -> Plan:
     rate = sampling.sampling_rate(sampling.threshold(batch_size, n)) if steps else 0.0
-    reserved = [accounting.Gaussian(query_noise)] if query_noise is not None else []
-    if (cost := accounting.epsilon(reserved, delta, accountant)) > epsilon:
+    others = [accounting.Gaussian(noise) for _, noise in count_noise]
+    if (cost := accounting.epsilon(others, delta, accountant)) > epsilon:
+        names = [name for name, _ in count_noise]
         raise UserError(
-            f"the semantic query alone costs epsilon {cost:.4f}, more than config.privacy.epsilon = {epsilon:g}; raise "
-            "config.query.noise_multiplier or config.privacy.epsilon."
+            f"the {' and the '.join(names)} alone cost{'s' * (len(names) == 1)} epsilon {cost:.4f}, more than "
+            f"config.privacy.epsilon = {epsilon:g}; raise "
+            f"{', '.join(f'config.{_NOISE_KEYS[name]}' for name in names)} or config.privacy.epsilon."
         )
-    noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, reserved, accountant) if steps else None
-    return Plan(epsilon, delta, n, accountant, query_noise, noise, rate, steps)
+    noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, others, accountant) if steps else None
+    return Plan(epsilon, delta, n, accountant, dict(count_noise), noise, rate, steps)
 
 
 def describe(plan: Plan) -> str:
@@ -103,8 +133,9 @@ def describe(plan: Plan) -> str:
         f"{'mechanism':<44}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
     ]
     rows = []
-    if plan.query_noise is not None:
-        rows.append((f"semantic query: sigma1 = {plan.query_noise:g}", [accounting.Gaussian(plan.query_noise)]))
+    for name, noise in plan.count_noise.items():
+        symbol = "sigma1" if name == SEMANTIC_QUERY else "noise multiplier"
+        rows.append((f"{name}: {symbol} = {noise:g}", [accounting.Gaussian(noise)]))
     if plan.finetune_noise is not None:
         event = accounting.SampledGaussian(plan.finetune_noise, plan.sampling_rate, plan.steps)
         rows.append(
@@ -127,7 +158,7 @@ def code_version(config: ConfigDict) -> str:
     files = [
         *sorted(root.glob("privacy/*.py")),
         *sorted(root.glob("models/*.py")),
-        *(root / f"stages/{name}.py" for name in ("query", "finetune", "generator")),
+        *(root / f"stages/{name}.py" for name in ("query", "class_histogram", "noisy_counts", "finetune", "generator")),
         *(root / f"training/{name}.py" for name in ("state", "lora", "loop", "mesh")),
         root / "metrics/features.py",
         root / "diffusion.py",

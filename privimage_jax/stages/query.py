@@ -9,10 +9,8 @@ from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
-from privimage_jax.privacy import noise
-from privimage_jax.stages import train_query
+from privimage_jax.stages import noisy_counts, train_query
 from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.stages.plan import SEMANTIC_QUERY
 from privimage_jax.training.state import tree_digest
 
@@ -42,37 +40,29 @@ def run(context: Context) -> None:
     Raises:
       UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
     """
-    mechanism = Mechanism(context, MECHANISM, NAME)
-    output = mechanism.folder / "histogram.json"
-    spent = mechanism.generation >= 0
-    if spent and output.exists():  # never computed again: equal noise on counts that differ at all would subtract
-        mechanism.close()
-        return
-    model, variables = train_query.load(context)
     section, sensitive = context.config.query, context.sensitive
-    mechanism.fix_inputs(
-        data=sensitive.digest(), network=tree_digest(variables), settings=workdir.fingerprint(settings(context.config))
-    )
-    if spent and not mechanism.has_key(0):
-        raise UserError(
-            f"the {MECHANISM} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
-            "start a new workdir."
-        )
-    classify = forward(model, variables, method="__call__")
-    check_images_apart(classify, sensitive.image_shape, context.config.query_net.model)
-    key = mechanism.key(0)
-    logits = extract(classify, sensitive.images)
-    counts = count_semantics(logits, sensitive.labels, sensitive.n_classes, section.k1)
-    if not spent:
-        mechanism.spend(
-            "gaussian",
-            noise_multiplier=context.plan.query_noise,
-            l2_sensitivity=section.k1**0.5,
-            key_generation=0,
-        )
-    noisy = counts + noise.rounded_gaussian(key, counts.shape, noise_std(context))
-    workdir.atomic_write_json(output, {"histogram": noisy.tolist(), "k1": section.k1})
-    mechanism.close()
+
+    def prepare():
+        model, variables = train_query.load(context)
+        classify = forward(model, variables, method="__call__")
+
+        def count() -> np.ndarray:
+            check_images_apart(classify, sensitive.image_shape, context.config.query_net.model)
+            return count_semantics(
+                extract(classify, sensitive.images), sensitive.labels, sensitive.n_classes, section.k1
+            )
+
+        inputs = {
+            "network": tree_digest(variables),
+            "settings": workdir.fingerprint(settings(context.config)),
+        }
+        return inputs, count
+
+    def describe(noisy: np.ndarray) -> dict[str, Any]:
+        return {"histogram": noisy.tolist(), "k1": section.k1}
+
+    output = context.workdir.root / OUTPUTS[0]
+    noisy_counts.release(context, MECHANISM, NAME, output, sensitivity(context.config), prepare, describe)
 
 
 def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], name: str) -> None:
@@ -90,9 +80,14 @@ def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], na
         )
 
 
+def sensitivity(config) -> float:
+    """The L2 sensitivity of the counts, sqrt(k1): one image adds k1 ones to one row."""
+    return config.query.k1**0.5
+
+
 def noise_std(context: Context) -> float:
-    """Standard deviation of the noise on every count: sigma1 times the sensitivity sqrt(k1)."""
-    return context.plan.query_noise * context.config.query.k1**0.5
+    """Standard deviation of the noise on every count: sigma1 times the sensitivity."""
+    return noisy_counts.noise_std(context, MECHANISM, sensitivity(context.config))
 
 
 def count_semantics(logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from privimage_jax import config as configs
 from privimage_jax.processes import written_once
-from privimage_jax.stages import finetune, generator
+from privimage_jax.stages import class_histogram, finetune, generator
 from privimage_jax.stages.context import Context
 from privimage_jax.training.mesh import place, replicated
 from privimage_jax.training.writers import encode_png, progress
@@ -18,7 +18,7 @@ OUTPUTS = ("release/synthetic.npz",)  # a missing one makes the stage stale
 
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
-    return (finetune.NAME,)
+    return (finetune.NAME, class_histogram.NAME)
 
 
 def settings(config) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run(context: Context) -> None:
     """Writes `release/synthetic.npz`: images uint8 [N, H, W, C], labels int32 [N], class_names str [classes]."""
     section, release = context.config.sample, context.workdir.release
     class_names = context.sensitive.class_names
-    labels = make_labels(section.n, len(class_names), section.class_weights)
+    labels = make_labels(section.n, len(class_names), class_histogram.frequencies(context))
     params = place(generator.read_params(release / "generator"), replicated(context.mesh))
     draw = generator.Sampler(context.config, generator.build(context.config, len(class_names)), context.mesh)
     key = context.key("synthetic set")

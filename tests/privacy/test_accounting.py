@@ -86,7 +86,7 @@ def test_a_solution_is_affordable_and_smallest(target, rate, steps, accountant):
 
 
 def test_a_query_that_exceeds_the_budget_is_refused():
-    with pytest.raises(UserError, match=r"privacy\.epsilon.*query\.noise_multiplier"):
+    with pytest.raises(UserError, match=r"privacy\.epsilon.*noise multipliers"):
         accounting.solve_noise_multiplier(1.0, DELTA, RATE, STEPS, [Gaussian(2.0)])
 
 

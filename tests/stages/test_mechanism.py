@@ -10,7 +10,7 @@ from privimage_jax import workdir as disk
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, ledger
-from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.stages.mechanism import Mechanism, terms
 from privimage_jax.stages.plan import Plan
 from privimage_jax.workdir import Workdir
 
@@ -19,7 +19,7 @@ PLAN = Plan(
     delta=1e-5,
     n=1000,
     accountant="rdp",
-    query_noise=10.0,
+    count_noise={"semantic query": 10.0},
     finetune_noise=None,
     sampling_rate=0.0,
     steps=0,
@@ -217,7 +217,7 @@ def test_the_terms_of_the_guarantee_come_first(start):
 def test_other_terms_than_the_ledger_was_opened_with_are_refused(start, change, named):
     """Also where a crash came between the first line and the second, so that nothing is spent yet."""
     mechanism = start()
-    mechanism.ledger.append("open", **mechanism._terms())
+    mechanism.ledger.append("open", **terms(mechanism.context))
     before = files(mechanism)
     mechanism = start()
     mechanism.context.plan = dataclasses.replace(PLAN, **change)
@@ -228,7 +228,7 @@ def test_other_terms_than_the_ledger_was_opened_with_are_refused(start, change, 
 
 def test_a_ledger_opened_as_private_takes_no_fixed_seed(start):
     mechanism = start()
-    mechanism.ledger.append("open", **mechanism._terms())
+    mechanism.ledger.append("open", **terms(mechanism.context))
     with pytest.raises(UserError, match="opened with note = None"):
         spend(start(fixed_seed=3))
 

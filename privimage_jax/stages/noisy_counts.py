@@ -1,0 +1,78 @@
+"""What the mechanisms that release noisy whole numbers share: the order of their writes, and the noise.
+
+Each is the Gaussian mechanism on integer counts H: H + round(z) = round(H + z) with z ~ N(0, (sigma * S)^2), S being
+the L2 sensitivity of H. Rounding is post-processing, so that the accounting is exact and no low-order bits remain.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from privimage_jax import workdir
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import noise
+from privimage_jax.stages.context import Context
+from privimage_jax.stages.mechanism import Mechanism
+
+
+def release(
+    context: Context,
+    name: str,
+    stage: str,
+    output: Path,
+    l2_sensitivity: float,
+    prepare: Callable[[], tuple[dict[str, str], Callable[[], np.ndarray]]],
+    describe: Callable[[np.ndarray], dict[str, Any]],
+) -> None:
+    """Spends the mechanism's share of the budget, once, and writes its output.
+
+    Args:
+      context: of the run; its plan holds the mechanism's noise multiplier.
+      name: of the mechanism.
+      stage: that runs it.
+      output: the JSON file that holds the result. Once it is there nothing is computed again: equal noise on counts
+        that differ at all would subtract.
+      l2_sensitivity: the most by which the counts move, in L2 norm, when one record is struck out.
+      prepare: gives the digests of all that the counts depend on beside the sensitive images, and the function that
+        counts (integers, of a shape that does not depend on the data).
+      describe: from the noisy counts, int64, to what `output` holds.
+
+    Raises:
+      UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
+    """
+    mechanism = Mechanism(context, name, stage)
+    spent = mechanism.generation >= 0
+    if spent and output.exists():
+        mechanism.close()
+        return
+    inputs, count = prepare()
+    mechanism.fix_inputs(data=context.sensitive.digest(), **inputs)
+    if spent and (mechanism.is_closed or not mechanism.has_key(0)):
+        raise UserError(
+            f"the {name} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
+            "start a new workdir."
+        )
+    counts = count()
+    key = mechanism.key(0)
+    if not spent:
+        mechanism.spend(
+            "gaussian",
+            noise_multiplier=context.plan.count_noise[name],
+            l2_sensitivity=l2_sensitivity,
+            key_generation=0,
+        )
+    noisy = add_noise(name, key, counts, noise_std(context, name, l2_sensitivity))
+    workdir.atomic_write_json(output, describe(noisy))
+    mechanism.close()
+
+
+def add_noise(name: str, key: np.ndarray, counts: np.ndarray, std: float) -> np.ndarray:
+    """The mechanism `name` itself: counts int64 [...] plus independent rounded Gaussian noise."""
+    return counts + noise.rounded_gaussian(key, counts.shape, std)
+
+
+def noise_std(context: Context, name: str, l2_sensitivity: float) -> float:
+    """Standard deviation of the noise on every count."""
+    return context.plan.count_noise[name] * l2_sensitivity
