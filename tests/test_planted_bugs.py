@@ -351,7 +351,7 @@ class Bug:
 
 
 BUGS = (
-    # The nine that issue 4 names.
+    # Mistakes that published code has made, or that pass unnoticed.
     Bug(clip_skipped_for_one_layer, clipping_of_a_linear_model, "a clipped gradient has norm"),
     Bug(batch_statistics, examples_apart, "mixes the examples of a batch"),
     Bug(division_by_the_drawn_batch, step_by_definition, "the gradient of step 0 is off"),
