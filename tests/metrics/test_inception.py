@@ -1,0 +1,98 @@
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from privimage_jax.errors import UserError
+from privimage_jax.models.inception import InceptionV3, tf1_resize, variables_from_torch
+from privimage_jax.pixels import to_float
+
+RECORDED = Path(__file__).with_name("inception_features.npz")
+RECORDED_PLACES = slice(None, None, 8)
+
+
+def random_weights():
+    """Weights under pytorch-fid's names, drawn per name by numpy, so large that features vary from image to image."""
+    shapes = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    weights = {}
+    for path, shape in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        *modules, leaf = [key.key for key in path if key.key not in ("params", "batch_stats", "trunk")]
+        name = ".".join(modules)
+        rng = np.random.default_rng(zlib.crc32(f"{name}.{leaf}".encode()))
+        if leaf == "kernel":
+            axes = (3, 2, 0, 1) if len(shape.shape) == 4 else (1, 0)
+            array = rng.normal(size=shape.shape).transpose(axes) * np.sqrt(2 / np.prod(shape.shape[:-1]))
+            weights[f"{name}.weight"] = array.astype(np.float32)
+        else:
+            low, torch_name = {
+                "scale": (0.9, "weight"),
+                "bias": (-0.1, "bias"),
+                "mean": (-0.1, "running_mean"),
+                "var": (0.9, "running_var"),
+            }[leaf]
+            weights[f"{name}.{torch_name}"] = rng.uniform(low, low + 0.2, shape.shape).astype(np.float32)
+    return weights
+
+
+def random_images():
+    """Uint8 images [3,20,28,3] of coarse patches, each of another brightness."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 120, (3, 5, 7, 3)) + 60 * np.arange(3)[:, None, None, None]
+    return coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def flax_results():
+    variables = variables_from_torch(random_weights(), "a test")
+
+    def results(variables, images):
+        model, x = InceptionV3(), to_float(images)
+        return model.apply(variables, x, method="features"), model.apply(variables, x)
+
+    return [np.asarray(result) for result in jax.jit(results)(variables, random_images())]
+
+
+def assert_agree(actual, expected):
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+    assert np.ptp(expected, axis=0).max() > 100 * 1e-4 * np.abs(expected).max()  # images differ by far more
+
+
+def test_agrees_with_the_recorded_features_of_a_torch_twin(flax_results):
+    """As `python tests/metrics/torch_inception.py` records them."""
+    with np.load(RECORDED, allow_pickle=False) as recorded:
+        assert_agree(flax_results[0][:, RECORDED_PLACES], recorded["features"])
+        assert_agree(flax_results[1][:, ::8], recorded["logits"])
+
+
+def test_resizing_reads_pixel_i_at_i_times_the_ratio():
+    source = np.random.default_rng(0).normal(size=(1, 5, 7, 2)).astype(np.float32)
+    resized = np.asarray(tf1_resize(jnp.asarray(source), 13))
+    for i, j in [(0, 0), (3, 9), (12, 12), (6, 5)]:
+        y, x = i * 5 / 13, j * 7 / 13
+        (top, left), (dy, dx) = (int(y), int(x)), (y % 1, x % 1)
+        bottom, right = min(top + 1, 4), min(left + 1, 6)
+        upper = source[0, top, left] * (1 - dx) + source[0, top, right] * dx
+        lower = source[0, bottom, left] * (1 - dx) + source[0, bottom, right] * dx
+        np.testing.assert_allclose(resized[0, i, j], upper * (1 - dy) + lower * dy, atol=1e-5)
+
+
+def test_an_image_of_the_right_size_stays_as_it_is():
+    source = np.random.default_rng(0).normal(size=(1, 9, 9, 1)).astype(np.float32)
+    np.testing.assert_allclose(tf1_resize(jnp.asarray(source), 9), source, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda weights: weights.pop("Mixed_6c.branch7x7_2.bn.running_var"), "lacks Mixed_6c.branch7x7_2.bn"),
+        (lambda weights: weights.update({"fc.weight": np.zeros((1000, 2048))}), r"fc.weight with the shape \(1000"),
+    ],
+)
+def test_other_weights_are_named(change, says):
+    weights = random_weights()
+    change(weights)
+    with pytest.raises(UserError, match=says):
+        variables_from_torch(weights, "weights.pth")
