@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One run over several nodes of a SLURM cluster, one process per GPU: sbatch launch/slurm.sh
 # The workdir must lie on a file system that all nodes share. launch/slurm.sh --dry_run prints what would be started.
+# A run that is pre-empted, or comes to the end of its time, saves its work and is queued again.
 
 ### EDIT 1: what to ask of the cluster
 #SBATCH --job-name=privimage
@@ -9,6 +10,9 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
 
 ### EDIT 2: what to run
 command=(privimage run --config configs/cifar10.py --workdir runs/cifar10)
@@ -23,4 +27,10 @@ if [ "${1:-}" = --dry_run ]; then
 fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" # sbatch runs a copy of this file
 source launch/environment.sh cuda
-"${command[@]}"
+trap : TERM # so that this shell waits for its tasks
+status=0
+"${command[@]}" || status=$?
+if [ "$status" = 75 ]; then # ended by SIGTERM, with its work saved
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

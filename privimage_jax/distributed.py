@@ -103,6 +103,7 @@ def _import_jax() -> Any:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `preemption`
     return jax
 
 

@@ -20,7 +20,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from privimage_jax import config as configs
-from privimage_jax import distributed, processes
+from privimage_jax import distributed, preemption, processes
 from privimage_jax.errors import UserError
 
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
     """Runs one command.
 
     Returns:
-      0 when it is done, 2 for a mistake that the user can mend (one sentence on standard error), 130 when interrupted.
+      0 when it is done, 2 for a mistake that the user can mend (one sentence on standard error), 75 after SIGTERM
+      (for a scheduler: start the same command again), 130 when interrupted.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)  # of libraries; what they raise is told in one sentence
     try:
@@ -95,6 +96,10 @@ def main(argv: list[str]) -> int:
         if error.filename is None:  # nothing is to be flushed in vain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return _ended(2, sentence)
+    except preemption.Preempted:
+        sentence = "ended by SIGTERM; its work is saved, and the same command continues where it stopped."
+        print(f"privimage: {sentence}", file=sys.stderr)
+        return _ended(preemption.STATUS, sentence)
     except KeyboardInterrupt:
         sentence = "interrupted; the same command continues where it stopped."
         print(f"privimage: {sentence}", file=sys.stderr)
@@ -112,7 +117,7 @@ def _ended(status: int, sentence: str) -> int:
     """The exit status of a process that fails; one of several ends at once, as jax would wait for the others."""
     team = processes.current()
     if team.count > 1:
-        team.fail(sentence)
+        team.fail(sentence, status)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -230,15 +235,16 @@ def _run(last: str | None) -> Callable[[list[str]], None]:
     def command(arguments: list[str]) -> None:
         config, values = _configured(arguments, "workdir", optional=distributed.FLAGS)
         place = distributed.place_from({name: values[name].value for name in distributed.FLAGS})
-        from privimage_jax.workdir import Workdir
+        with preemption.heeded():
+            from privimage_jax.workdir import Workdir
 
-        workdir = Workdir(values.workdir)
-        _set_up_jax(workdir.internal / "compilation_cache", place)
-        from privimage_jax import pipeline
-        from privimage_jax.stages.context import Context
+            workdir = Workdir(values.workdir)
+            _set_up_jax(workdir.internal / "compilation_cache", place)
+            from privimage_jax import pipeline
+            from privimage_jax.stages.context import Context
 
-        pipeline.run(Context(config, workdir), last)
-        distributed.stop()
+            pipeline.run(Context(config, workdir), last)
+            distributed.stop()
 
     return command
 

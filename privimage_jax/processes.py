@@ -24,7 +24,7 @@ from privimage_jax.errors import UserError
 FAREWELL_SECONDS = 5.0  # how long process 0 stays, so that the others hear why it ends
 SILENCE_SECONDS = 30  # after which a host that answers nothing counts as gone
 END = "the end"  # where all part
-STATUS = 2  # of a process that ends because of another
+STATUS = 2  # of a process that ends because of another, unless that one says otherwise
 
 
 class Alone:
@@ -39,8 +39,8 @@ class Alone:
         """The smallest of the numbers that the processes bring to `place`."""
         return number
 
-    def fail(self, sentence: str) -> None:
-        """Tells the others why this process ends, so that they end too."""
+    def fail(self, sentence: str, status: int = STATUS) -> None:
+        """Tells the others why this process ends, so that they end too, with this exit status."""
 
     def leave(self) -> None:
         """Ends the team, when every process is done."""
@@ -94,13 +94,13 @@ class Team(Alone):
             connection.send({"place": place, "number": number})
         return number
 
-    def fail(self, sentence: str) -> None:
+    def fail(self, sentence: str, status: int = STATUS) -> None:
         """Tells the others why this process ends; process 0 stays until they have gone."""
         with self._lock:
             if self._ending:
                 return
             self._ending = True
-        self._tell(self.index, sentence)
+        self._tell(self.index, sentence, status)
 
     def leave(self) -> None:
         """Closes the connections, when every process has come here."""
@@ -112,16 +112,18 @@ class Team(Alone):
     def _listen(self, peer: int) -> None:
         while (message := self._connections[peer].receive()) is not None:
             if "failed" in message:
-                self._end(message["process"], message["failed"])
+                self._end(message["process"], message["failed"], message["status"])
             else:
                 self._inbox[peer].put(message)
                 if message.get("place") == END:
                     return  # what comes now is the closing of the connection
         self._end(
-            peer, "it was killed, or its host is out of reach; see its own output, then run the same command again."
+            peer,
+            "it was killed, or its host is out of reach; see its own output, then run the same command again.",
+            STATUS,
         )
 
-    def _end(self, process: int, sentence: str) -> None:
+    def _end(self, process: int, sentence: str, status: int) -> None:
         """Ends this process from a listening thread, whatever its main thread waits for."""
         with self._lock:
             if self._ending:
@@ -130,15 +132,15 @@ class Team(Alone):
         print(f"privimage: error: process {process} of {self.count} ended: {sentence}", file=sys.stderr)
         if sys.stdout.isatty():
             print("\033[?25h", end="")  # the cursor, which a progress bar may have hidden
-        self._tell(process, sentence)
+        self._tell(process, sentence, status)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        os._exit(STATUS)
+        os._exit(status)
 
-    def _tell(self, process: int, sentence: str) -> None:
+    def _tell(self, process: int, sentence: str, status: int) -> None:
         for connection in self._connections.values():
-            connection.send({"process": process, "failed": sentence})
+            connection.send({"process": process, "failed": sentence, "status": status})
         if self.index == 0:  # jax's coordinator lives in this process, and takes the others down without a sentence
             deadline = time.monotonic() + FAREWELL_SECONDS
             for thread in self._threads:
@@ -241,7 +243,7 @@ def gather(server: socket.socket, count: int, seconds: float, welcome: Any) -> T
             connections[index] = connection
     except UserError as error:
         for connection in connections.values():
-            connection.send({"process": 0, "failed": str(error)})
+            connection.send({"process": 0, "failed": str(error), "status": STATUS})
         raise
     for connection in connections.values():
         connection.send({"welcome": welcome})

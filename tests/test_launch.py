@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from privimage_jax import distributed
+from privimage_jax import distributed, preemption
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -83,6 +83,22 @@ def test_slurm_starts_the_same_command_in_every_task():
     assert all(number < first for number, line in enumerate(lines) if line.startswith("#SBATCH"))
 
 
+@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (2, ""), (75, "requeue 12\n")])
+def test_slurm_queues_a_run_again_that_asks_for_it(environment, tmp_path, status, requeued):
+    """Also where the notice reaches the batch shell itself, which then waits for its tasks."""
+    programs = tmp_path / "venv" / "bin"
+    for name, script in {
+        "srun": f"kill -TERM $PPID; sleep 0.1; exit {status}",
+        "scontrol": 'echo "$*"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    os.rename(tmp_path / "venv" / ".installed-plain", tmp_path / "venv" / ".installed-cuda")
+    variables = {**environment, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
+    done = bash("launch/slurm.sh", {**variables, "SLURM_SUBMIT_DIR": str(ROOT)})
+    assert (done.returncode, done.stdout) == (status, requeued), done.stderr
+
+
 def test_a_tpu_pod_makes_the_environment_once_and_starts_everywhere():
     done = bash("launch/tpu_pod.sh --dry_run", dict(os.environ))
     assert done.returncode == 0, done.stderr
@@ -99,7 +115,12 @@ def test_the_job_set_is_one_indexed_job_whose_pods_find_each_other(monkeypatch):
     (replicated,) = document["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     assert job["completionMode"] == "Indexed" and job["parallelism"] == job["completions"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [preemption.STATUS])
+    (rule,) = document["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
     pod = job["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 30
     assert pod["restartPolicy"] == "Never"
     (container,) = pod["containers"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(privimage_jax.__file__).parent
 LAYERS = (
     ("errors",),
     ("reading",),
-    ("archives", "processes"),
+    ("archives", "processes", "preemption"),
     ("workdir", "distributed", "configs", "augment", "pixels"),
     ("config",),
     ("data", "models"),

@@ -65,21 +65,21 @@ def test_process_0_writes_and_all_see_it(tmp_path):
     assert (tmp_path / "lines").read_text().splitlines() == [f"{turn} of 0" for turn in range(30)]
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_the_sentence_of_one_ends_all(tmp_path, failing):
+@pytest.mark.parametrize(("failing", "status"), [(0, 2), (1, 75)])
+def test_the_sentence_and_the_status_of_one_end_all(tmp_path, failing, status):
     """Also a process that waits where it hears nothing."""
     results = together(
         tmp_path,
         f"""
         import os, time
         if index == {failing}:
-            team.fail("the disk is full.")
-            os._exit(2)
+            team.fail("the disk is full.", {status})
+            os._exit({status})
         time.sleep(50)
         """,
     )
     sentence = f"privimage: error: process {failing} of 3 ended: the disk is full.\n"
-    assert results == [(2, "", "" if index == failing else sentence) for index in range(3)]
+    assert results == [(status, "", "" if index == failing else sentence) for index in range(3)]
 
 
 def test_a_process_that_vanishes_ends_all(tmp_path):

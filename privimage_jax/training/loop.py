@@ -1,5 +1,7 @@
 """The host's side of training: many steps per dispatch, with pauses for metrics, samples and checkpoints."""
 
+import collections
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from privimage_jax import preemption, processes
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.writers import MetricWriter, progress
 
 SHOWN = ("loss", "accuracy", "clipped")  # the metrics beside the progress bar
+DISPATCH_SECONDS = 10.0  # about the longest that the host waits for the devices, which nothing can interrupt
 
 Step = Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
 
@@ -54,6 +58,27 @@ def stretches(start: int, stop: int, *periods: int) -> Iterator[tuple[int, int]]
         start = end
 
 
+class _Pace:
+    """How many steps to dispatch at once: what takes `DISPATCH_SECONDS`, judged by the dispatch before.
+
+    The result of the steps does not depend on it.
+    """
+
+    def __init__(self):
+        self._steps, self._began = 1, 0.0
+
+    def begin(self, left: int) -> int:
+        """The number of steps to dispatch, at most `left`, agreed among all processes; 0 if one was asked to end."""
+        wish = 0 if preemption.asked() else min(self._steps, left)
+        self._began = time.monotonic()
+        return processes.current().least("a number of steps", wish)
+
+    def end(self, steps: int) -> None:
+        """After the results of so many steps have come."""
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        self._steps = max(1, int(steps * DISPATCH_SECONDS / seconds))
+
+
 def train(
     name: str,
     step: Step,
@@ -71,7 +96,8 @@ def train(
 ) -> Any:
     """Runs the steps [start, stop) with everything that surrounds them.
 
-    Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`.
+    Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`. After SIGTERM the state
+    is saved at the next pause, some `DISPATCH_SECONDS` later.
 
     Args:
       name: what the progress bar shows.
@@ -88,20 +114,37 @@ def train(
 
     Returns:
       The state after the last step.
+
+    Raises:
+      Preempted: after SIGTERM, once the state is saved.
     """
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
     run_steps = make_runner(step)
     sample_every = log.sample_every if draw else 0
-    with MetricWriter(folder / "metrics", start and start + 1) as writer, progress(name, stop, initial=start) as bar:
+    pace = _Pace()
+    with (
+        preemption.postponed(),
+        MetricWriter(folder / "metrics", start and start + 1) as writer,
+        progress(name, stop, initial=start) as bar,
+    ):
         for begin, end in stretches(start, stop, log.every, log.checkpoint_every, sample_every, block):
             if before:
                 before(begin, end)
-            state, metrics = run_steps(state, inputs, begin, end)
-            metrics = {key: float(value) for key, value in metrics.items()}
-            if after:
-                after(begin, end, metrics)
-            writer.scalars(end, metrics)
-            bar.advance(end - begin, **{key: metrics[key] for key in SHOWN if key in metrics})
+            done, totals = begin, collections.Counter()
+            while done < end and (steps := pace.begin(end - done)):
+                state, means = run_steps(state, inputs, done, done + steps)
+                totals.update({key: steps * float(value) for key, value in means.items()})
+                pace.end(steps)
+                done += steps
+            if done > begin:
+                metrics = {key: total / (done - begin) for key, total in totals.items()}
+                if after:
+                    after(begin, done, metrics)
+                writer.scalars(done, metrics)
+                bar.advance(done - begin, **{key: metrics[key] for key in SHOWN if key in metrics})
+            if done < end:
+                checkpoints.save(done, state)
+                raise preemption.Preempted
             if sample_every and (end % sample_every == 0 or end == stop):
                 writer.image(end, "samples", draw(state))
             if end % log.checkpoint_every == 0 or end == stop:

@@ -1,0 +1,154 @@
+"""SIGTERM: the run saves what it has, ends with the status that asks for a restart, and goes on as if never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pipelines import release_bytes
+
+from privimage_jax import preemption
+from privimage_jax.stages import finetune, noisy_counts, sample
+from privimage_jax.training import loop
+from privimage_jax.training.checkpoint import Checkpoints
+from privimage_jax.training.writers import MetricWriter
+from privimage_jax.workdir import Workdir
+
+SETTINGS = (  # no checkpoint but that of a pre-emption, and that of a stage's last step
+    "--config.log.every=1",
+    "--config.log.checkpoint_every=100",
+    "--config.privacy.accountant=rdp",
+    "--config.evaluate.enabled=False",
+)
+SENTENCE = "privimage: ended by SIGTERM; its work is saved, and the same command continues where it stopped.\n"
+
+
+def terminate_at(patch, owner, name, call):
+    """Sends this process SIGTERM at the start of a certain call of `owner.name`."""
+    original, calls = getattr(owner, name), []
+
+    def terminating(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, terminating)
+
+
+def test_a_run_stopped_again_and_again_releases_what_an_undisturbed_one_does(privimage, config, tmp_path):
+    def run(name):
+        return privimage("run", "--config", config, "--workdir", tmp_path / name, *SETTINGS)
+
+    def checkpoints(stage):
+        return Checkpoints(tmp_path / "stopped" / "internal" / stage / "checkpoints").steps()
+
+    run("undisturbed").succeeds()
+    for owner, name, call, stage, step in (
+        (MetricWriter, "scalars", 3, "train-query", 3),
+        (noisy_counts.noise, "rounded_gaussian", 1, "query", None),
+        (MetricWriter, "scalars", 2, "pretrain", 2),
+        (finetune.Mechanism, "spend", 1, "finetune", 0),
+        (MetricWriter, "scalars", 4, "finetune", 4),
+        (MetricWriter, "scalars", 2, "finetune", 6),  # its last step
+        (sample, "make_labels", 1, "sample", None),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            terminate_at(patch, owner, name, call)
+            result = run("stopped")
+        assert (result.status, result.err) == (75, SENTENCE), (stage, step)
+        assert f"{stage:<13} running" in result.out
+        if step is not None:
+            assert checkpoints(stage)[-1:] == [step], (stage, step)
+    run("stopped").succeeds()
+    assert release_bytes(Workdir(tmp_path / "stopped")) == release_bytes(Workdir(tmp_path / "undisturbed"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(second):
+    code = """
+from privimage_jax import preemption
+import time
+with preemption.heeded(), preemption.postponed():
+    print("ready", flush=True)
+    while not preemption.asked():
+        time.sleep(0.01)
+    print("asked", flush=True)
+    time.sleep(50)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.readline() == "asked\n"
+        child.send_signal(second)
+        assert child.wait(timeout=20) == -second
+
+
+def test_a_notice_that_no_step_heard_is_acted_upon_at_the_end():
+    with pytest.raises(preemption.Preempted), preemption.heeded(), preemption.postponed():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with preemption.heeded():
+        assert not preemption.asked()  # the next run starts without it
+
+
+def train(folder, start=0, stop=40, seconds=lambda: None):
+    """Counts steps, each of which does what `seconds` does to the clock; returns the lengths of the dispatches."""
+    log = types.SimpleNamespace(every=16, sample_every=0, checkpoint_every=1000, keep=2)
+    lengths = []
+
+    def make_runner(step):
+        def run(state, inputs, begin, end):
+            lengths.append(end - begin)
+            for _ in range(begin, end):
+                seconds()
+            return {"sum": state["sum"] + sum(range(begin, end))}, {"loss": jnp.float32(begin)}
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_runner", make_runner)
+        state = {"sum": jnp.int32(sum(range(start)))}
+        state = loop.train("test", None, state, None, start, stop, folder, log)
+    assert int(state["sum"]) == sum(range(stop))
+    return lengths
+
+
+def test_no_dispatch_is_much_longer_than_a_pause_may_be(tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+
+    def three_seconds():
+        clock.now += 3
+
+    assert train(tmp_path / "slow", seconds=three_seconds)[:6] == [1, 3, 3, 3, 3, 3]
+    assert train(tmp_path / "fast") == [1, 15, 16, 8]
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(now=1e9)
+
+    def backwards():
+        clock.now -= 1000
+        return clock.now
+
+    monkeypatch.setattr(time, "monotonic", backwards)
+    assert train(tmp_path) == [1, 15, 16, 8]
+
+
+def test_the_state_of_the_very_step_is_saved(tmp_path):
+    clock = iter(range(100))
+
+    def terminate_in_the_eleventh():
+        if next(clock) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(preemption.Preempted), preemption.heeded():
+        train(tmp_path, seconds=terminate_in_the_eleventh)
+    state = Checkpoints(tmp_path / "checkpoints").restore_latest({"sum": jnp.int32(0)})
+    np.testing.assert_array_equal(state["sum"], sum(range(16)))  # the end of the dispatch that step 11 was in
