@@ -1,7 +1,7 @@
 """What an auditor checks, as few general functions; the ordinary tests and the planted bugs call the same ones.
 
 A `Trace` is what one run did: which blocks of ChaCha20 it drew, which ledger lines it wrote, what went into and came
-out of its two mechanisms, and which compiled programs it called. `recorded` fills one while a run goes on; given the
+out of its mechanisms, and which compiled programs it called. `recorded` fills one while a run goes on; given the
 trace of another run, it puts that run's outputs in the mechanisms' place, which makes the run a replay.
 """
 
@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from privimage_jax.metrics import features
+from privimage_jax.metrics import downstream, features
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise
-from privimage_jax.stages import finetune, query
+from privimage_jax.stages import class_histogram, finetune, noisy_counts, query
 from privimage_jax.training.mesh import make_mesh
 
 # As they are when the tests are collected: what the checks expect must not change with a planted bug.
@@ -38,15 +38,15 @@ class Trace:
     Attributes:
       blocks: uint32 arrays [n, 12], one for each draw: the key's eight words and a block's `COORDINATES`.
       lines: the ledger's lines, each with the number of draws made before it was on the disk.
-      counts, noisy: the query's input and output.
+      counts, noisy: the inputs and outputs of the mechanisms that release noisy counts, by their names.
       gradients: step -> the noised, averaged gradient.
       programs: name, shapes and dtypes, and whole numbers among the arguments, of every call of a compiled program.
     """
 
     blocks: list[np.ndarray] = dataclasses.field(default_factory=list)
     lines: list[tuple[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
-    counts: np.ndarray | None = None
-    noisy: np.ndarray | None = None
+    counts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    noisy: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     gradients: dict[int, Any] = dataclasses.field(default_factory=dict)
     programs: list[tuple] = dataclasses.field(default_factory=list)
 
@@ -57,20 +57,18 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
 
     Args:
       trace: to be filled.
-      replay: goes on with this trace's outputs of both mechanisms, not with the run's own.
-      null: the row of a record that counts nowhere in the query (in the gradients, images of NULL_MARK do not).
+      replay: goes on with this trace's outputs of its mechanisms, not with the run's own.
+      null: the row of a record that counts nowhere in the histograms (in the gradients, images of NULL_MARK do not).
     """
-    count, update_of = query.count_semantics, finetune.make_update
-    gaussian = noise.rounded_gaussian
+    count_semantics, count_classes = query.count_semantics, class_histogram.count_classes
+    add_noise, update_of = noisy_counts.add_noise, finetune.make_update
 
-    def count_semantics(logits, labels, *args):
-        keep = np.arange(len(labels)) != null
-        trace.counts = count(logits[keep], labels[keep], *args)
-        return trace.counts
+    def without_null(labels):
+        return np.arange(len(labels)) != null
 
-    def rounded_gaussian(*args):
-        trace.noisy = trace.counts + gaussian(*args)
-        return (trace.noisy if replay is None else replay.noisy) - trace.counts
+    def exchange_counts(name, key, counts, std):
+        trace.counts[name], trace.noisy[name] = counts, add_noise(name, key, counts, std)
+        return (trace if replay is None else replay).noisy[name]
 
     def make_update(*args):
         update = update_of(*args)
@@ -82,14 +80,25 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         return lambda state, gradient: update(state, io_callback(exchange, gradient, state["step"], gradient))
 
     with pytest.MonkeyPatch.context() as patch, recorded_draws(trace):
-        patch.setattr(query, "count_semantics", count_semantics)
-        patch.setattr(noise, "rounded_gaussian", rounded_gaussian)
+        patch.setattr(
+            query,
+            "count_semantics",
+            lambda logits, labels, *args: count_semantics(
+                logits[without_null(labels)], labels[without_null(labels)], *args
+            ),
+        )
+        patch.setattr(
+            class_histogram, "count_classes", lambda labels, *args: count_classes(labels[without_null(labels)], *args)
+        )
+        patch.setattr(noisy_counts, "add_noise", exchange_counts)
         patch.setattr(finetune, "make_update", make_update)
         patch.setattr(finetune, "make_per_example_loss", marked_loss(finetune.make_per_example_loss))
         patch.setattr(features, "_apply", _Program(features._apply, trace))
         compile_program = jax.jit
         patch.setattr(jax, "jit", lambda fun, **options: _Program(compile_program(fun, **options), trace))
+        downstream._runner.cache_clear()  # a program that an earlier run compiled would note its calls there
         yield
+        downstream._runner.cache_clear()
 
 
 @contextlib.contextmanager
@@ -163,14 +172,16 @@ def check_blocks_are_used_once(trace: Trace) -> None:
 
 def check_spent_before_use(trace: Trace) -> None:
     """A ledger line was on the disk before the first block that it pays for was drawn."""
+    asked = set()  # the keys of histograms, one each
     for number, draw in enumerate(trace.blocks):
         before = [line for place, line in trace.lines if place <= number]
-        for domain, step in np.unique(draw[:, 8:10], axis=0).tolist():
-            if domain not in (MEMBERSHIP, NOISE):
-                paid = any(line["kind"] == "gaussian" for line in before)
-            else:
+        for *key, domain, step in np.unique(draw[:, :10], axis=0).tolist():
+            if domain in (MEMBERSHIP, NOISE):
                 blocks = [line["steps"] for line in before if line["kind"] == "dp-sgd"]
                 paid = any(start <= step < stop for start, stop in blocks)
+            else:
+                asked.add(tuple(key))
+                paid = len(asked) <= sum(line["kind"] == "gaussian" for line in before)
             assert paid, f"draw {number}, of domain {domain} and step {step}, came before its ledger line"
 
 

@@ -1,28 +1,41 @@
 """Nothing sensitive in `release/`: it is a function of the mechanisms' outputs and of public values, and of no more.
 
-A run on a data set D is recorded where its two mechanisms give their outputs. Then the pipeline runs on neighbours D'
-with these outputs in their place: had anything else of the data reached the release, some byte would differ.
+Record and replay (after Cebere et al. 2026, arXiv:2602.17454). A run on a data set D is recorded where its
+mechanisms take their inputs and give their outputs. Then the pipeline runs on neighbours D', one record of D nulled,
+with the same batches and with D's outputs in the mechanisms' place. Had anything else of the data reached the release,
+some byte would differ; what goes into a mechanism may differ by its sensitivity.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental import io_callback
+from audits import (
+    HUGE_MARK,
+    MEMBERSHIP,
+    NAN_MARK,
+    NULL_MARK,
+    Trace,
+    check_blocks_are_used_once,
+    check_query_sensitivity,
+    check_releases_are_equal,
+    check_spent_before_use,
+    recorded,
+    vector64,
+)
 from pipelines import SIDE, release_bytes, run, tiny_config, write_npz
 from small_models import use_small_models
 
-from privimage_jax.privacy import chacha, noise, sampling
-from privimage_jax.stages import finetune, query
+from privimage_jax.privacy import chacha, sampling
+from privimage_jax.stages import query
+from privimage_jax.stages.plan import CLASS_HISTOGRAM, SEMANTIC_QUERY
 
 NAMES = ("circle", "square", "triangle")
 N, STEPS, BATCH, CLIP_NORM, K1 = 60, 4, 40, 1e-3, 2
-NAN_MARK, HUGE_MARK = 255, 254  # images of this value alone have a loss of NaN, or one whose gradient is huge
-COMMON, RARE = 4, 59  # rows: an image of a class with many, and the only one of the third class
+# Rows of D: an image of a class with many, one with a gradient of NaN, one far above the clip norm, the only triangle.
+COMMON, NAN, HUGE, RARE = 4, 9, 14, 59
 
 
 def make_config(folder):
@@ -30,6 +43,7 @@ def make_config(folder):
     config.data.path = str(folder / "sensitive.npz")
     config.data.class_names = NAMES
     config.query.k1 = K1
+    config.class_histogram.enabled, config.class_histogram.noise_multiplier = True, 10.0
     config.finetune.batch_size = BATCH
     config.finetune.steps = STEPS
     config.clipping.norm = CLIP_NORM
@@ -40,161 +54,136 @@ def make_config(folder):
     return config
 
 
-def sensitive_arrays(folder):
-    arrays = dict(np.load(write_npz(folder / "drawn.npz", N, 2, seed=1)))
-    arrays["train_labels"][RARE] = 2
-    return arrays
-
-
 def image_of(value):
     return np.full((SIDE, SIDE, 1), value, np.uint8)
 
 
+def sensitive_arrays(folder):
+    arrays = dict(np.load(write_npz(folder / "drawn.npz", N, 2, seed=1)))
+    arrays["train_images"][NAN], arrays["train_images"][HUGE] = image_of(NAN_MARK), image_of(HUGE_MARK)
+    arrays["train_labels"][RARE] = 2
+    return arrays
+
+
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """D with one record changed, and by how much a mechanism's input may then move, in units of its sensitivity.
-
-    Replacing a record by another counts twice: one is struck out, another put in.
-    """
+    """D with one record changed: nulled, or replaced by an image, which counts as one struck out and one put in."""
 
     row: int
-    image: np.ndarray
-    label: int
-    query_sensitivities: float
-    gradient_sensitivities: float
+    image: np.ndarray | None = None
+
+    @property
+    def sensitivities(self) -> int:
+        """By how much a mechanism's input may move, in units of its sensitivity."""
+        return 1 if self.image is None else 2
 
 
 NEIGHBOURS = {
-    "another image": Neighbour(COMMON, np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE, 1) * 4, 1, 2, 2),
-    "a class without images": Neighbour(RARE, image_of(0), 0, 2, 2),
-    "a loss that is no number": Neighbour(COMMON, image_of(NAN_MARK), 0, 2, 1),
-    "a huge gradient": Neighbour(COMMON, image_of(HUGE_MARK), 0, 2, 2),
+    "nulled": Neighbour(COMMON),
+    "the only image of its class nulled": Neighbour(RARE),
+    "a gradient of NaN nulled": Neighbour(NAN),
+    "a huge gradient nulled": Neighbour(HUGE),
+    "another image": Neighbour(COMMON, np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE, 1) * 4),
 }
 
 
-class Outputs:
-    """What the mechanisms put out: the counts before and after noise, and every step's noised, averaged gradient."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one run left: its trace, its release, and the names of all its files."""
 
-    def __init__(self):
-        self.counts = self.noisy = None
-        self.gradients = {}
-
-
-def marked_loss(make: Callable) -> Callable:
-    """`make_per_example_loss` whose losses can be made NaN or huge by marked images."""
-
-    def make_marked(*args, **kwargs):
-        per_example_loss = make(*args, **kwargs)
-
-        def marked(params, batch, keys):
-            image = batch["image"].reshape(len(batch["image"]), -1)
-            factor = jax.numpy.where((image == HUGE_MARK).all(1), 1e20, 1.0)
-            return per_example_loss(params, batch, keys) * jax.numpy.where((image == NAN_MARK).all(1), np.nan, factor)
-
-        return marked
-
-    return make_marked
+    trace: Trace
+    release: dict[str, bytes]
+    names: list[str]
 
 
-@contextlib.contextmanager
-def observed(own: Outputs, substitute: Outputs | None = None):
-    """Records a run's mechanisms in `own`; with `substitute` the run goes on with those outputs, not its own."""
-    real = query.count_semantics, noise.rounded_gaussian, finetune.make_update, finetune.make_per_example_loss
-
-    def count_semantics(*args):
-        own.counts = real[0](*args)
-        return own.counts
-
-    def rounded_gaussian(*args):
-        own.noisy = own.counts + real[1](*args)
-        return (own.noisy if substitute is None else substitute.noisy) - own.counts
-
-    def make_update(*args):
-        update = real[2](*args)
-
-        def exchange(step, gradient):
-            own.gradients[int(step)] = jax.tree.map(np.array, gradient)
-            return jax.tree.map(np.asarray, (own if substitute is None else substitute).gradients[int(step)])
-
-        return lambda state, gradient: update(state, io_callback(exchange, gradient, state["step"], gradient))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query, "count_semantics", count_semantics)
-        patch.setattr(noise, "rounded_gaussian", rounded_gaussian)
-        patch.setattr(finetune, "make_update", make_update)
-        patch.setattr(finetune, "make_per_example_loss", marked_loss(real[3]))
-        yield
+def run_on(folder, public, neighbour: Neighbour | None = None, replay: Trace | None = None) -> Run:
+    arrays, null = sensitive_arrays(folder), None
+    if neighbour is not None:
+        null = neighbour.row if neighbour.image is None else None
+        arrays["train_images"][neighbour.row] = image_of(NULL_MARK) if neighbour.image is None else neighbour.image
+        arrays["train_labels"][neighbour.row] = 0 if neighbour.image is None else 1
+    np.savez(folder / "sensitive.npz", **arrays)
+    config = make_config(folder)
+    config.public.path = str(public)
+    trace = Trace()
+    with recorded(trace, replay, null):
+        workdir = run(config, folder / "run")
+    paths = (path.relative_to(workdir.root) for path in workdir.root.rglob("*") if path.is_file())
+    # Names are random in checkpoints and their parts "d", digests of data in the cache, clock times among the metrics.
+    unlike = {"checkpoints", "d", "cache", "metrics"}
+    names = sorted(str(path) for path in paths if not unlike & set(path.parts))
+    return Run(trace, release_bytes(workdir), names)
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """The run on D: its folder, outputs and release."""
-    folder = tmp_path_factory.mktemp("original")
-    np.savez(folder / "sensitive.npz", **sensitive_arrays(folder))
-    outputs = Outputs()
-    with observed(outputs):
-        workdir = run(make_config(folder), folder / "run")
-    return folder, outputs, release_bytes(workdir)
+def public(tmp_path_factory):
+    return write_npz(tmp_path_factory.mktemp("public") / "public.npz", 60, 6, seed=2)
 
 
-def run_on(neighbour: Neighbour, original, folder, substitute: bool):
-    arrays = sensitive_arrays(folder)
-    arrays["train_images"][neighbour.row] = neighbour.image
-    arrays["train_labels"][neighbour.row] = neighbour.label
-    np.savez(folder / "sensitive.npz", **arrays)
-    config = make_config(folder)
-    config.public.path = make_config(original[0]).public.path
-    own = Outputs()
-    with observed(own, original[1] if substitute else None):
-        return own, release_bytes(run(config, folder / "run"))
+@pytest.fixture(scope="module")
+def original(public, tmp_path_factory):
+    """The run on D."""
+    return run_on(tmp_path_factory.mktemp("original"), public)
 
 
 @pytest.fixture(scope="module", params=NEIGHBOURS, ids=str)
-def replayed(request, original, tmp_path_factory):
-    """A run on a neighbour with the outputs of D: (the neighbour, its own outputs, its release)."""
+def replayed(request, original, public, tmp_path_factory):
+    """A run on a neighbour with the outputs of D: (the neighbour, its run)."""
     neighbour = NEIGHBOURS[request.param]
-    return neighbour, *run_on(neighbour, original, tmp_path_factory.mktemp("neighbour"), substitute=True)
+    return neighbour, run_on(tmp_path_factory.mktemp("neighbour"), public, neighbour, original.trace)
 
 
 def test_the_release_depends_on_the_mechanisms_outputs_alone(original, replayed):
-    _, _, release = replayed
-    assert release.keys() == original[2].keys()
-    assert [name for name in release if release[name] != original[2][name]] == []
+    check_releases_are_equal(original.release, replayed[1].release)
 
 
-def test_the_query_moves_by_its_sensitivity_at_most(original, replayed):
-    neighbour, own, _ = replayed
-    moved = np.linalg.norm(own.counts - original[1].counts)
-    assert 0 < moved <= neighbour.query_sensitivities * K1**0.5
-    np.testing.assert_array_equal(own.noisy - own.counts, original[1].noisy - original[1].counts)  # equal noise
+@pytest.mark.parametrize(("name", "sensitivity"), [(SEMANTIC_QUERY, K1**0.5), (CLASS_HISTOGRAM, 1.0)])
+def test_counts_move_by_their_sensitivity_at_most(original, replayed, name, sensitivity):
+    neighbour, other = replayed
+    one, two = original.trace, other.trace
+    assert 0 < np.linalg.norm(two.counts[name] - one.counts[name]) <= neighbour.sensitivities * sensitivity
+    np.testing.assert_array_equal(two.noisy[name] - two.counts[name], one.noisy[name] - one.counts[name])
+    spent = [line["l2_sensitivity"] for _, line in one.lines if line.get("mechanism") == name and "epsilon" in line]
+    assert spent == [sensitivity]
 
 
 def test_every_sum_of_gradients_moves_by_the_clip_norm_at_most(original, replayed):
     """The parameters at each step are those of D, and so is the noise: what differs are the clipped sums."""
-    neighbour, own, _ = replayed
+    neighbour, other = replayed
     members = drawn(neighbour.row)
-    assert own.gradients.keys() == original[1].gradients.keys() == set(range(STEPS)) and members.any()
+    assert other.trace.gradients.keys() == original.trace.gradients.keys() == set(range(STEPS)) and members.any()
     for step in range(STEPS):
-        pairs = zip(*(jax.tree.leaves(outputs.gradients[step]) for outputs in (own, original[1])), strict=True)
-        moved = BATCH * np.linalg.norm(np.concatenate([np.ravel(one - other) for one, other in pairs]))
+        difference = vector64(other.trace.gradients[step]) - vector64(original.trace.gradients[step])
+        moved = BATCH * np.linalg.norm(difference)
         # Rounding of the noised sum, of values up to ten times the noise's standard deviation.
-        assert moved <= CLIP_NORM * (neighbour.gradient_sensitivities + 1e-3)
-        assert (moved > 0.1 * CLIP_NORM) == members[step]  # every gradient here is clipped: its norm is the clip norm
+        assert moved <= CLIP_NORM * (neighbour.sensitivities + 1e-3)
+        # Every other gradient here is clipped, so that its norm is the clip norm; that of NaN was zero before.
+        assert (moved > 0.1 * CLIP_NORM) == (members[step] and neighbour.row != NAN)
+
+
+def test_outside_the_mechanisms_nothing_differs(original, replayed):
+    """The same programs on the same shapes for the same steps, the same draws, ledger lines and files."""
+    one, other = original.trace, replayed[1].trace
+    assert len(one.programs) > 20 and other.programs == one.programs
+    np.testing.assert_array_equal(np.concatenate(other.blocks), np.concatenate(one.blocks))
+    assert other.lines == one.lines
+    assert replayed[1].names == original.names
+    exchanged = [(trace.counts, trace.noisy, trace.gradients) for trace in (one, other)]
+    assert len({str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), each)) for each in exchanged}) == 1
+
+
+def test_no_block_is_drawn_twice_nor_before_it_is_paid_for(original):
+    check_blocks_are_used_once(original.trace)
+    check_spent_before_use(original.trace)
 
 
 def test_striking_one_record_out_moves_the_counts_by_the_sensitivity():
-    logits = np.random.default_rng(0).normal(size=(N, 6))
-    labels = np.arange(N) % 3
-    whole = query.count_semantics(logits, labels, 3, K1)
-    for row in range(N):
-        rest = query.count_semantics(np.delete(logits, row, 0), np.delete(labels, row), 3, K1)
-        assert np.linalg.norm(whole - rest) == pytest.approx(K1**0.5)
+    check_query_sensitivity(query.count_semantics, N, semantics=6, n_classes=3, k1=K1)
 
 
-def test_without_those_outputs_the_release_would_differ(original, tmp_path):
-    _, release = run_on(NEIGHBOURS["another image"], original, tmp_path, substitute=False)
-    differing = {name for name in release if release[name] != original[2][name]}
-    assert {"semantics.json", "generator/params.npz", "synthetic.npz", "report.html"} <= differing
+def test_without_those_outputs_the_release_would_differ(original, public, tmp_path):
+    with pytest.raises(AssertionError, match="generator/params.npz, report.html, semantics.json, synthetic"):
+        check_releases_are_equal(original.release, run_on(tmp_path, public, NEIGHBOURS["another image"]).release)
 
 
 def drawn(row):
@@ -204,9 +193,13 @@ def drawn(row):
     return np.array([bool(sampling.membership(key, step, N, threshold)[row]) for step in range(STEPS)])
 
 
-def test_the_ledger_covers_both_mechanisms(original):
-    """What was recorded is what the ledger says was spent: one query, and as many steps as gradients."""
-    lines = [json.loads(line) for line in original[2]["ledger.jsonl"].splitlines()]
+def test_the_ledger_covers_every_mechanism(original):
+    """What was recorded is what the ledger says was spent: one line for each histogram, as many steps as gradients."""
+    lines = [json.loads(line) for line in original.release["ledger.jsonl"].splitlines()]
+    assert lines == [line for _, line in original.trace.lines]
     steps = [range(*line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
-    assert [line["kind"] for line in lines].count("gaussian") == 1
-    assert sorted(step for block in steps for step in block) == sorted(original[1].gradients)
+    asked = [line["mechanism"] for line in lines if line["kind"] == "gaussian"]
+    assert sorted(asked) == sorted(original.trace.counts) == sorted([SEMANTIC_QUERY, CLASS_HISTOGRAM])
+    assert sorted(step for block in steps for step in block) == sorted(original.trace.gradients)
+    blocks = np.concatenate(original.trace.blocks)
+    assert set(blocks[blocks[:, 8] == MEMBERSHIP, 9].tolist()) == set(original.trace.gradients)
