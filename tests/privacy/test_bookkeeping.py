@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from audits import check_clipping
+from audits import check_clipping, check_full_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import Tied
 
-from privimage_jax.diffusion import EDM, make_per_example_loss
+from privimage_jax.diffusion import EDM, batch_shapes, make_per_example_loss
 from privimage_jax.models.cnn import CNN
 from privimage_jax.models.resnet import ResNet9
 from privimage_jax.models.unet import UNet
@@ -201,6 +201,18 @@ def test_the_denoisers_gradients_are_clipped_each_by_itself(method, dtype):
     check_clipping(
         loss, jitter(params["params"]), batch, jax.random.split(jax.random.key(7), M), 1e-3, method, tolerance
     )
+
+
+@pytest.mark.parametrize("method", ["bookkeeping", "vmap"])
+def test_every_product_of_the_denoiser_is_a_full_one(method):
+    """Forward and backward, also where the default is TF32 (recent GPUs) or bfloat16 passes (TPUs)."""
+    model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1, 2), attn=(4,), num_blocks=1)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    )
+    batch, keys = batch_shapes(M, (4, 4, 1))
+    fn = clipped_grad(make_per_example_loss(model, EDM(), 2, 2), 1.0, method)
+    assert check_full_precision(fn, shapes["params"], batch, keys, jax.ShapeDtypeStruct((M,), bool)) > 50
 
 
 def test_parameters_without_a_rule_are_named():

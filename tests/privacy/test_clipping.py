@@ -1,5 +1,7 @@
 """Clipping: its values on a linear model by hand, and its promise on adversarial gradients."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,8 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
     np.testing.assert_array_equal(np.delete(bad_norms, 3), np.delete(norms, 3))
 
 
+# Squares 1 and 255 times just under half a unit in its last place: added in this order, every addition loses its term.
+LOSING = np.sqrt(np.concatenate([[1.0], np.full(255, 0.999 * 2**-24)]))
 ADVERSARIAL = {
     "zero": np.zeros(100),
     "huge": np.full(1000, 1e30),
@@ -83,6 +87,8 @@ ADVERSARIAL = {
     "just below": np.full(4096, C / 64 * (1 - 1e-6)),
     # Each small square is less than half a unit in the last place of the first: one long sum would lose them all.
     "one and a million": np.concatenate([[1.0], np.full(2**20, 2**-12.5 * 0.999)]),
+    "every addition rounds down": LOSING,
+    "every addition of every block rounds down": np.kron(LOSING, LOSING),
     "a million and one": np.concatenate([np.full(2**20, 2**-12.5 * 0.999), [1.0]]),
 }
 
@@ -100,6 +106,25 @@ def test_no_clipped_gradient_exceeds_the_bound(name, clip_norm):
     np.testing.assert_allclose(norm, min(exact, np.finfo(np.float32).max), rtol=5e-5, atol=1e-37)
     if 1e-30 < exact < target:
         jax.tree.map(np.testing.assert_array_equal, clipped, gradient)  # an unclipped gradient is not touched
+
+
+def test_no_clipped_gradient_of_a_microbatch_exceeds_the_bound():
+    """As the step has them: clipped side by side, in one program."""
+    rows = [np.resize(ADVERSARIAL[name], 2**16).astype(np.float32) for name in ADVERSARIAL]
+    rows += [row[::-1] for row in rows] + [np.random.default_rng(0).permutation(row) for row in rows]
+    gradients = {"a": np.stack(rows), "b": np.stack(rows)[:, :3]}
+    clipped, _ = jax.jit(jax.vmap(lambda gradient: clip(gradient, True, C)))(gradients)
+    for row in range(len(rows)):
+        assert norm64(jax.tree.map(lambda leaf, row=row: leaf[row], clipped)) <= C
+
+
+def test_eta_covers_every_rounding():
+    """The derivation beside `ETA`, in exact figures: no more than half of it is used."""
+    u = 2.0**-24
+    levels = math.ceil(math.log(2**32, clipping._BLOCK)) + math.ceil(math.log(2**16, clipping._BLOCK))
+    squared_norm = (1 + u) ** (1 + levels * (clipping._BLOCK - 1)) - 1
+    assert levels == 6 and u > 2**32 * 2.0**-126
+    assert (1 + squared_norm) ** 0.5 * (1 + u) ** 16 - 1 < ETA / 2
 
 
 @settings(max_examples=60, deadline=None)
