@@ -152,7 +152,7 @@ def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
         context.workdir.clear_mark(stage.NAME)
     started = context.workdir.internal / stage.NAME / "started.json"
     record = _record(context, stage, fingerprint)
-    if not _has_spent(context, stage) and (not started.exists() or workdir.read_json(started) != record):
+    if not _has_spent(context, stage) and workdir.read_record(started) != record:
         workdir.remove(started.parent)  # what an earlier run with other settings left half done
     context.folder(stage.NAME)
     workdir.atomic_write_json(started, record)
@@ -174,13 +174,12 @@ def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints:
         if not _has_spent(context, stage):
             continue
         started = context.workdir.internal / stage.NAME / "started.json"
-        try:
-            record = workdir.read_json(started)
-        except (FileNotFoundError, ValueError):
+        record = workdir.read_record(started)
+        if not {"fingerprint", "settings"} <= record.keys():
             raise UserError(
                 f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME}, but the record of its "
                 f"inputs {started} is missing or damaged; restore it, or choose a new --workdir."
-            ) from None
+            )
         if prints.get(stage.NAME) != record["fingerprint"]:
             raise UserError(
                 f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME}, "
@@ -200,13 +199,13 @@ def _difference(context: Context, stage: ModuleType, record: dict, stages: list[
         return "which this config does not run"
     for earlier in stages[: stages.index(stage) + 1]:
         started = context.workdir.internal / earlier.NAME / "started.json"
-        before = record if earlier is stage else workdir.read_json(started) if started.exists() else None
-        if before is None:
+        before = (record if earlier is stage else workdir.read_record(started)).get("settings")
+        if not isinstance(before, dict):
             continue
         now = workdir.jsonable(earlier.settings(context.config))
-        for key in sorted({*now, *before["settings"]}):
-            if now.get(key) != before["settings"].get(key):
-                return f"with config.{key}={before['settings'].get(key)!r}, which is now {now.get(key)!r}"
+        for key in sorted({*now, *before}):
+            if now.get(key) != before.get(key):
+                return f"with config.{key}={before.get(key)!r}, which is now {now.get(key)!r}"
     return "with other data or stages"
 
 

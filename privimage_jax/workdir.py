@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import processes
+from privimage_jax import processes, reading
 from privimage_jax.errors import UserError
 from privimage_jax.processes import written_once
 
@@ -120,9 +120,13 @@ def atomic_write_npz(path: Path, **arrays: np.ndarray) -> None:
     atomic_write_bytes(path, buffer.getvalue())
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_record(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; {} if it is missing, damaged or no object."""
+    try:
+        value = reading.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @contextlib.contextmanager
@@ -236,9 +240,33 @@ class Workdir:
         self.config_json = self.root / "config.json"
         self.ledger = self.release / "ledger.jsonl"
 
+    def check(self) -> None:
+        """Checks that the folder holds files and folders only: nothing that leads elsewhere or would be waited for.
+
+        Raises:
+          UserError: naming the link, pipe, socket or device.
+        """
+        waiting = [self.root] if os.path.isdir(self.root) else []
+        while waiting:
+            with explain_os_errors(waiting[-1]), os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+                    elif not entry.is_file(follow_symlinks=False):
+                        what = "a link" if entry.is_symlink() else "a pipe, socket or device"
+                        raise UserError(
+                            f"{entry.path} is {what}, and a workdir holds files and folders only; remove it, or choose "
+                            "another --workdir."
+                        )
+
     @written_once
     def create(self) -> None:
-        """Makes the folders; `internal/` is readable by its owner only."""
+        """Makes the folders; `internal/` is readable by its owner only.
+
+        Raises:
+          UserError: if that is refused, or the folder holds what no run has made (see `check`).
+        """
+        self.check()
         make_dir(self.release)
         make_dir(self.internal, mode=0o700)
         with explain_os_errors(self.internal):
@@ -256,8 +284,8 @@ class Workdir:
             return
         path = self.internal / "lock"
         with explain_os_errors(path):
-            path.touch()
-        with open(path, "a", encoding="utf-8") as file:  # not explained: what goes wrong inside is not about this file
+            file = open(path, "a", encoding="utf-8")  # noqa: SIM115, as what goes wrong below is not about this file
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -272,11 +300,9 @@ class Workdir:
 
     def done_mark(self, stage: str) -> dict | None:
         """The record that `mark_done` left for a stage, or None."""
-        path = self._marks / f"{stage}.json"
-        try:
-            return read_json(path)
-        except (FileNotFoundError, ValueError):
-            return None  # an unreadable mark is no mark: the stage looks at its own artefacts again
+        record = read_record(self._marks / f"{stage}.json")
+        # An unreadable mark is no mark: the stage looks at its own artefacts again.
+        return record if isinstance(record.get("fingerprint"), str) else None
 
     def mark_done(self, stage: str, record: dict) -> None:
         """Notes that a stage's artefacts are complete; the last write of every stage."""

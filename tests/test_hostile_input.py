@@ -1,8 +1,10 @@
 """Hostile files: no reader runs code, leaves the folder, waits, fills memory or fails with anything but a UserError."""
 
+import hashlib
 import json
 import os
 import random
+import shutil
 import socket
 import stat
 import struct
@@ -23,6 +25,10 @@ from privimage_jax.data.sources import open_source
 from privimage_jax.data.sources.base import Settings
 from privimage_jax.data.transforms import decode_image, fit
 from privimage_jax.errors import UserError
+from privimage_jax.privacy.ledger import Ledger, spent
+from privimage_jax.stages import generator, noisy_counts, sample, selection
+from privimage_jax.training import checkpoint
+from privimage_jax.workdir import Workdir
 
 PICTURE = hostile.picture_bytes("PNG")
 IMAGES, LABELS = np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 1])
@@ -346,3 +352,334 @@ def test_files_beyond_the_limit_and_pipes(tmp_path):
         with pytest.raises(reading.Unreadable, match="not a regular file"):
             reading.read_json(place)
     assert time.monotonic() - began < 5
+
+
+# Workdirs
+
+
+@pytest.mark.parametrize("place", ["release", "internal", "internal/query", "release/ledger.jsonl", "config.json"])
+def test_links_in_a_workdir_are_refused(tmp_path, place):
+    outside, run = tmp_path / "outside", Workdir(tmp_path / "run")
+    outside.mkdir()
+    (run.root / place).parent.mkdir(parents=True, exist_ok=True)
+    (run.root / place).symlink_to(outside)
+    refuses(run.create, f"{run.root / place} is a link", "remove it")
+    assert not any(outside.iterdir())
+
+
+def test_pipes_in_a_workdir_are_refused(tmp_path):
+    run = Workdir(tmp_path)
+    run.create()
+    os.mkfifo(run.internal / "lock")
+    refuses(run.create, "internal/lock is a pipe, socket or device")
+
+
+def test_a_workdir_may_be_reached_by_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    run = Workdir(tmp_path / "here")
+    run.create()
+    with run.lock():
+        assert (tmp_path / "there" / "internal" / "lock").exists()
+
+
+def test_a_folder_in_place_of_the_lock(tmp_path):
+    run = Workdir(tmp_path)
+    run.create()
+    (run.internal / "lock").mkdir()
+    with pytest.raises(UserError, match="internal/lock: a folder of this name is in the way"), run.lock():
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b'{"fingerprint":1}', b"[" * 10**5, b"\xff"])
+def test_done_marks_that_are_none(tmp_path, content):
+    run = Workdir(tmp_path)
+    run.create()
+    run.mark_done("query", {"fingerprint": "a"})
+    assert run.done_mark("query") == {"fingerprint": "a"}
+    hostile.written(run.internal / "done" / "query.json", content)
+    assert run.done_mark("query") is None
+
+
+# Ledgers
+
+
+def ledger_of(*lines: str) -> bytes:
+    """A file of lines chained as they must be, whatever else is wrong with them."""
+    content, previous = [], "0" * 64
+    for number, line in enumerate(lines):
+        text = f'{{"index":{number},{line},"previous":"{previous}"}}'.encode("utf-8", "surrogateescape")
+        previous = hashlib.sha256(text).hexdigest()
+        content.append(text + b"\n")
+    return b"".join(content)
+
+
+OPEN = (
+    '"kind":"open","epsilon_target":10.0,"delta":1e-05,"n":100,"accountant":"pld","adjacency":"zero-out",'
+    '"mechanisms":["a"],"private":true'
+)
+SPENT = (
+    '"kind":"dp-sgd","mechanism":"a","steps":[0,3],"sampling_rate":0.1,"noise_multiplier":2.0,"clip_norm":0.1,'
+    '"expected_batch_size":10,"key_generation":0,"epsilon":1.5'
+)
+
+
+def test_the_lines_that_are_spoilt_below_are_honest(tmp_path):
+    path = hostile.written(tmp_path / "ledger.jsonl", ledger_of(OPEN, SPENT, '"kind":"closed","mechanism":"a"'))
+    assert [entry["kind"] for entry in Ledger.open(path).entries] == ["open", "dp-sgd", "closed"]
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"epsilon":1.5', '"epsilon":NaN'),
+        ('"epsilon":1.5', '"epsilon":Infinity'),
+        ('"epsilon":1.5', '"epsilon":1e999'),
+        ('"epsilon":1.5', '"epsilon":-1'),
+        ('"epsilon":1.5', '"epsilon":"1.5"'),
+        ('"epsilon":1.5', '"epsilon":1.5,"epsilon":0.1'),
+        ('"epsilon":1.5', '"epsilon":' + "9" * 5000),
+        ('"epsilon":1.5', '"epsilon":' + "[" * 10**5),
+        ('"steps":[0,3]', '"steps":[0,1000000000000]'),
+        ('"steps":[0,3]', '"steps":[3,0]'),
+        ('"steps":[0,3]', '"steps":{"a":1}'),
+        ('"steps":[0,3]', '"steps":[0,3],"host":"here"'),
+        ('"mechanism":"a"', '"mechanism":["a"]'),
+        ('"mechanism":"a"', '"mechanism":"\\u001b[2J"'),
+        ('"mechanism":"a"', '"mechanism":"\\ud800"'),
+        ('"mechanism":"a"', '"mechanism":"\udcff"'),
+        ('"kind":"dp-sgd"', '"kind":["dp-sgd"]'),
+        ('"kind":"dp-sgd"', '"kind":"open"'),
+        ('"key_generation":0', '"key_generation":true'),
+    ],
+)
+def test_ledger_lines_made_to_harm(tmp_path, privimage, old, new):
+    path = hostile.written(tmp_path / "release" / "ledger.jsonl", ledger_of(OPEN, SPENT.replace(old, new)))
+    refuses(lambda: Ledger.open(path), f"line 2 of {path}", "restore it from a copy")
+    privimage("ledger", tmp_path).refuses(f"line 2 of {path}")
+
+
+def test_ledgers_that_are_no_files(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    path.mkdir()
+    refuses(lambda: Ledger.open(path), "ledger.jsonl is not a regular file")
+    path.rmdir()
+    os.mkfifo(path)
+    refuses(lambda: Ledger.open(path), "ledger.jsonl is not a regular file")
+    path.unlink()
+    path.symlink_to(tmp_path / "nothing")
+    refuses(lambda: Ledger.open(path), "ledger.jsonl is missing")
+    path.unlink()
+    monkeypatch.setattr("privimage_jax.privacy.ledger.MAX_BYTES", 10)
+    refuses(lambda: Ledger.open(hostile.written(path, b"a" * 11)), "has more than 10 bytes")
+
+
+def test_a_ledger_of_megabytes_is_read_in_seconds(tmp_path):
+    blocks = [SPENT.replace("[0,3]", f"[{i},{i + 1}]").replace('tion":0', f'tion":{i}') for i in range(20_000)]
+    path = hostile.written(tmp_path / "ledger.jsonl", ledger_of(OPEN, *blocks))
+    began = time.monotonic()
+    assert len(Ledger.open(path).entries) == 20_001
+    assert time.monotonic() - began < 20  # it grows with the number of lines, not with its square
+
+
+@many
+@given(seed=seeds)
+def test_spoilt_ledgers(tmp_path, seed):
+    chance, lines = random.Random(seed), [OPEN, SPENT]
+    if chance.random() < 0.5:  # a chain that holds
+        line = hostile.mutated(SPENT.encode(), chance).decode("utf-8", "surrogateescape").replace("\n", "")
+        content = ledger_of(OPEN, line)
+    else:
+        content = hostile.mutated(ledger_of(*lines), chance)
+    path = hostile.written(tmp_path / "ledger.jsonl", content)
+    may_refuse(lambda: spent(Ledger.open(path).entries))
+
+
+# What stages read back
+
+
+def test_noisy_counts_made_to_harm(tmp_path):
+    path = tmp_path / "counts.json"
+    hostile.written(path, b'{"counts":[[1,2],[3,-4]]}')
+    assert noisy_counts.read(path, "counts", (2, 2)).tolist() == [[1, 2], [3, -4]]
+    for content in (
+        b'{"counts":[[1,2]]}',
+        b'{"counts":[[1,2],[3]]}',
+        b'{"counts":[[1,2],[3,4.5]]}',
+        b'{"counts":[[1,2],[3,NaN]]}',
+        b'{"counts":[[1,2],[3,99999999999999999999]]}',
+        b'{"counts":[[1,2],[3,"4"]]}',
+        b'{"counts":' + b"[" * 900 + b"]" * 900 + b"}",
+        b"[]",
+        b"",
+    ):
+        refuses(lambda content=content: noisy_counts.read(hostile.written(path, content), "counts", (2, 2)), str(path))
+    path.unlink()
+    refuses(lambda: noisy_counts.read(path, "counts", (2, 2)), "counts.json is missing; restore it from a copy")
+
+
+@pytest.mark.parametrize(
+    "rows, labels",
+    [
+        ([0, 10], [0, 1]),
+        ([-1, 1], [0, 1]),
+        ([0, 1], [0, 4]),
+        ([0, 1], [-1, 1]),
+        ([0], [0, 1]),
+        ([[0, 1]], [[0, 1]]),
+        ([0.0, 1.0], [0, 1]),
+        ([], []),
+    ],
+)
+def test_selections_made_to_harm(tmp_path, rows, labels):
+    kind = np.float64 if any(isinstance(row, float) for row in rows) else np.int64
+    spoilt = hostile.npz_bytes(rows=np.array(rows, kind), labels=np.array(labels, np.int32))
+    path = hostile.written(tmp_path / "subset.npz", spoilt)
+    refuses(lambda: selection.read_subset(path, 10, 3), str(path), "delete it")
+    honest = hostile.npz_bytes(rows=np.array([0, 9]), labels=np.array([0, 3], np.int32))
+    assert selection.read_subset(hostile.written(path, honest), 10, 3)[0].tolist() == [0, 9]
+
+
+SEMANTICS = {
+    "class_names": ["a", "b"],
+    "semantic_names": ["x", "y", "z"],
+    "histogram": [[1, 2, 3], [4, 5, -6]],
+    "picked": [[2], [0]],
+    "noise_std": 1.5,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": ["a"]},
+        {"class_names": 3},
+        {"semantic_names": ["x", "y"]},
+        {"semantic_names": [1, 2, 3]},
+        {"semantic_names": None},
+        {"histogram": [[1, 2], [4, 5]]},
+        {"histogram": [[1, 2, 3]]},
+        {"histogram": [[1, 2, "3"], [4, 5, 6]]},
+        {"picked": [[3], [0]]},
+        {"picked": [[-1], [0]]},
+        {"picked": [[], [[0]]]},
+        {"picked": None},
+        {"noise_std": "<b>"},
+    ],
+)
+def test_semantics_made_to_harm(tmp_path, change):
+    path = hostile.written(tmp_path / "semantics.json", json.dumps(SEMANTICS).encode())
+    assert selection.read_semantics(path, ("a", "b")) == SEMANTICS
+    hostile.written(path, json.dumps(SEMANTICS | change).encode())
+    refuses(lambda: selection.read_semantics(path, ("a", "b")), str(path), "delete it")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": np.zeros((2, 8, 8, 1), np.uint8)},
+        {"images": np.zeros((3, 8, 8, 1), np.float32)},
+        {"labels": np.zeros(3, np.int64)},
+        {"labels": np.array([0, 2, 0], np.int32)},
+        {"labels": np.array([0, -1, 0], np.int32)},
+        {"images": np.array([None])},
+    ],
+)
+def test_synthetic_sets_made_to_harm(tmp_path, change):
+    honest = {"images": IMAGES, "labels": LABELS.astype(np.int32)}
+    path = hostile.written(tmp_path / "synthetic.npz", hostile.npz_bytes(**honest))
+    assert sample.read_synthetic(path, IMAGES.shape, 2)[0].shape == IMAGES.shape
+    hostile.written(path, hostile.npz_bytes(**(honest | change)))
+    refuses(lambda: sample.read_synthetic(path, IMAGES.shape, 2), str(path))
+
+
+PARAMS = {"Dense_0": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"Dense_0/kernel": np.zeros((2, 3), np.float32)},
+        {"Dense_0/kernel": np.zeros((3, 2), np.float32), "Dense_0/bias": np.zeros(3, np.float32)},
+        {"Dense_0/kernel": np.zeros((2, 3), np.float64), "Dense_0/bias": np.zeros(3, np.float32)},
+        {"Dense_0": np.zeros(1), "Dense_0/kernel": np.zeros((2, 3), np.float32)},
+        {"Dense_0/kernel": np.array([print])},
+    ],
+)
+def test_generators_made_to_harm(tmp_path, spoilt):
+    generator.publish(tmp_path / "generator", PARAMS, {})
+    assert generator.read_params(tmp_path / "generator", PARAMS).keys() == PARAMS.keys()
+    hostile.written(tmp_path / "generator" / "params.npz", hostile.npz_bytes(**spoilt))
+    refuses(lambda: generator.read_params(tmp_path / "generator", PARAMS), "params.npz")
+
+
+# Checkpoints
+
+
+def sealed(path, tree=None):
+    """A checkpoint whose manifest is right, whatever its files hold."""
+    if tree is not None:
+        checkpoint.save_tree(path, tree)
+    manifest = {
+        str(file.relative_to(path / "tree")): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((path / "tree").rglob("*"))
+        if file.is_file()
+    }
+    hostile.written(path / "manifest.json", json.dumps(manifest).encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return sealed(tmp_path_factory.mktemp("checkpoint") / "1", PARAMS)
+
+
+def test_manifests_that_lie(tmp_path, saved):
+    path = tmp_path / "1"
+    shutil.copytree(saved, path)
+    assert checkpoint.is_intact(path)
+    honest = (path / "manifest.json").read_bytes()
+    secret = hostile.written(tmp_path / "secret", b"secret")
+    outside = json.loads(honest) | {"../../secret": hashlib.sha256(secret.read_bytes()).hexdigest()}
+    for content in (json.dumps(outside).encode(), b"[]", b"null", b"[" * 10**5, b"{}", b"\xff"):
+        hostile.written(path / "manifest.json", content)
+        assert not checkpoint.is_intact(path)
+        refuses(lambda: checkpoint.restore_tree(path, PARAMS), "is missing or damaged")
+    hostile.written(path / "manifest.json", honest)
+    victim = sorted(file for file in (path / "tree").rglob("*") if file.is_file())[-1]
+    victim.rename(tmp_path / "moved")
+    victim.symlink_to(tmp_path / "moved")
+    assert not checkpoint.is_intact(path)
+    victim.unlink()
+    os.mkfifo(victim)
+    assert not checkpoint.is_intact(path)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"Dense_0": {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(3, np.float32)}},
+        {"Dense_0": {"kernel": np.zeros((2, 300), np.float32), "bias": np.zeros(3, np.float32)}},
+        {"Dense_0": {"kernel": np.zeros((2, 3), np.float32)}},
+        {"Dense_1": PARAMS["Dense_0"]},
+    ],
+)
+def test_checkpoints_of_other_arrays(tmp_path, stored):
+    """Orbax alone hands out arrays of another shape than was asked for."""
+    refuses(lambda: checkpoint.restore_tree(sealed(tmp_path / "1", stored), PARAMS), str(tmp_path / "1"), "delete it")
+
+
+@settings(many, max_examples=25)
+@given(seed=seeds)
+def test_spoilt_checkpoints_under_a_manifest_that_fits(tmp_path, saved, seed):
+    chance, path = random.Random(seed), tmp_path / str(seed)
+    shutil.copytree(saved, path, dirs_exist_ok=True)
+    victim = chance.choice(sorted(file for file in (path / "tree").rglob("*") if file.is_file()))
+    victim.write_bytes(hostile.mutated(victim.read_bytes(), chance))
+    may_refuse(lambda: checkpoint.restore_tree(sealed(path), PARAMS))
+
+
+def test_folders_that_are_no_checkpoints(tmp_path):
+    for name in ("²", "-1", "1e3", "..1", "latest"):
+        (tmp_path / name).mkdir()
+    assert checkpoint.Checkpoints(tmp_path).steps() == []

@@ -13,7 +13,7 @@ from privimage_jax import processes, workdir
 
 BEGINNING = """
 import pathlib, sys
-from privimage_jax import processes, workdir
+from privimage_jax import processes, reading, workdir
 index, count, port, folder = *map(int, sys.argv[1:4]), pathlib.Path(sys.argv[4])
 if index == 0:
     processes.join(processes.gather(processes.listen(port), count, 20, None))
@@ -48,7 +48,7 @@ def test_process_0_writes_and_all_see_it(tmp_path):
         """
         for turn in range(30):
             workdir.atomic_write_json(folder / "value.json", [turn, index])
-            assert workdir.read_json(folder / "value.json") == [turn, 0]
+            assert reading.read_json(folder / "value.json") == [turn, 0]
             workdir.append_line_durably(folder / "lines", f"{turn} of {index}")
             assert len((folder / "lines").read_text().splitlines()) == turn + 1
         assert team.least("a number", 7 + (index - 1) ** 2) == 7

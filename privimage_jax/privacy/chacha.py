@@ -20,6 +20,7 @@ DOMAIN_QUERY = 1
 DOMAIN_MEMBERSHIP = 2
 DOMAIN_NOISE = 3
 
+KEY_BYTES = 32
 WORDS_PER_BLOCK = 16
 
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k"
@@ -29,13 +30,13 @@ _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
 
 def new_key() -> np.ndarray:
     """A fresh key, uint32 [8], from the operating system's entropy."""
-    return key_from_bytes(secrets.token_bytes(32))
+    return key_from_bytes(secrets.token_bytes(KEY_BYTES))
 
 
 def key_from_bytes(data: bytes) -> np.ndarray:
     """The key, uint32 [8], whose 32 bytes are `data` (little-endian words, as RFC 8439 reads them)."""
-    if len(data) != 32:
-        raise ValueError(f"a ChaCha20 key has 32 bytes, not {len(data)}")
+    if len(data) != KEY_BYTES:
+        raise ValueError(f"a ChaCha20 key has {KEY_BYTES} bytes, not {len(data)}")
     return np.frombuffer(data, "<u4").astype(np.uint32)
 
 

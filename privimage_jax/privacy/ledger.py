@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from privimage_jax import reading
 from privimage_jax.errors import UserError
 from privimage_jax.processes import written_once
 from privimage_jax.workdir import append_line_durably
@@ -36,6 +37,8 @@ FIELDS = {
 }
 _OPTIONAL = {"note", "l2_sensitivity", "expected_batch_size"}
 _START = "0" * 64
+_MAX_TEXT = 200  # characters of a text in a line
+MAX_BYTES = 1 << 26  # of a ledger file
 
 
 def _is_number(value: Any) -> bool:
@@ -47,7 +50,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
 
 
 def _is_index(value: Any) -> bool:
@@ -151,7 +154,8 @@ class Ledger:
           UserError: naming the first line that is not whole, breaks the chain, or may not follow those before it.
         """
         ledger = cls(Path(path))
-        content = ledger.path.read_bytes() if ledger.path.exists() else b""
+        with reading.told(ledger.path, "restore it from a copy, or start a new workdir"):
+            content = reading.read_bytes(ledger.path, MAX_BYTES) if os.path.lexists(ledger.path) else b""
         *lines, _torn = content.split(b"\n")
         for line in lines:
             ledger._take(line)
@@ -161,7 +165,7 @@ class Ledger:
         """Adds a line that is on the disk, once it is known to be one of a ledger and to continue the chain."""
         number, reason = len(self.entries) + 1, "does not follow from the line before it"
         try:
-            entry = json.loads(line)
+            entry = reading.parse_json(line)
             whole = entry["index"] == len(self.entries) and entry["previous"] == self._last_hash
             if whole:
                 reason = "is not as a ledger's lines are written"
@@ -170,7 +174,7 @@ class Ledger:
                 whole = _line(len(self.entries), kind, fields, self._last_hash).encode() == line
                 _check_fields(kind, fields)
                 self._order.check(kind, fields)
-        except (ValueError, KeyError, TypeError, RecursionError, UserError) as error:
+        except (ValueError, KeyError, TypeError, UserError) as error:
             whole, reason = False, f"{reason} ({str(error).rstrip('.')})" if isinstance(error, UserError) else reason
         if not whole:
             raise UserError(
@@ -241,7 +245,7 @@ class Ledger:
     def extends(self, head: dict[str, Any]) -> bool:
         """Whether the ledger still holds all the lines that `head` spoke of."""
         hashes = [*(entry["previous"] for entry in self.entries), self._last_hash]
-        return head["lines"] < len(hashes) and hashes[head["lines"]] == head["last"]
+        return (head.get("lines"), head.get("last")) in enumerate(hashes)
 
     def check_terms(self, terms: dict[str, Any]) -> None:
         """Compares the terms of the guarantee with those that the ledger was opened with, if it was.

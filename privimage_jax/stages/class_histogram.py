@@ -72,5 +72,5 @@ def frequencies(context: Context) -> tuple[float, ...]:
     """
     if not enabled(context.config):
         return tuple(context.config.sample.class_weights)
-    counts = workdir.read_json(context.workdir.root / OUTPUTS[0])["counts"]
-    return tuple(float(max(count, 0)) for count in counts) if max(counts) > 0 else ()
+    counts = noisy_counts.read(context.workdir.root / OUTPUTS[0], "counts", (context.sensitive.n_classes,))
+    return tuple(np.maximum(counts, 0).astype(float).tolist()) if counts.max() > 0 else ()

@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from privimage_jax import workdir
+from privimage_jax.archives import Arrays
 from privimage_jax.diffusion import EDM, Churn, sample
+from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.pixels import to_uint8
 from privimage_jax.training.mesh import batch_sharded, place, replicated
@@ -24,6 +26,12 @@ GRID_COLUMNS = 8
 def build(config: ConfigDict, n_classes: int) -> nn.Module:
     """The denoiser's module."""
     return registry.build_denoiser(config.model, n_classes, config.data.channels)
+
+
+def shapes(context: Any) -> Any:
+    """Shapes and dtypes of the denoiser's parameters."""
+    model, shape = build(context.config, context.sensitive.n_classes), context.sensitive.image_shape
+    return jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), jax.random.key(0))
 
 
 def edm(config: ConfigDict) -> EDM:
@@ -83,7 +91,19 @@ def publish(folder: Path, params: Any, description: dict) -> None:
         workdir.atomic_write_json(partial / "model.json", description)
 
 
-def read_params(folder: Path) -> Any:
-    """The parameters that `publish` wrote."""
-    with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-        return merge_params({path: jnp.asarray(arrays[path]) for path in arrays.files}, {})
+def read_params(folder: Path, shapes: Any) -> Any:
+    """The parameters that `publish` wrote.
+
+    Args:
+      folder: of the released generator.
+      shapes: the model's parameters as arrays or shapes, which these must match.
+
+    Raises:
+      UserError: if they are missing, damaged or another model's.
+    """
+    path, remedy = folder / "params.npz", "restore it from a copy, or start a new workdir"
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in flatten_params(shapes).items()}
+    with Arrays(path, remedy=remedy) as arrays:
+        if arrays.headers != expected:
+            raise UserError(f"{path} does not hold the parameters of this model; {remedy}.")
+        return merge_params({name: jnp.asarray(arrays.read(name)) for name in expected}, {})

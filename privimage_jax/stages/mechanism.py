@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import processes, workdir
+from privimage_jax import processes, reading, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.privacy.ledger import Ledger, is_closed
@@ -28,7 +28,7 @@ def open_ledger(run: workdir.Workdir) -> Ledger:
     """
     ledger = Ledger.open(run.ledger)
     head = run.internal / "ledger_head.json"
-    if head.exists() and not ledger.extends(workdir.read_json(head)):
+    if head.exists() and not ledger.extends(workdir.read_record(head)):
         raise UserError(f"{run.ledger} has lost lines that spent budget; restore the file, or start a new workdir.")
     return ledger
 
@@ -82,7 +82,7 @@ class Mechanism:
         inputs = {**inputs, "version of privimage_jax or a library": code_version(self.context.config)}
         processes.current().meet(f"inputs of {self.name}", {f"the {name}": value for name, value in inputs.items()})
         if any(line["kind"] != "closed" for line in self.lines):
-            recorded = workdir.read_json(path) if path.exists() else {}
+            recorded = workdir.read_record(path)
             changed = sorted(name for name in inputs if recorded.get(name) != inputs[name])
             if changed:
                 raise UserError(
@@ -136,10 +136,12 @@ class Mechanism:
         path = self._key_path(generation)
         if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
-        content = path.read_bytes()
+        with reading.told(path, "remove it, and the run goes on as after the loss of a key"):
+            content = reading.read_bytes(path, chacha.KEY_BYTES)
+            key = chacha.key_from_bytes(content)
         digest = hashlib.sha256(b"privimage key " + content).hexdigest()
         processes.current().meet(f"key of {self.name}", {f"the key {path}": digest})
-        return chacha.key_from_bytes(content)
+        return key
 
     def close(self) -> None:
         """After the artefact is durable: the line `closed`, then the key is deleted."""

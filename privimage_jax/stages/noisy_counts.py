@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import workdir
+from privimage_jax import reading, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import noise
 from privimage_jax.stages.context import Context
@@ -66,6 +66,19 @@ def release(
     noisy = add_noise(name, key, counts, noise_std(context, name, l2_sensitivity))
     workdir.atomic_write_json(output, describe(noisy))
     mechanism.close()
+
+
+def read(path: Path, field: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The noisy counts, int64 of this shape, under `field` of a file that `release` wrote.
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    with reading.told(path, "restore it from a copy, or start a new workdir"):
+        counts = np.asarray(reading.read_json(path)[field])
+        if counts.dtype != np.int64 or counts.shape != shape:
+            raise reading.Unreadable(f"holds no {' by '.join(map(str, shape))} whole numbers")
+    return counts
 
 
 def add_noise(name: str, key: np.ndarray, counts: np.ndarray, std: float) -> np.ndarray:

@@ -97,5 +97,9 @@ def _make_step(context: Context, model, optimizer, n_classes):
 
 
 def load(context: Context) -> Any:
-    """The pre-trained parameters."""
-    return restore_tree(context.workdir.internal / NAME / "params")
+    """The pre-trained parameters.
+
+    Raises:
+      UserError: if they are missing, damaged or another model's.
+    """
+    return restore_tree(context.workdir.internal / NAME / "params", generator.shapes(context))

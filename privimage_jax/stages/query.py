@@ -110,6 +110,10 @@ def count_semantics(logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: 
 
 
 def load(context: Context) -> np.ndarray:
-    """The noisy counts int64 [classes, semantics]."""
-    stored = workdir.read_json(context.workdir.internal / NAME / "histogram.json")
-    return np.asarray(stored["histogram"], np.int64)
+    """The noisy counts int64 [classes, semantics].
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    path = context.workdir.internal / NAME / "histogram.json"
+    return noisy_counts.read(path, "histogram", (context.sensitive.n_classes, context.public.n_classes))

@@ -34,7 +34,9 @@ def run(context: Context) -> None:
         n=context.plan.n,
         entries=open_ledger(context.workdir).entries,
         ledger_ok=True,  # a broken chain has been refused by now
-        semantics=workdir.read_json(release / "semantics.json") if selection.enabled(context.config) else None,
+        semantics=selection.read_semantics(release / "semantics.json", context.sensitive.class_names)
+        if selection.enabled(context.config)
+        else None,
         images=images,
         labels=labels,
         class_names=context.sensitive.class_names,

@@ -1,10 +1,13 @@
 """Stage 6: draw the synthetic set from the released generator. Post-processing; no privacy cost."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from privimage_jax import config as configs
+from privimage_jax import reading
+from privimage_jax.archives import Arrays
 from privimage_jax.processes import written_once
 from privimage_jax.stages import class_histogram, finetune, generator
 from privimage_jax.stages.context import Context
@@ -31,7 +34,7 @@ def run(context: Context) -> None:
     section, release = context.config.sample, context.workdir.release
     class_names = context.sensitive.class_names
     labels = make_labels(section.n, len(class_names), class_histogram.frequencies(context))
-    params = place(generator.read_params(release / "generator"), replicated(context.mesh))
+    params = place(generator.read_params(release / "generator", generator.shapes(context)), replicated(context.mesh))
     draw = generator.Sampler(context.config, generator.build(context.config, len(class_names)), context.mesh)
     key = context.key("synthetic set")
     parts = []
@@ -70,10 +73,27 @@ def _write_folders(folder, images, labels, class_names) -> None:
 
 
 def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:50]
 
 
 def load(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """The synthetic set: images uint8 [N, H, W, C], labels int32 [N]."""
-    with np.load(context.workdir.release / "synthetic.npz", allow_pickle=False) as arrays:
-        return arrays["images"], arrays["labels"]
+    """The synthetic set: images uint8 [N, H, W, C], labels int32 [N].
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    path = context.workdir.release / "synthetic.npz"
+    shape = (context.config.sample.n, *context.sensitive.image_shape)
+    return read_synthetic(path, shape, context.sensitive.n_classes)
+
+
+def read_synthetic(path: Path, shape: tuple[int, ...], n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of this shape and labels below `n_classes`, of a file that `run` wrote; see `load`."""
+    remedy = "delete it, and the same command makes it again"
+    with reading.told(path, remedy), Arrays(path, remedy=remedy) as arrays:
+        images, labels = arrays.read("images"), arrays.read("labels")
+        if images.dtype != np.uint8 or images.shape != shape or labels.dtype != np.int32 or labels.shape != shape[:1]:
+            raise reading.Unreadable(f"does not hold images {list(shape)} and their labels")
+        if not 0 <= labels.min() <= labels.max() < n_classes:
+            raise reading.Unreadable("holds a label that is no class")
+    return images, labels

@@ -3,12 +3,16 @@
 Post-processing of the query's output: no privacy cost, whatever is done with it.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from privimage_jax import config as configs
+from privimage_jax import reading
+from privimage_jax.archives import Arrays
 from privimage_jax.errors import UserError
 from privimage_jax.stages import query
 from privimage_jax.stages.context import Context
@@ -115,7 +119,57 @@ def relabel(public_labels: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, 
     return rows, labels[rows]
 
 
+def read_semantics(path: Path, class_names: Sequence[str]) -> dict[str, Any]:
+    """What `run` released about the choice, checked.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    with reading.told(path, "delete it, and the same command makes it again"):
+        found = reading.read_json(path)
+        names, histogram, picked = found["semantic_names"], found["histogram"], found["picked"]
+        rows, columns = len(class_names), len(names)
+        noise_std = found["noise_std"]
+        fits = (
+            found["class_names"] == list(class_names)
+            and all(isinstance(name, str) for name in names)
+            and (histogram is None or _is_table(histogram, rows) and {len(row) for row in histogram} == {columns})
+            and (
+                picked is None or _is_table(picked, rows) and all(0 <= pick < columns for row in picked for pick in row)
+            )
+            and (histogram is None or picked is not None)
+            and (noise_std is None or type(noise_std) in (int, float))
+        )
+        if not fits:
+            raise reading.Unreadable("does not hold the semantics of these classes")
+    return found
+
+
+def _is_table(value: Any, rows: int) -> bool:
+    """Whether it is a list of so many lists of whole numbers."""
+    lists = isinstance(value, list) and len(value) == rows and all(isinstance(row, list) for row in value)
+    return lists and all(type(number) is int for row in value for number in row)
+
+
 def load(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """The chosen public images and their new labels: uint8 [M, H, W, C], int32 [M]."""
-    with np.load(context.workdir.internal / NAME / "subset.npz", allow_pickle=False) as subset:
-        return np.asarray(context.public.images[subset["rows"]]), subset["labels"]
+    """The chosen public images and their new labels: uint8 [M, H, W, C], int32 [M].
+
+    Raises:
+      UserError: if the choice is missing or damaged.
+    """
+    path = context.workdir.internal / NAME / "subset.npz"
+    rows, labels = read_subset(path, context.public.n, context.sensitive.n_classes)
+    return np.asarray(context.public.images[rows]), labels
+
+
+def read_subset(path: Path, n_public: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 [M] of the public set and labels int32 [M] of a file that `run` wrote; see `load`."""
+    remedy = "delete it, and the same command makes it again"
+    with reading.told(path, remedy), Arrays(path, remedy=remedy) as subset:
+        rows, labels = subset.read("rows"), subset.read("labels")
+        plain = rows.dtype == np.int64 and labels.dtype == np.int32 and rows.ndim == 1 and rows.shape == labels.shape
+        if not plain or not len(rows) or min(rows.min(), labels.min()) < 0:
+            raise reading.Unreadable("does not hold rows and their labels")
+        if rows.max() >= n_public or labels.max() > n_classes:
+            raise reading.Unreadable("names images or classes that are not there")
+    return rows, labels

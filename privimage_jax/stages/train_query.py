@@ -76,11 +76,18 @@ def build(context: Context) -> nn.Module:
 
 def load(context: Context) -> tuple[nn.Module, Any]:
     """The trained query network as (module, variables)."""
-    return build(context), restore_tree(context.workdir.internal / NAME / "network")
+    return build(context), restore_tree(context.workdir.internal / NAME / "network", _shapes(context))
+
+
+def _shapes(context: Context) -> Any:
+    """Shapes and dtypes of the network's variables."""
+    model, shape = build(context), context.public.image_shape
+    return jax.eval_shape(lambda key: registry.init_classifier(model, key, shape), jax.random.key(0))
 
 
 def _reused_network(context: Context) -> Any:
     other = Workdir(context.config.query_net.workdir)
+    other.check()
     mark, own = other.done_mark(NAME), context.fingerprints[NAME]
     if mark is None:
         raise UserError(
@@ -92,4 +99,4 @@ def _reused_network(context: Context) -> Any:
             f"the query network in config.query_net.workdir={other.root} was trained with other settings or public "
             "data; use the same query_net and public settings, or leave query_net.workdir empty to train one here."
         )
-    return restore_tree(other.internal / NAME / "network")
+    return restore_tree(other.internal / NAME / "network", _shapes(context))

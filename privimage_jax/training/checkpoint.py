@@ -6,6 +6,7 @@ every file matches it; `restore_latest` otherwise falls back to the one before a
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from privimage_jax import workdir
+from privimage_jax import reading, workdir
 from privimage_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -31,10 +32,10 @@ def save_tree(path: Path, tree: Any) -> None:
 def is_intact(path: Path) -> bool:
     """Whether the folder holds a manifest and exactly the files that it lists, unchanged."""
     try:
-        expected = workdir.read_json(path / MANIFEST)
+        expected = reading.read_json(path / MANIFEST)
+        return expected == _digests(path / TREE)
     except (OSError, ValueError):
         return False
-    return expected == _digests(path / TREE)
 
 
 def restore_tree(path: Path, target: Any = None) -> Any:
@@ -43,17 +44,43 @@ def restore_tree(path: Path, target: Any = None) -> Any:
     Raises:
       UserError: if the folder is missing or damaged.
     """
+    remedy = "delete it and run the stage that writes it again"
     if not is_intact(path):
-        raise UserError(f"{path} is missing or damaged; delete it and run the stage that writes it again.")
-    with ocp.StandardCheckpointer() as checkpointer:
+        raise UserError(f"{path} is missing or damaged; {remedy}.")
+    with reading.told(path, remedy), ocp.StandardCheckpointer() as checkpointer:
         if target is None:
             return checkpointer.restore(path / TREE)
-        return checkpointer.restore(path / TREE, jax.tree.map(ocp.utils.to_shape_dtype_struct, target))
+        _check_shapes(checkpointer.metadata(path / TREE).item_metadata.tree, target)
+        tree = checkpointer.restore(path / TREE, jax.tree.map(ocp.utils.to_shape_dtype_struct, target))
+        if _shapes(tree) != _shapes(target):
+            raise reading.Unreadable("does not hold what this run would have saved")
+        return tree
+
+
+def _check_shapes(stored: Any, target: Any) -> None:
+    """Refuses arrays larger than those asked for, before memory is set aside for them."""
+    leaves = jax.tree.leaves(stored, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    if sum(math.prod(leaf.shape) for leaf in leaves) > sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(target)):
+        raise reading.Unreadable("holds larger arrays than this run would have saved")
+
+
+def _shapes(tree: Any) -> list[tuple]:
+    return [
+        (jax.tree_util.keystr(path), leaf.shape, leaf.dtype)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
 
 
 def _digests(root: Path) -> dict[str, str]:
-    files = sorted(file for file in root.rglob("*") if file.is_file())
-    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """Name -> SHA-256 of every file; a link, pipe or device is a `ValueError`."""
+    digests = {}
+    for path in sorted(root.rglob("*")):
+        if not path.is_dir() or path.is_symlink():
+            if path.is_symlink():
+                raise reading.Unreadable("holds a link")
+            with reading.open_regular(path) as file:
+                digests[str(path.relative_to(root))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 class Checkpoints:
@@ -66,7 +93,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, oldest first."""
-        return sorted(int(path.name) for path in self.root.iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in self.root.iterdir() if path.name.isascii() and path.name.isdigit())
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state of `step` and drops the oldest checkpoints; saving the same step twice keeps the first."""

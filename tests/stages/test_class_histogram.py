@@ -57,7 +57,7 @@ class Workdir:
     """Of a `Context`, what `frequencies` reads."""
 
     def __init__(self, root, counts, **settings):
-        self.workdir, self.root = self, root
+        self.workdir, self.root, self.sensitive, self.n_classes = self, root, self, 3
         self.config = configs.base.get_config()
         self.config.class_histogram.enabled = counts is not None
         self.config.sample.update(settings)

@@ -55,4 +55,4 @@ def test_published_parameters_come_back_and_name_no_time(params, tmp_path):
         publish(tmp_path / name, params, {"class_names": ["a"]})
     one, two = ((tmp_path / name / "params.npz").read_bytes() for name in ("one", "two"))
     assert one == two
-    jax.tree.map(np.testing.assert_array_equal, params, read_params(tmp_path / "one"))
+    jax.tree.map(np.testing.assert_array_equal, params, read_params(tmp_path / "one", params))
