@@ -4,6 +4,7 @@ The configuration is checked before anything heavy is imported, so that a wrong 
 second.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -61,6 +62,7 @@ XLA_FLAGS = (
     "--xla_gpu_deterministic_ops=true",  # a replayed DP-SGD step must be bit-identical
 )
 
+INTERRUPTED = 130  # as shells report SIGINT
 GRACE_SECONDS = 3.0  # for the news that another process has failed
 
 
@@ -68,7 +70,11 @@ def entry_point() -> None:
     """The console script: runs a command and exits with its status."""
     sys.unraisablehook = report_unraisable
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # likewise of tasks that fail beside the first
-    sys.exit(main(sys.argv))
+    status = main(sys.argv)
+    if status in (preemption.STATUS, INTERRUPTED):  # devices may still be computing, and jax's own end then crashes
+        _flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(argv: list[str]) -> int:
@@ -103,7 +109,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         sentence = "interrupted; the same command continues where it stopped."
         print(f"privimage: {sentence}", file=sys.stderr)
-        return _ended(130, sentence)
+        return _ended(INTERRUPTED, sentence)
     except Exception as error:
         if processes.current().count == 1:
             raise
@@ -118,10 +124,15 @@ def _ended(status: int, sentence: str) -> int:
     team = processes.current()
     if team.count > 1:
         team.fail(sentence, status)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(status)
     return status
+
+
+def _flush() -> None:
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def report_unraisable(unraisable) -> None:

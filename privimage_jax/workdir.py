@@ -6,6 +6,11 @@ and the folder that holds the name is flushed too.
 
 Where several processes share the folder, process 0 alone does each write and the others wait for it: see
 `processes.written_once`.
+
+Each of `observers` is called as `observer(step, path)` after each durable step, the write log from which the tests make
+every state that a crash can leave. The steps: a folder is `made`; new content is `flushed` under a temporary name, then
+`renamed` to `path`; a line is `appended`; a file is `cut` or `synced`; a folder that is to go is `hidden` under a
+temporary name, and it or a file is `removed`.
 """
 
 import contextlib
@@ -16,7 +21,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,8 @@ import numpy as np
 from privimage_jax import processes, reading
 from privimage_jax.errors import UserError
 from privimage_jax.processes import written_once
+
+observers: list[Callable[[str, Path], None]] = []
 
 _EXPLAINED = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -41,6 +48,11 @@ _EXPLAINED = {
     errno.EIO: "the disk reports an error; choose another workdir",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another workdir",
 }
+
+
+def _note(step: str, path: Path) -> None:
+    for observer in observers:
+        observer(step, path)
 
 
 @contextlib.contextmanager
@@ -86,6 +98,7 @@ def make_dir(path: Path, mode: int = 0o755) -> None:
         make_dir(path.parent)
         path.mkdir(mode=mode, exist_ok=True)
         fsync_dir(path.parent)
+        _note("made", path)
 
 
 @written_once
@@ -100,11 +113,13 @@ def atomic_write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            _note("flushed", temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         fsync_dir(path.parent)
+        _note("renamed", path)
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
@@ -157,10 +172,12 @@ def _begin_dir(temporary: Path, mode: int) -> None:
 @written_once
 def _finish_dir(temporary: Path, path: Path) -> None:
     _fsync_tree(temporary)
+    _note("flushed", temporary)
     if path.exists():  # a folder cannot be renamed over a full one; what it held is being replaced anyway
         remove(path)
     os.replace(temporary, path)
     fsync_dir(path.parent)
+    _note("renamed", path)
 
 
 def _fsync_tree(root: Path) -> None:
@@ -196,19 +213,46 @@ def append_line_durably(path: Path, line: str) -> None:
             raise
         if created:
             fsync_dir(path.parent)
+        _note("appended", path)
+
+
+@written_once
+def sync(path: Path) -> None:
+    """Flushes what a file holds, and its name, to the disk: a process that was killed may have left it in memory."""
+    path = Path(path)
+    with explain_os_errors(path), open(path, "rb") as file:
+        os.fsync(file.fileno())
+        fsync_dir(path.parent)
+        _note("synced", path)
+
+
+@written_once
+def cut(path: Path, size: int) -> None:
+    """Shortens a file to `size` bytes, durably."""
+    path = Path(path)
+    with explain_os_errors(path), open(path, "r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+        _note("cut", path)
 
 
 @written_once
 def remove(path: Path) -> None:
-    """Removes a file or a folder, durably; a missing one is fine."""
+    """Removes a file or a folder, durably and all at once; a missing one is fine."""
     path = Path(path)
     with explain_os_errors(path):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            hidden = path.with_name(f".{path.name}.old.partial")
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(path, hidden)
+            fsync_dir(path.parent)
+            _note("hidden", path)
+            shutil.rmtree(hidden)
         else:
             path.unlink(missing_ok=True)
         if path.parent.is_dir():
             fsync_dir(path.parent)
+            _note("removed", path)
 
 
 def jsonable(value: Any) -> Any:
@@ -273,12 +317,13 @@ class Workdir:
             self.internal.chmod(0o700)
         make_dir(self.cache, mode=0o700)
         make_dir(self._marks, mode=0o700)
-        for leftover in self.release.glob(".*.partial"):  # of a run that was killed while writing
-            remove(leftover)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run's lock, for all processes of the run; another run on the same folder is refused at once."""
+        """Holds the run's lock, for all processes of the run; another run on the same folder is refused at once.
+
+        What a killed run was writing is removed first.
+        """
         if not processes.is_first():
             yield
             return
@@ -292,7 +337,16 @@ class Workdir:
                 raise UserError(
                     f"another process is working in {self.root}; wait for it to end or choose another --workdir."
                 ) from None
+            self._remove_leftovers()
             yield
+
+    def _remove_leftovers(self) -> None:
+        for leftover in [*self.release.rglob(".*.partial"), *self.internal.rglob(".*.partial")]:
+            with explain_os_errors(leftover):
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink(missing_ok=True)
 
     @property
     def _marks(self) -> Path:

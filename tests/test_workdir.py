@@ -100,6 +100,48 @@ def test_a_second_process_is_refused(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "locked\n"
 
 
+def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_by_no_other(tmp_path):
+    """A key in the making among it; a process that is refused must not touch what the first one is writing."""
+    run = Workdir(tmp_path)
+    run.create()
+    partial = [run.release / ".report.html.partial", run.internal / "keys" / ".query-0.key.partial"]
+    partial[1].parent.mkdir()
+    code = (
+        "from privimage_jax.workdir import Workdir\n"
+        f"run = Workdir({str(tmp_path)!r})\nrun.create()\nwith run.lock(): pass"
+    )
+    with run.lock():
+        for path in partial:
+            path.write_text("half")
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
+        assert all(path.exists() for path in partial)
+    with run.lock():
+        assert not any(path.exists() for path in partial)
+
+
+def test_a_folder_goes_all_at_once(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    steps = []
+
+    def stop(step, path):
+        steps.append((step, path.name))
+        if step == "hidden":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workdir, "observers", [stop])
+    with pytest.raises(KeyboardInterrupt):
+        workdir.remove(folder)
+    assert not folder.exists() and os.listdir(tmp_path) == [".folder.old.partial"]
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        workdir.remove(folder)  # also where a crash left one half removed
+    monkeypatch.setattr(workdir, "observers", [])
+    workdir.remove(folder)
+    assert steps == [("hidden", "folder")] * 2
+
+
 def test_fingerprints_ignore_the_order_of_keys():
     assert workdir.fingerprint({"a": 1, "b": (2,)}) == workdir.fingerprint({"b": [2], "a": 1})
     assert workdir.fingerprint({"a": 1}) != workdir.fingerprint({"a": 2})

@@ -19,7 +19,7 @@ from typing import Any
 from privimage_jax import reading
 from privimage_jax.errors import UserError
 from privimage_jax.processes import written_once
-from privimage_jax.workdir import append_line_durably
+from privimage_jax.workdir import append_line_durably, cut
 
 Entry = dict[str, Any]
 
@@ -263,14 +263,11 @@ class Ledger:
 
     @written_once
     def _cut_torn_line(self) -> None:
-        if not self.path.exists() or (present := self.path.stat().st_size) == self._size:
-            return
-        with open(self.path, "r+b") as file:
-            file.seek(min(self._size, present))
-            if present < self._size or b"\n" in file.read():
-                raise UserError(f"{self.path} was changed by another process; run one process per workdir.")
-            file.truncate(self._size)
-            os.fsync(file.fileno())
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if len(content) < self._size or b"\n" in content[self._size :]:
+            raise UserError(f"{self.path} was changed by another process; run one process per workdir.")
+        if len(content) > self._size:
+            cut(self.path, self._size)
 
 
 def spent(entries: Iterable[Entry]) -> list[dict[str, Any]]:

@@ -56,6 +56,8 @@ class Mechanism:
         self.name = name
         self.folder = context.folder(stage)
         self.ledger = open_ledger(context.workdir)
+        if self.ledger.entries:
+            workdir.sync(self.ledger.path)  # what is relied upon as spent must be on the disk
         self._keys = context.folder("keys")
         self._stage = stage
 

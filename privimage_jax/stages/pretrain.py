@@ -46,6 +46,7 @@ def run(context: Context) -> None:
     if config.pretrain.steps:
         state = _train(context, model, optimizer, state, n_classes)
     save_tree(folder / "params", jax.device_get(state["ema"]))
+    Checkpoints(folder / "checkpoints").clear()
 
 
 def _train(context: Context, model, optimizer, state, n_classes):
@@ -59,7 +60,7 @@ def _train(context: Context, model, optimizer, state, n_classes):
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state) or state
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
-    state = loop.train(
+    return loop.train(
         NAME,
         _make_step(context, model, optimizer, n_classes),
         state,
@@ -70,8 +71,6 @@ def _train(context: Context, model, optimizer, state, n_classes):
         log,
         draw=lambda state: draw.grid(state["ema"], grid_key, n_classes),
     )
-    checkpoints.clear()
-    return state
 
 
 def _make_step(context: Context, model, optimizer, n_classes):
