@@ -6,7 +6,8 @@ import setuptools
 
 HERE = pathlib.Path(__file__).parent
 
-PEERS = ["jax-privacy", "torch", "opacus"]
+AUDIT = ["jax-privacy"]
+PEERS = [*AUDIT, "torch", "opacus"]
 
 setuptools.setup(
     name="privimage-jax",
@@ -37,7 +38,8 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.9",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "pyyaml", "ruff"],
+        "audit": AUDIT,
+        "test": [*AUDIT, "hypothesis", "pytest", "pytest-xdist", "pyyaml", "ruff"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": ["tensorflow"],

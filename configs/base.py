@@ -149,6 +149,15 @@ def get_config() -> ConfigDict:
     config.evaluate.classifier_learning_rate = 2e-3  # peak of AdamW, decayed by a cosine
     config.evaluate.classifier_shift = 1  # random shifts of up to so many pixels
 
+    config.audit = ConfigDict()  # `privimage audit`: what it claims of fine-tuning, and how it looks for a refutation
+    config.audit.epsilon = 3.0  # claimed: the audit's own noise is solved for it
+    config.audit.delta = 1e-5  # claimed
+    config.audit.canaries = 1000  # of each kind, white-box and black-box; twice as many records are all the data
+    config.audit.guesses = 200  # of each kind, half "included" and half "excluded"; not to be chosen by the scores
+    config.audit.confidence = 0.95  # of each bound
+    config.audit.batch_size = 1000  # expected size of a Poisson batch
+    config.audit.steps = 20  # of DP-SGD
+
     config.log = ConfigDict()
     config.log.every = 50  # steps between two lines of metrics
     config.log.sample_every = 500  # steps between two grids of samples; 0 = none

@@ -47,6 +47,7 @@ _POSITIVE: Rule = (lambda v: v >= 1, "a whole number of at least 1")
 _FINITE: Rule = (math.isfinite, "a finite number")
 _SEED: Rule = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1")
 _DECAY: Rule = (lambda v: 0 <= v < 1, "a number in [0, 1)")
+_SHARE: Rule = (lambda v: 0 < v < 1, "a number in (0, 1)")
 
 
 def _one_of(*names: str) -> Rule:
@@ -63,7 +64,7 @@ def _is_regex(text: str) -> bool:
 
 _DATA_RULES: dict[str, Rule] = {
     "source": _one_of(*SOURCE_KEYS),
-    "test_fraction": (lambda v: 0 < v < 1, "a number in (0, 1)"),
+    "test_fraction": _SHARE,
     "validation_fraction": _DECAY,
     "crop": _AT_LEAST_0,
     "max_examples": _AT_LEAST_0,
@@ -145,6 +146,13 @@ RULES: dict[str, Rule] = {
     "evaluate.classifier_batch_size": _POSITIVE,
     "evaluate.classifier_learning_rate": _ABOVE_0,
     "evaluate.classifier_shift": _AT_LEAST_0,
+    "audit.epsilon": _ABOVE_0,
+    "audit.delta": _SHARE,
+    "audit.canaries": _POSITIVE,
+    "audit.guesses": _POSITIVE,
+    "audit.confidence": _SHARE,
+    "audit.batch_size": _POSITIVE,
+    "audit.steps": _POSITIVE,
     "log.every": _POSITIVE,
     "log.sample_every": _AT_LEAST_0,
     "log.checkpoint_every": _POSITIVE,
@@ -260,7 +268,7 @@ def public_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def settings_in_use(config: ConfigDict) -> dict[str, Any]:
-    """The public settings without logging and without what the chosen data sources do not read."""
+    """The public settings of a run, without logging and without what the chosen data sources do not read."""
     unused = {
         f"{name}.{key}"
         for name in ("data", "public")
@@ -268,7 +276,9 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
         for key in set(keys) - set(SOURCE_KEYS[config[name].source])
     }
     return {
-        key: value for key, value in public_settings(config).items() if key not in unused and not key.startswith("log.")
+        key: value
+        for key, value in public_settings(config).items()
+        if key not in unused and not key.startswith(("log.", "audit."))
     }
 
 
@@ -299,6 +309,16 @@ def _check_together(config: ConfigDict) -> None:
         raise UserError(
             f"config.sample.s_min={config.sample.s_min} is above config.sample.s_max={config.sample.s_max}; "
             "give a smaller one."
+        )
+    audit = config.audit
+    if audit.guesses >= audit.canaries:
+        raise UserError(
+            f"config.audit.guesses={audit.guesses} is not below config.audit.canaries={audit.canaries}; give fewer."
+        )
+    if audit.batch_size > 2 * audit.canaries:
+        raise UserError(
+            f"config.audit.batch_size={audit.batch_size} is more than the audit's {2 * audit.canaries} records, twice "
+            f"config.audit.canaries; give at most that."
         )
     weights, names = config.sample.class_weights, config.data.class_names
     if weights and config.class_histogram.enabled:

@@ -37,6 +37,7 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
                [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
                [--repeats 5] [--out FILE]
+  audit        attack fine-tuning, without data: a lower bound on epsilon (config.audit; needs the extra [audit])
 
 Example: privimage run --config configs/quickstart.py --workdir runs/quickstart --config.privacy.epsilon=5
 Every setting is in configs/base.py.
@@ -334,6 +335,17 @@ def _benchmark(arguments: list[str]) -> None:
             atomic_write_json(out, rows)
 
 
+def _audit(arguments: list[str]) -> None:
+    config, values = _configured(arguments, "workdir")
+    from privimage_jax.workdir import Workdir
+
+    workdir = Workdir(values.workdir)
+    _set_up_jax(workdir.internal / "compilation_cache")
+    from privimage_jax import audit
+
+    audit.run(config, workdir)
+
+
 def _numbers(name: str, text: str) -> list[int]:
     """The whole numbers from 1 to a million of a flag, such as "8,64"."""
     parts = text.split(",")
@@ -363,6 +375,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ledger": _ledger,
     "prepare": _prepare,
     "benchmark": _benchmark,
+    "audit": _audit,
 }
 
 if __name__ == "__main__":

@@ -283,6 +283,8 @@ class Workdir:
         self.cache = self.internal / "cache"
         self.config_json = self.root / "config.json"
         self.ledger = self.release / "ledger.jsonl"
+        self.audit_config = self.internal / "audit_config.json"  # marks the folder of an audit, which is no run's
+        self.audit_json = self.internal / "audit.json"
 
     def check(self) -> None:
         """Checks that the folder holds files and folders only: nothing that leads elsewhere or would be waited for.
@@ -308,9 +310,11 @@ class Workdir:
         """Makes the folders; `internal/` is readable by its owner only.
 
         Raises:
-          UserError: if that is refused, or the folder holds what no run has made (see `check`).
+          UserError: if that is refused, the folder is an audit's, or it holds what no run has made (see `check`).
         """
         self.check()
+        if os.path.exists(self.audit_config):  # which, unlike Path.exists, lets an impossible path pass
+            raise UserError(f"{self.root} holds an audit, which releases nothing; choose another --workdir.")
         make_dir(self.release)
         make_dir(self.internal, mode=0o700)
         with explain_os_errors(self.internal):

@@ -43,7 +43,7 @@ def traces(tmp_path_factory):
         runs.append(Trace())
         with recorded(runs[-1]), pytest.MonkeyPatch.context() as patch:
             if stopped:
-                patch.setattr(finetune, "_check_processed", stop)
+                patch.setattr(finetune, "check_processed", stop)
                 with pytest.raises(Stopped):
                     run(config, folder / "run", "finetune")
             else:

@@ -138,4 +138,4 @@ def test_the_report_shows_only_what_the_sources_read():
     assert "data.name" in shown
     assert "public.name" not in shown
     assert "public.per_class" in shown
-    assert not any(key.endswith("path") or key.startswith("log.") for key in shown)
+    assert not any(key.endswith("path") or key.startswith(("log.", "audit.")) for key in shown)

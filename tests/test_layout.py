@@ -24,7 +24,7 @@ LAYERS = (
     ("pipeline",),
     ("ledgers",),
     ("benchmark_peers",),
-    ("benchmark",),
+    ("benchmark", "audit"),
     ("main",),
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them

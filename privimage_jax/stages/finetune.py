@@ -10,7 +10,7 @@ import optax
 
 from privimage_jax import config as configs
 from privimage_jax import processes, workdir
-from privimage_jax.diffusion import batch_shapes, make_per_example_loss
+from privimage_jax.diffusion import PerExampleLoss, batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import bookkeeping, dp_sgd
 from privimage_jax.stages import generator, pretrain
@@ -160,7 +160,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
         log,
         draw=lambda state: draw.grid(merge(state["ema"], state["frozen"]), grid_key, n_classes),
         before=reserve,
-        after=_check_processed,
+        after=check_processed,
         block=block,
     )
     return jax.device_get(merge(state["ema"], state["frozen"]))
@@ -186,7 +186,7 @@ def choose_microbatch(context: Context, model, params: Any) -> int:
       UserError: if it cannot fit.
     """
     config = context.config
-    per_example_loss = _objective(config, model, context.sensitive.n_classes)
+    per_example_loss = objective(config, model, context.sensitive.n_classes)
     per_example = memory.bytes_per_example(per_example_loss, params, context.sensitive.image_shape)
     if config.clipping.microbatch:
         return memory.checked_microbatch(config.clipping.microbatch, per_example, memory.device_bytes())
@@ -194,7 +194,7 @@ def choose_microbatch(context: Context, model, params: Any) -> int:
     return memory.largest_microbatch(per_example, config.finetune.batch_size, context.mesh.size, available)
 
 
-def _check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
+def check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
     """Every drawn record is processed exactly once, over all devices: what the accountant's sampling assumes."""
     if metrics["processed"] != metrics["drawn"]:
         raise RuntimeError(
@@ -216,7 +216,8 @@ def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, en
     )
 
 
-def _objective(config, model, n_classes: int):
+def objective(config, model, n_classes: int) -> PerExampleLoss:
+    """The denoising loss that fine-tuning minimises."""
     section = config.finetune
     return make_per_example_loss(
         model,
@@ -230,7 +231,7 @@ def _objective(config, model, n_classes: int):
 
 def _make_step(context: Context, mechanism: Mechanism, model, optimizer, n_classes, params, merge):
     config, section = context.config, context.config.finetune
-    per_example_loss = _objective(config, model, n_classes)
+    per_example_loss = objective(config, model, n_classes)
     dp_sgd.check_objective(
         per_example_loss,
         params,

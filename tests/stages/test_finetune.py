@@ -1,6 +1,6 @@
 import pytest
 
-from privimage_jax.stages.finetune import Stretch, _check_processed, next_stretch
+from privimage_jax.stages.finetune import Stretch, check_processed, next_stretch
 
 
 def blocks(*ranges):
@@ -25,6 +25,6 @@ def test_steps_after_a_crash(lines, checkpoint, keys, expected):
 
 
 def test_a_record_that_was_drawn_but_not_processed_stops_the_run():
-    _check_processed(0, 2, {"drawn": 12.5, "processed": 12.5})
+    check_processed(0, 2, {"drawn": 12.5, "processed": 12.5})
     with pytest.raises(RuntimeError, match="mean of 12.5 records was drawn, but 12 processed"):
-        _check_processed(0, 2, {"drawn": 12.5, "processed": 12.0})
+        check_processed(0, 2, {"drawn": 12.5, "processed": 12.0})
