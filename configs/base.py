@@ -150,8 +150,8 @@ def get_config() -> ConfigDict:
     config.evaluate.classifier_shift = 1  # random shifts of up to so many pixels
 
     config.audit = ConfigDict()  # `privimage audit`: what it claims of fine-tuning, and how it looks for a refutation
-    config.audit.epsilon = 3.0  # claimed: the audit's own noise is solved for it
-    config.audit.delta = 1e-5  # claimed
+    config.audit.claimed_epsilon = 3.0  # what the audit tries to refute; its own noise is solved for it
+    config.audit.claimed_delta = 1e-5  # of that claim
     config.audit.canaries = 1000  # of each kind, white-box and black-box; twice as many records are all the data
     config.audit.guesses = 200  # of each kind, half "included" and half "excluded"; not to be chosen by the scores
     config.audit.confidence = 0.95  # of each bound

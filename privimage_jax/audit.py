@@ -87,11 +87,12 @@ def check_guesses(config: ConfigDict) -> None:
       UserError: jax-privacy is missing, or that many right guesses show no more than the claimed epsilon.
     """
     section = config.audit
-    most = lower_bound(section.guesses, section.guesses, section.canaries, section.confidence, section.delta)
-    if most <= section.epsilon:
+    most = lower_bound(section.guesses, section.guesses, section.canaries, section.confidence, section.claimed_delta)
+    if most <= section.claimed_epsilon:
         raise UserError(
             f"config.audit.guesses={section.guesses} of {section.canaries} canaries show epsilon {most:g} at most, so "
-            f"that they cannot refute config.audit.epsilon={section.epsilon:g}; give more of both, or claim less."
+            f"that they cannot refute config.audit.claimed_epsilon={section.claimed_epsilon:g}; give more of both, or "
+            "claim less."
         )
 
 
@@ -116,8 +117,8 @@ def audit(config: ConfigDict, mesh: Mesh) -> Result:
     included = coins.integers(0, 2, 2 * section.canaries).astype(bool)
     white, black, settings = _attack(config, mesh, included, key)
     result = {
-        "epsilon_claimed": section.epsilon,
-        "delta": section.delta,
+        "epsilon_claimed": section.claimed_epsilon,
+        "delta": section.claimed_delta,
         "confidence": section.confidence,
         "canaries": section.canaries,
         "guesses": section.guesses,
@@ -141,7 +142,7 @@ def audit(config: ConfigDict, mesh: Mesh) -> Result:
 
 
 def _bound(section: ConfigDict, right: int) -> float:
-    return lower_bound(right, section.guesses, section.canaries, section.confidence, section.delta)
+    return lower_bound(right, section.guesses, section.canaries, section.confidence, section.claimed_delta)
 
 
 def right_guesses(scores: np.ndarray, included: np.ndarray, guesses: int) -> int:
@@ -254,7 +255,7 @@ def _settings(config: ConfigDict, n: int, per_example: int, n_devices: int) -> d
         batch_size=section.batch_size,
         clip_norm=config.clipping.norm,
         noise_multiplier=accounting.solve_noise_multiplier(
-            section.epsilon, section.delta, rate, section.steps, accountant=config.privacy.accountant
+            section.claimed_epsilon, section.claimed_delta, rate, section.steps, accountant=config.privacy.accountant
         ),
         microbatch=config.clipping.microbatch
         or memory.largest_microbatch(per_example, section.batch_size, n_devices, memory.device_bytes()),
@@ -324,7 +325,7 @@ def show(result: Result) -> None:
     console = console if console.is_terminal else Console(width=120)
     table = Table(
         title=f"claimed: epsilon = {result['epsilon_claimed']:g}, delta = {result['delta']:g}; "
-        f"{result['canaries']} canaries of each kind, keys: {result['keys']}"
+        f"{result['canaries']} canaries of each kind"
     )
     for name in (
         "attack",
@@ -336,5 +337,5 @@ def show(result: Result) -> None:
     for name in ("white_box", "black_box"):
         right = f"{result[f'right_guesses_{name}']} of {result['guesses']}"
         bounds = (result[f"epsilon_lower_{name}"], result["epsilon_lower_most"])
-        table.add_row(name.replace("_", "-"), right, *(f"{bound:.2f}" for bound in bounds))
+        table.add_row(name.replace("_", "-"), right, *(f"{bound:g}" for bound in bounds))
     console.print(table)

@@ -146,8 +146,8 @@ RULES: dict[str, Rule] = {
     "evaluate.classifier_batch_size": _POSITIVE,
     "evaluate.classifier_learning_rate": _ABOVE_0,
     "evaluate.classifier_shift": _AT_LEAST_0,
-    "audit.epsilon": _ABOVE_0,
-    "audit.delta": _SHARE,
+    "audit.claimed_epsilon": _ABOVE_0,
+    "audit.claimed_delta": _SHARE,
     "audit.canaries": _POSITIVE,
     "audit.guesses": _POSITIVE,
     "audit.confidence": _SHARE,
@@ -318,7 +318,7 @@ def _check_together(config: ConfigDict) -> None:
     if audit.batch_size > 2 * audit.canaries:
         raise UserError(
             f"config.audit.batch_size={audit.batch_size} is more than the audit's {2 * audit.canaries} records, twice "
-            f"config.audit.canaries; give at most that."
+            "config.audit.canaries; give at most that."
         )
     weights, names = config.sample.class_weights, config.data.class_names
     if weights and config.class_histogram.enabled:

@@ -111,10 +111,13 @@ def test_a_refuted_claim_is_an_error(privimage, config, tmp_path, monkeypatch):
     [
         (["--config.audit.guesses=500"], ["config.audit.guesses=500 is not below config.audit.canaries=500"]),
         (["--config.audit.batch_size=1001"], ["config.audit.batch_size=1001", "1000 records"]),
-        (["--config.audit.delta=0"], ["config.audit.delta=0.0", "a number in (0, 1)"]),
+        (["--config.audit.claimed_delta=0"], ["config.audit.claimed_delta=0.0", "a number in (0, 1)"]),
         (["--config.audit.confidence=1"], ["config.audit.confidence=1.0", "a number in (0, 1)"]),
         (["--config.audit.steps=0"], ["config.audit.steps=0"]),
-        (["--config.audit.epsilon=10"], ["guesses=120 of 500 canaries show epsilon 3.", "config.audit.epsilon=10"]),
+        (
+            ["--config.audit.claimed_epsilon=10"],
+            ["guesses=120 of 500 canaries show epsilon 3.", "config.audit.claimed_epsilon=10"],
+        ),
         (["--workdir", ""], ["--workdir is missing"]),
         (["--out=rows.json"], ["'out'"]),
     ],
