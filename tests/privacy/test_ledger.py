@@ -91,7 +91,8 @@ def test_any_changed_byte_but_the_last_line_s_is_noticed(tmp_path_factory, data)
     place = data.draw(st.integers(0, len(lines[0]) + len(lines[1])))
     content[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=r"line [12] of "):
+    # A line that another ledger might hold breaks the chain of the next one.
+    with pytest.raises(UserError, match=r"line [123] of "):
         Ledger.open(path)
 
 
