@@ -1,8 +1,9 @@
-"""SIGTERM, as schedulers send it before they take a machine away: keep what was computed, end, and ask to be restarted.
+"""SIGTERM, as schedulers send it before they take a machine away, and SIGINT: keep what was computed, and end.
 
-Every write is safe against a crash, so that a process may end anywhere; `Preempted` is raised at once. Where steps
-would be lost, a loop says `postponed` and asks `asked` between its steps, saves, and raises `Preempted` itself. A
-second SIGTERM, and SIGINT after the first, end the process at once, by the system's own hand.
+Every write is safe against a crash, so that a process may end anywhere; `Preempted` (SIGTERM) or `KeyboardInterrupt`
+(SIGINT) is raised at once. Where steps would be lost, or a library does not end cleanly when it is interrupted, a loop
+says `postponed` and asks `asked` between its steps, saves, and raises `reason()` itself. A second signal ends the
+process at once, by the system's own hand.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(KeyboardInterrupt):
@@ -18,9 +20,9 @@ class Preempted(KeyboardInterrupt):
 
 
 class _Notice:
-    """Whether SIGTERM has come, and whether somebody is about to act on it."""
+    """The signal that has come, if any, and whether somebody is about to act on it."""
 
-    asked = False
+    signal: int | None = None
     postponed = False
 
 
@@ -29,40 +31,44 @@ _notice = _Notice()
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """Turns SIGTERM into `Preempted` within it; only the main thread hears signals, elsewhere nothing changes."""
+    """Listens to both signals within it; only the main thread hears signals, elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, _note)
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
     try:
         yield
     finally:
-        _notice.asked = False
+        _notice.signal = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _note(number, frame) -> None:
-    for again in (signal.SIGTERM, signal.SIGINT):
+    for again in SIGNALS:
         signal.signal(again, signal.SIG_DFL)
-    _notice.asked = True
+    _notice.signal = number
     if not _notice.postponed:
-        raise Preempted
+        raise reason()
 
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Within it SIGTERM is only noted; at its end `Preempted` is raised if it was."""
+    """Within it a signal is only noted; at its end `reason()` is raised if one was."""
     _notice.postponed = True
     try:
         yield
     finally:
         _notice.postponed = False
-    if _notice.asked:
-        raise Preempted
+    if asked():
+        raise reason()
 
 
 def asked() -> bool:
-    """Whether SIGTERM has come."""
-    return _notice.asked
+    """Whether a signal has come."""
+    return _notice.signal is not None
+
+
+def reason() -> KeyboardInterrupt:
+    """What to raise when this process, or another of its run, was asked to end."""
+    return KeyboardInterrupt() if _notice.signal == signal.SIGINT else Preempted()

@@ -1,4 +1,4 @@
-"""SIGTERM: the run saves what it has, ends with the status that asks for a restart, and goes on as if never stopped."""
+"""SIGTERM and SIGINT: the run saves what it has, ends with the right status, and goes on as if never stopped."""
 
 import os
 import signal
@@ -70,8 +70,9 @@ def test_a_run_stopped_again_and_again_releases_what_an_undisturbed_one_does(pri
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_the_process_at_once(second):
+def test_a_second_signal_ends_the_process_at_once(first, second):
     code = """
 from privimage_jax import preemption
 import time
@@ -84,7 +85,7 @@ with preemption.heeded(), preemption.postponed():
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(first)
         assert child.stdout.readline() == "asked\n"
         child.send_signal(second)
         assert child.wait(timeout=20) == -second
@@ -141,14 +142,18 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     assert train(tmp_path) == [1, 15, 16, 8]
 
 
-def test_the_state_of_the_very_step_is_saved(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGTERM, preemption.Preempted), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_the_state_of_the_very_step_is_saved(tmp_path, number, reason):
     clock = iter(range(100))
 
-    def terminate_in_the_eleventh():
+    def end_in_the_eleventh():
         if next(clock) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    with pytest.raises(preemption.Preempted), preemption.heeded():
-        train(tmp_path, seconds=terminate_in_the_eleventh)
+    with pytest.raises(reason) as raised, preemption.heeded():
+        train(tmp_path, seconds=end_in_the_eleventh)
+    assert raised.type is reason
     state = Checkpoints(tmp_path / "checkpoints").restore_latest({"sum": jnp.int32(0)})
     np.testing.assert_array_equal(state["sum"], sum(range(16)))  # the end of the dispatch that step 11 was in

@@ -96,8 +96,8 @@ def train(
 ) -> Any:
     """Runs the steps [start, stop) with everything that surrounds them.
 
-    Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`. After SIGTERM the state
-    is saved at the next pause, some `DISPATCH_SECONDS` later.
+    Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`. After SIGTERM or SIGINT
+    the state is saved at the next pause, some `DISPATCH_SECONDS` later.
 
     Args:
       name: what the progress bar shows.
@@ -116,7 +116,7 @@ def train(
       The state after the last step.
 
     Raises:
-      Preempted: after SIGTERM, once the state is saved.
+      Preempted, KeyboardInterrupt: after SIGTERM or SIGINT, once the state is saved.
     """
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
     run_steps = make_runner(step)
@@ -144,7 +144,7 @@ def train(
                 bar.advance(done - begin, **{key: metrics[key] for key in SHOWN if key in metrics})
             if done < end:
                 checkpoints.save(done, state)
-                raise preemption.Preempted
+                raise preemption.reason()
             if sample_every and (end % sample_every == 0 or end == stop):
                 writer.image(end, "samples", draw(state))
             if end % log.checkpoint_every == 0 or end == stop:
