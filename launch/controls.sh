@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh ""
+source launch/one_device_per_core.sh
 
 control() { # control NAME [FLAG ...]: one run that shares the quickstart's query network
   local name=$1

@@ -4,5 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh ""
+source launch/one_device_per_core.sh
 privimage run --config configs/quickstart.py --workdir runs/quickstart "$@"
 echo "open runs/quickstart/release/report.html"

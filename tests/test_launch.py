@@ -19,7 +19,7 @@ def environment(tmp_path):
     """A virtual environment that was installed already, whose `privimage` prints its arguments."""
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
-    (programs / "privimage").write_text('#!/bin/sh\necho "privimage $*"\n')
+    (programs / "privimage").write_text('#!/bin/sh\necho "privimage $*"\necho "$XLA_FLAGS"\n')
     (programs / "privimage").chmod(0o755)
     stamp = tmp_path / "venv" / ".installed-plain"
     stamp.touch()
@@ -36,6 +36,7 @@ def test_arguments_of_the_quickstart_reach_the_program(environment):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("privimage run --config configs/quickstart.py --workdir runs/quickstart")
     assert "--config.privacy.epsilon=5" in done.stdout
+    assert f"--xla_force_host_platform_device_count={min(8, os.cpu_count())}" in done.stdout  # a device for each core
 
 
 def test_an_old_python_is_named_and_leaves_the_shell_open(environment, tmp_path):
