@@ -98,6 +98,7 @@ def check_guesses(config: ConfigDict) -> None:
 
 def _take(folder: workdir.Workdir) -> None:
     """Makes the folder of an audit: `internal/` alone, which marks it as such."""
+    folder.check()
     if folder.config_json.exists() or folder.release.exists():
         raise UserError(f"{folder.root} holds a run; give the audit a --workdir of its own.")
     if folder.audit_json.exists():

@@ -134,6 +134,14 @@ def test_the_workdir_of_a_run_is_refused(privimage, config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
+def test_a_workdir_that_leads_elsewhere_is_refused(privimage, config, tmp_path):
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "internal").symlink_to(tmp_path)
+    refused = privimage("audit", "--config", config, *FLAGS, "--workdir", tmp_path / "audit")
+    refused.refuses(f"{tmp_path}/audit/internal is a link")
+    assert [path.name for path in tmp_path.iterdir()] == ["audit"]
+
+
 def test_a_missing_library_says_how_to_install_it(privimage, config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax_privacy", None)
     workdir = tmp_path / "audit"
