@@ -8,32 +8,35 @@ writes, not through the memory map, since a full disk ends a process that writes
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from privimage_jax import workdir
+from privimage_jax import reading, workdir
 from privimage_jax.processes import written_once
 
 Chunks = Iterable[tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] and int32 [B], in order
 
 
-def load_or_make(folder: Path, n: int, image_shape: tuple[int, int, int], make: Callable[[], Chunks]):
+def load_or_make(folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int, make: Callable[[], Chunks]):
     """The cached arrays of `folder`, made from the chunks of `make()` first where they are missing.
 
     Returns images (uint8 [n, *image_shape], a read-only memory map) and labels (int32 [n]). Processes that share the
     folder wait for each other. Refused writes are a `UserError`, and nothing half-written is left.
     """
-    _make_if_missing(folder, n, image_shape, make)
-    return _open(folder, n, image_shape)
+    _make_if_missing(folder, n, image_shape, n_classes, make)
+    return _open(folder, n, image_shape, n_classes)
 
 
 @written_once
-def _make_if_missing(folder: Path, n: int, image_shape: tuple[int, int, int], make: Callable[[], Chunks]) -> None:
+def _make_if_missing(
+    folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int, make: Callable[[], Chunks]
+) -> None:
     workdir.make_dir(folder.parent, mode=0o700)
     with _lock(folder):
-        if _open(folder, n, image_shape) is None:
+        if _open(folder, n, image_shape, n_classes) is None:
             with workdir.atomic_dir(folder, mode=0o700) as temporary:
                 _write(temporary, n, image_shape, make())
 
@@ -59,20 +62,24 @@ def _write(folder: Path, n: int, image_shape: tuple[int, int, int], chunks: Chun
     (folder / "meta.json").write_text(json.dumps({"bytes": sizes}), encoding="utf-8")
 
 
-def _open(folder: Path, n: int, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+def _open(
+    folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        sizes = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["bytes"]
-        if any((folder / name).stat().st_size != sizes[name] for name in ("images.npy", "labels.npy")):
-            return None
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes = reading.read_json(folder / "meta.json")["bytes"]
+        for name in ("images.npy", "labels.npy"):
+            with reading.open_regular(folder / name) as file:
+                if os.fstat(file.fileno()).st_size != sizes[name]:
+                    return None
+        images, labels = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in ("images", "labels"))
+    except Exception:  # NumPy's parser of headers raises many types
         return None
     if (
         images.shape != (n, *image_shape)
         or images.dtype != np.uint8
         or labels.shape != (n,)
         or labels.dtype != np.int32
+        or not 0 <= labels.min() <= labels.max() < n_classes
     ):
         return None
-    return images, labels
+    return images, np.array(labels)

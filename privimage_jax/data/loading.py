@@ -74,7 +74,7 @@ def load(
     if cache_dir is not None and settings.cache:
         identity = [_FORMAT, vars(settings), part, shape, source.n, source.class_names, source.fingerprint]
         folder = Path(cache_dir) / f"{settings.source}-{part}-{workdir.fingerprint(identity)[:16]}"
-        images, labels = cache.load_or_make(folder, len(indices), shape, make)
+        images, labels = cache.load_or_make(folder, len(indices), shape, len(source.class_names), make)
     else:
         images, labels = (np.concatenate(arrays) for arrays in zip(*make(), strict=True))
     return Dataset(images, labels, source.class_names, source.name)

@@ -101,23 +101,31 @@ def test_cache_is_used_private_and_renewed(tmp_path, monkeypatch):
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("damage", ["cut", "no meta", "no labels", "bad meta", "empty"])
+DAMAGES = {
+    "cut": lambda folder: os.truncate(folder / "images.npy", 500),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
+    "no labels": lambda folder: (folder / "labels.npy").unlink(),
+    "bad meta": lambda folder: (folder / "meta.json").write_text("[]"),
+    "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
+    "a pipe": lambda folder: ((folder / "labels.npy").unlink(), os.mkfifo(folder / "labels.npy")),
+    "an archive": lambda folder: _rewrite(folder / "images.npy", b"PK\x03\x04"),
+    "a pickle": lambda folder: _rewrite(folder / "labels.npy", b"\x80\x04N."),
+    "labels of no class": lambda folder: np.save(folder / "labels.npy", np.full(32, 4, np.int32)),
+    "negative labels": lambda folder: np.save(folder / "labels.npy", np.full(32, -1, np.int32)),
+}
+
+
+def _rewrite(path, beginning):
+    path.write_bytes(beginning + path.read_bytes()[len(beginning) :])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     archive(tmp_path / "set.npz")
     config = section(tmp_path / "set.npz")
     first = load(config, "train", 8, 1, tmp_path / "cache").digest()
     (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-    if damage == "cut":
-        os.truncate(folder / "images.npy", 500)
-    elif damage == "no meta":
-        (folder / "meta.json").unlink()
-    elif damage == "no labels":
-        (folder / "labels.npy").unlink()
-    elif damage == "bad meta":
-        (folder / "meta.json").write_text("[]")
-    else:
-        for path in folder.iterdir():
-            path.unlink()
+    DAMAGES[damage](folder)
     assert load(config, "train", 8, 1, tmp_path / "cache").digest() == first
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from privimage_jax.errors import UserError
 
+MAX_CLASSES = 1 << 16  # that files alone may announce; a larger number is no class number
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -13,10 +13,8 @@ import numpy as np
 
 from privimage_jax import reading
 from privimage_jax.archives import Arrays
-from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, stamp
+from privimage_jax.data.sources.base import MAX_CLASSES, Example, Settings, Source, numbered_classes, stamp
 from privimage_jax.errors import UserError
-
-MAX_CLASSES = 1 << 16  # that labels alone may announce; a larger number is no class number
 
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
