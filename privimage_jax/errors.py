@@ -1,4 +1,9 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and how it is told."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, with an escape in place of each character that a terminal might obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class UserError(Exception):

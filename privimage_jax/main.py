@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from privimage_jax import config as configs
 from privimage_jax import distributed, preemption, processes
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, printable
 
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
@@ -94,12 +94,12 @@ def main(argv: list[str]) -> int:
             COMMANDS[command](arguments)
         sys.stdout.flush()
     except UserError as error:
-        print(f"privimage: error: {error}", file=sys.stderr)
+        print(f"privimage: error: {printable(str(error))}", file=sys.stderr)
         return _ended(2, str(error))
     except OSError as error:  # what is not about a file of the run, such as a closed or full standard output
         culprit = "" if error.filename is None else f" ({error.filename})"
         sentence = f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
-        print(f"privimage: error: {sentence}", file=sys.stderr)
+        print(f"privimage: error: {printable(sentence)}", file=sys.stderr)
         if error.filename is None:  # nothing is to be flushed in vain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return _ended(2, sentence)

@@ -33,6 +33,7 @@ N = "--config.data.n=60"
         (["budget", "--config", "{config}"], ["config.data.n is 0", "--config.data.n=60000"]),
         (["ledger"], ["give the PATH of one or more workdirs", "not nothing"]),
         (["ledger", "nowhere"], ["nowhere/release/ledger.jsonl does not exist", "a folder release/ or a ledger file"]),
+        (["ledger", "no\x1b[2J\nwhere"], ["no\\x1b[2J\\nwhere/release/ledger.jsonl does not exist"]),
         (["ledger", "--workdir", "nowhere"], ["'workdir'"]),
         (["prepare"], ["give the NAME of one TFDS set"]),
         (["prepare", "mnist", "cifar10"], ["give the NAME of one TFDS set, not mnist cifar10"]),

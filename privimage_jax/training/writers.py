@@ -15,11 +15,13 @@ import rich.console
 import rich.progress
 import rich.text
 
-from privimage_jax import processes, workdir
+from privimage_jax import processes, reading, workdir
+from privimage_jax.errors import printable
 from privimage_jax.processes import by_first
 
 PLAIN_LINE_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
+MAX_METRICS_BYTES = 1 << 28
 
 
 class MetricWriter:
@@ -97,13 +99,18 @@ class MetricWriter:
         self.close()
 
     def _read(self) -> list[dict[str, str]]:
-        if not self._path.exists():
+        """The rows so far; none where the file is missing or not as `scalars` writes it."""
+        try:
+            text = reading.read_bytes(self._path, MAX_METRICS_BYTES).decode("utf-8")
+            whole = text[: text.rfind("\n") + 1]  # An interruption can leave half a line.
+            table = csv.DictReader(io.StringIO(whole, newline=""), strict=True)
+            columns, rows = list(table.fieldnames or ["step"]), list(table)
+        except (FileNotFoundError, ValueError, csv.Error):
             return []
-        text = self._path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # An interruption can leave half a line.
-        rows = csv.DictReader(io.StringIO(whole, newline=""))
-        self._columns = list(rows.fieldnames or ["step"])
-        return list(rows)
+        if columns[0] != "step" or not all(_is_row(row, columns) for row in rows):
+            return []
+        self._columns = columns
+        return rows
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         if self._file is not None:
@@ -115,6 +122,17 @@ class MetricWriter:
         workdir.atomic_write_bytes(self._path, text.getvalue().encode())
         self._file = self._path.open("a", encoding="utf-8", newline="")
         self._rows = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
+
+
+def _is_row(row: dict, columns: list[str]) -> bool:
+    """Whether a row has every column once, a whole number of a sensible size as its step, and numbers beside it."""
+    if row.keys() != set(columns) or None in row.values():
+        return False
+    try:
+        [float(value) for value in row.values() if value]
+    except ValueError:
+        return False
+    return row["step"].isascii() and row["step"].isdigit() and len(row["step"]) < 19
 
 
 class _Events:
@@ -263,7 +281,7 @@ def headline(stage: str, status: str, detail: str = "") -> None:
     style = {"running": "cyan", "done": "green", "skipped": "dim", "warning": "yellow", "failed": "bold red"}.get(
         status, ""
     )
-    text = rich.text.Text.assemble((f"{stage:<14}", "bold"), (f"{status:<9}", style), detail)
+    text = rich.text.Text.assemble((f"{stage:<14}", "bold"), (f"{status:<9}", style), printable(detail))
     text.rstrip()
     _console().print(text, soft_wrap=True)
 

@@ -63,6 +63,36 @@ def test_half_a_line_is_dropped_on_resuming(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == ["0", "2"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"\xff\n",
+        b"loss,step\n1,2\n",
+        b"step,loss\n0\n",
+        b"step,loss\n0,1,2\n",
+        b"step,loss\nx,1\n",
+        b"step,loss\n-1,1\n",
+        b"step,loss\n\xc2\xb2,1\n",
+        b"step,loss\n" + b"9" * 5000 + b",1\n",
+        b"step,loss\n0,\x00\n",
+        b'step,loss\n0,"' + b"a" * 200_000 + b'"\n',
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_metrics_that_nobody_wrote_are_dropped(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with MetricWriter(tmp_path, start_step=2) as writer:
+        writer.scalars(2, {"loss": 0.5})
+    assert rows(tmp_path) == [{"step": "2", "loss": "0.5"}]
+
+
+def test_a_headline_is_one_line_without_control_characters(capsys):
+    writers.headline("data", "warning", "no image of class \x1b[2J\nb")
+    assert capsys.readouterr().out.splitlines() == ["data          warning  no image of class \\x1b[2J\\nb"]
+
+
 def test_tensorboard_holds_scalars_and_images(tmp_path):
     with MetricWriter(tmp_path) as writer:
         writer.scalars(7, {"loss": 0.125})
