@@ -1,8 +1,10 @@
 """Files as an attacker makes them: small valid seeds, and ways to spoil them."""
 
 import io
+import json
 import pathlib
 import random
+import stat
 import struct
 import zipfile
 
@@ -31,6 +33,9 @@ DICTIONARY = (
     b"\x1b[2J",
     b"<script>",
     b"|O",
+    b"canary.Feature",
+    b"ccanary\nFeature\n(tR.",
+    b"__import__('canary')",
     b"-1",
     b"\n",
     b"\r\n",
@@ -60,6 +65,119 @@ def mutated(seed: bytes, chance: random.Random) -> bytes:
                 number = chance.choice((0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, chance.getrandbits(32)))
                 content[at : at + 4] = struct.pack(chance.choice("<>") + "L", number)
     return bytes(content)
+
+
+VALUES = (
+    None,
+    True,
+    0,
+    -1,
+    2**31,
+    2**63 - 1,
+    2**63,
+    10**15,
+    10**300,
+    -(10**15),
+    0.5,
+    1e-300,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "0",
+    "1000000000000000",
+    "\x00",
+    "\x1b[2J",
+    "\ud800",
+    "../../up",
+    "/etc/passwd",
+    "{SPLIT:>99999999999}",
+    "canary.Feature",
+    "a" * 5000,
+    [],
+    {},
+    [[]],
+    [[[[[[]]]]]] * 50,
+    {"": 0},
+    {"type": "canary.Feature", "content": {}},
+)
+
+
+def mutated_json(seed: bytes, chance: random.Random, separators: tuple[str, str] | None = None) -> bytes:
+    """A JSON text with changes: to its bytes, or to one of its values."""
+    if chance.random() < 0.3:
+        return mutated(seed, chance)
+    whole = [json.loads(seed)]
+    place = whole
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = chance.choice(keys)
+        if not (isinstance(place[key], dict | list) and place[key]) or chance.random() < 0.2:
+            break
+        place = place[key]
+    match chance.randrange(4):
+        case 0 if len(whole) > 1 or place is not whole:
+            del place[key]
+        case 1 if isinstance(place[key], int | float):
+            place[key] = chance.choice((place[key] + 1, -place[key], place[key] * 10**9, float(place[key])))
+        case 2 if isinstance(place[key], list):
+            place[key] = place[key] * chance.choice((2, 1000))
+        case _:
+            place[key] = chance.choice(VALUES)
+    return json.dumps(whole[0], separators=separators).encode()
+
+
+def mutated_zip(seed: bytes, chance: random.Random) -> bytes:
+    """A zip file with changes: to its bytes, or to one of its entries under a checksum that fits."""
+    if chance.random() < 0.4:
+        return mutated(seed, chance)
+    with zipfile.ZipFile(io.BytesIO(seed)) as archive:
+        entries: dict[str | zipfile.ZipInfo, bytes] = {name: archive.read(name) for name in archive.namelist()}
+    name = chance.choice(sorted(entries))
+    method = zipfile.ZIP_DEFLATED
+    match chance.randrange(6):
+        case 0:
+            content = entries.pop(name)
+            entries[chance.choice(("../", "/", "a/../../", "a\\", "a\x00", "\x1b[2J", "d/" * 100)) + name] = content
+        case 1:
+            del entries[name]
+            linked = zipfile.ZipInfo(name)
+            linked.external_attr = (stat.S_IFLNK | 0o777) << 16
+            entries[linked] = b"/etc/passwd"
+        case 2:
+            entries[name] = entries[name] + bytes(chance.choice((10**3, 3 * 10**7)))
+        case 3:
+            method = chance.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED))
+        case 4:
+            entries[f"{name}{chance.randrange(10)}"] = entries[name]
+        case 5:
+            entries[name] = mutated(entries[name], chance)
+    return zip_bytes(entries, method)
+
+
+def mutated_lines(seed: bytes, chance: random.Random) -> bytes:
+    """A file of JSON lines with changes: to its bytes, to a value of one line, to the lines' number or order."""
+    *lines, _ = seed.split(b"\n")
+    at = chance.randrange(len(lines))
+    match chance.randrange(5):
+        case 0:
+            return mutated(seed, chance)
+        case 1:
+            lines[at : at + 1] = chance.choice(([], [lines[at]] * 2, [b""]))
+        case 2:
+            chance.shuffle(lines)
+        case _:
+            lines[at] = mutated_json(lines[at], chance, (",", ":")).replace(b"\n", b"")
+    return b"".join(line + b"\n" for line in lines)
+
+
+def spoilt(name: str, seed: bytes, chance: random.Random) -> bytes:
+    """The content of a file, changed in a way that its reader does not notice at once: `name` tells its kind."""
+    kinds = {"json": mutated_json, "jsonl": mutated_lines, "zip": mutated_zip, "npz": mutated_zip}
+    try:
+        return kinds.get(name.rpartition(".")[2], mutated)(seed, chance)
+    except (ValueError, IndexError, zipfile.BadZipFile, AttributeError):  # it has been spoilt before
+        return mutated(seed, chance)
 
 
 def picture_bytes(kind: str, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> bytes:

@@ -15,6 +15,7 @@ import zipfile
 import hostile
 import numpy as np
 import pytest
+from data.prepared import example, write_tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
@@ -302,6 +303,139 @@ def test_spoilt_npz_files(tmp_path, seed):
         content = arrays(images=hostile.mutated(npy("'|u1'", "(3, 8, 8, 1)", bytes(192)), chance))
     path = hostile.written(tmp_path / "set.npz", hostile.mutated(content, chance))
     may_refuse(lambda: read_set("npz", path))
+
+
+# Sets prepared by TFDS
+
+
+def tfds_set(root, **splits):
+    """The folder of a small set, ready to be spoilt."""
+    return write_tfds(root, {"train": 3, "test": 1}, **splits)
+
+
+def edited(path, *place, **change) -> None:
+    """Changes the object at a place of a JSON file."""
+    value = held = json.loads(path.read_bytes())
+    for key in place:
+        held = held[key]
+    held |= change
+    hostile.written(path, json.dumps(value).encode())
+
+
+def read_tfds(folder, **more):
+    return load(
+        {"source": "tfds", "path": str(folder), "test_split": "", "test_fraction": 0.0, **more}, "train", 8, 3, None
+    )
+
+
+FOREIGN = {"type": "canary.Feature", "content": {}}
+FOREIGN_FEATURES = {
+    "plain": {"pythonClassName": "canary.Feature", "text": {}},
+    "other spelling": {"python_class_name": "canary.Feature", "text": {}},
+    "legacy": FOREIGN,
+    "as text": {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "jsonFeature": {"json": json.dumps({"a": FOREIGN})},
+    },
+    "as text of a legacy feature": {
+        "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "proto_cls": "tensorflow_datasets.FeaturesDict",
+        "content": json.dumps({"features": {"a": {"pythonClassName": "canary.Feature", "text": {}}}}),
+    },
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN_FEATURES)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_features_of_others_are_not_imported(tmp_path, monkeypatch, case, by_name):
+    hostile.written(tmp_path / "canary.py", b"raise SystemExit('code was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tfds_set(tmp_path)
+    edited(folder / "features.json", "featuresDict", "features", more=FOREIGN_FEATURES[case])
+    more = {"name": "tiny", "data_dir": str(tmp_path), "path": ""} if by_name else {}
+    refuses(lambda: read_tfds(folder, **more), "features.json names the Python class 'canary.Feature'")
+
+
+@pytest.mark.parametrize("name", ["huggingface:mnist", "mnist/a=1", "../mnist", "a b", "mnist:latest"])
+def test_names_that_are_more_than_names(name):
+    refuses(lambda: read_tfds("", name=name, data_dir="/nowhere"), f"config.data.name={name} is no name")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["../{DATASET}-{SPLIT}", "/etc/passwd", "{SPLIT:>99999999999}", "{SPLIT.__class__}"]
+)
+@pytest.mark.parametrize("key", ["filepathTemplate", "filepath_template"])
+def test_patterns_of_file_names_that_lead_away_or_fill_memory(tmp_path, pattern, key):
+    folder = tfds_set(tmp_path)
+    edited(folder / "dataset_info.json", "splits", 0, **{key: pattern})
+    refuses(lambda: read_tfds(folder), f"names files of the set by the pattern {pattern!r}")
+
+
+def test_shards_elsewhere_and_shards_that_are_no_files(tmp_path):
+    folder = tfds_set(tmp_path)
+    shard = folder / "tiny-train.array_record-00000-of-00001"
+    shard.rename(tmp_path / "shard")
+    shard.symlink_to(tmp_path / "shard")
+    refuses(lambda: read_tfds(folder), f"{shard} is a link that leads out of the folder")
+    shard.unlink()
+    os.mkfifo(shard)
+    refuses(lambda: read_tfds(folder), f"{folder} is not a regular file")
+
+
+@pytest.mark.parametrize(
+    "place, change, culprit",
+    [
+        (("splits", 0), {"shardLengths": ["4"]}, "announces 4 examples in tiny-train"),
+        (("splits", 0), {"shardLengths": ["-3"]}, "no readable split 'train'"),
+        (("splits", 0), {"shardLengths": ["1000000000000000"]}, "announces 1,000,000,000,000,000 examples"),
+        (("splits", 0), {"name": "../train"}, "no readable split 'train'"),
+        ((), {"fileFormat": "tfrecord"}, "no readable split 'train'"),
+        ((), {"splits": [1]}, "dataset_info.json is damaged"),
+        ((), {"name": "../tiny"}, "no readable split 'train'"),
+    ],
+)
+def test_prepared_sets_that_lie(tmp_path, place, change, culprit):
+    folder = tfds_set(tmp_path)
+    edited(folder / "dataset_info.json", *place, **change)
+    refuses(lambda: read_tfds(folder), culprit)
+
+
+def test_classes_without_end(tmp_path):
+    folder = tfds_set(tmp_path)
+    edited(folder / "features.json", "featuresDict", "features", "label", "classLabel", numClasses="1000000000000")
+    (folder / "label.labels.txt").unlink()
+    refuses(lambda: read_tfds(folder), "announces 1,000,000,000,000 classes")
+
+
+@pytest.mark.parametrize("value", [10**12, b""])
+def test_records_whose_image_is_none(tmp_path, value):
+    folder = tfds_set(tmp_path, example=lambda i: example(i) | {"image": value})
+    refuses(lambda: read_tfds(folder), "example 0" if value else "is not a readable image")
+
+
+def test_a_record_is_decoded_only_where_it_is_asked_for(tmp_path, monkeypatch):
+    """TFDS hands every other picture to Pillow, which hands PostScript to Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("PostScript was run"))
+    folder = tfds_set(tmp_path, example=lambda i: example(i) | {"more": hostile.picture_bytes("EPS")})
+    features = json.loads((folder / "features.json").read_bytes())["featuresDict"]["features"]
+    edited(folder / "features.json", "featuresDict", "features", more=features["image"])
+    assert read_tfds(folder).n == 3
+    refuses(lambda: read_tfds(folder, image_key="more"), "example 0 of split 'train'", "is not a readable image")
+
+
+@settings(many, max_examples=40)
+@given(seed=seeds)
+def test_spoilt_metadata_of_prepared_sets(tmp_path, seed):
+    chance, folder = random.Random(seed), tmp_path / "tiny" / "1.0.0"
+    if not folder.exists():
+        tfds_set(tmp_path)
+    path = chance.choice(sorted(folder.glob("*.json")))
+    honest = path.read_bytes()
+    try:
+        hostile.written(path, hostile.mutated_json(honest, chance))
+        may_refuse(lambda: read_tfds(folder))
+    finally:
+        path.write_bytes(honest)
 
 
 # JSON

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +23,24 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_tfds(root: Path, splits: dict[str, int], labels=lambda i: i % 3, corrupt: int | None = None) -> Path:
-    """Prepares the set `tiny` under `root`; example i is `picture(i)` of label `labels(i)`, male where i is odd."""
+def example(index: int) -> dict[str, bytes | int]:
+    """Example i: `picture(i)` of label i % 3, male where i is odd."""
+    return {"image": png(picture(index)), "label": index % 3, "attributes/Male": index % 2}
+
+
+def write_tfds(root: Path, splits: dict[str, int], example: Callable[[int], dict[str, bytes | int]] = example) -> Path:
+    """Prepares the set `tiny` under `root`: of each split so many examples."""
     folder = root / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     for split, count in splits.items():
         shard = folder / f"tiny-{split}.array_record-00000-of-00001"
         writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
         for i in range(count):
-            example = tf_example_pb2.Example()
-            feature = example.features.feature
-            feature["image"].bytes_list.value.append(b"broken" if i == corrupt else png(picture(i)))
-            feature["label"].int64_list.value.append(labels(i))
-            feature["attributes/Male"].int64_list.value.append(i % 2)
-            writer.write(example.SerializeToString())
+            record = tf_example_pb2.Example()
+            for name, value in example(i).items():
+                kind = "bytes_list" if isinstance(value, bytes) else "int64_list"
+                getattr(record.features.feature[name], kind).value.append(value)
+            writer.write(record.SerializeToString())
         writer.close()
     package = "tensorflow_datasets.core.features."
     shape = {"dimensions": ["8", "8", "3"]}

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from data.prepared import picture, write_tfds
+from data.prepared import example, picture, write_tfds
 
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
@@ -74,7 +74,9 @@ def test_unprepared_sets_say_how_to_prepare_them(tmp_path):
 
 
 def test_a_corrupt_image_and_a_damaged_file(tmp_path):
-    folder = write_tfds(tmp_path / "a", {"train": 5, "test": 1}, corrupt=3)
+    folder = write_tfds(
+        tmp_path / "a", {"train": 5, "test": 1}, lambda i: example(i) | ({"image": b"broken"} if i == 3 else {})
+    )
     with pytest.raises(UserError, match="example 3 of split 'train'.*remove or repair"):
         load({"path": str(folder)}, "train", 8, 3, None)
     folder = write_tfds(tmp_path / "b", {"train": 5, "test": 1})
@@ -84,7 +86,7 @@ def test_a_corrupt_image_and_a_damaged_file(tmp_path):
 
 
 def test_labels_outside_the_classes(tmp_path):
-    folder = write_tfds(tmp_path, {"train": 5, "test": 1}, labels=lambda i: -1 if i == 2 else 0)
+    folder = write_tfds(tmp_path, {"train": 5, "test": 1}, lambda i: example(i) | {"label": -1 if i == 2 else 0})
     with pytest.raises(UserError, match="example 2 of tiny has label -1"):
         load({"path": str(folder)}, "train", 8, 3, None)
 
