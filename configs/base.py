@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     config.selection.k2 = 1  # semantics picked for each sensitive class
     config.selection.ratio = 0.0  # >0: k2 = ratio * public classes / sensitive classes, in place of k2
     config.selection.assignment = "sequential"  # sequential (the paper's) | optimal (largest total noisy count)
+    config.selection.seed = 0  # random: of the draw of semantics
 
     config.model = ConfigDict()  # the denoiser
     config.model.name = "unet"  # a zoo denoiser or package.module:Class

@@ -61,8 +61,8 @@ def run(config: ConfigDict, folder: workdir.Workdir, mesh: Mesh | None = None) -
       mesh: default: all devices.
 
     Raises:
-      UserError: jax-privacy is missing, the folder holds a run or an audit, the guesses could not refute the claim
-        even if all were right, or (after everything is written) they do refute it.
+      UserError: jax-privacy is missing, the folder holds a run, a sweep or an audit, the guesses could not refute the
+        claim even if all were right, or (after everything is written) they do refute it.
     """
     check_guesses(config)
     _take(folder)
@@ -99,8 +99,8 @@ def check_guesses(config: ConfigDict) -> None:
 def _take(folder: workdir.Workdir) -> None:
     """Makes the folder of an audit: `internal/` alone, which marks it as such."""
     folder.check()
-    if folder.config_json.exists() or folder.release.exists():
-        raise UserError(f"{folder.root} holds a run; give the audit a --workdir of its own.")
+    if (kind := folder.holds()) in ("a run", "a sweep"):
+        raise UserError(f"{folder.root} holds {kind}; give the audit a --workdir of its own.")
     if folder.audit_json.exists():
         raise UserError(f"{folder.audit_json} holds the result of an audit; give this one a --workdir of its own.")
     workdir.make_dir(folder.internal, mode=0o700)

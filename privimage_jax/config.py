@@ -101,6 +101,7 @@ RULES: dict[str, Rule] = {
     "selection.k2": _POSITIVE,
     "selection.ratio": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "selection.assignment": _one_of("sequential", "optimal"),
+    "selection.seed": _SEED,
     "diffusion.p_mean": _FINITE,
     "diffusion.p_std": _ABOVE_0,
     "diffusion.sigma_data": _ABOVE_0,

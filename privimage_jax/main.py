@@ -20,9 +20,14 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from privimage_jax import combinations, distributed, preemption, processes
 from privimage_jax import config as configs
+<<<<<<< HEAD
 from privimage_jax import distributed, preemption, processes
 from privimage_jax.errors import UserError, printable
+=======
+from privimage_jax.errors import UserError
+>>>>>>> e21b2ff (Sweep over any settings: one run for each combination, one table, and what they cost together)
 
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
@@ -38,6 +43,8 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
                [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
                [--repeats 5] [--out FILE]
   audit        attack fine-tuning, without data: a lower bound on epsilon (config.audit; needs the extra [audit])
+  sweep        the run for each combination of settings: privimage sweep --config FILE --workdir FOLDER
+               --over section.key=A,B [--over …] [--zip] [--measure fid] [--correlate]
 
 Example: privimage run --config configs/quickstart.py --workdir runs/quickstart --config.privacy.epsilon=5
 Every setting is in configs/base.py.
@@ -162,20 +169,24 @@ def _parse(
     *required: str,
     optional: Iterable[str] = (),
     switches: Iterable[str] = (),
+    repeated: Iterable[str] = (),
     positional: str = "",
     most: int = 1,
 ) -> tuple[flags.FlagValues, list[str]]:
     """Parses flags into a fresh set, so that `main` can be called more than once in a process.
 
-    A command takes the flags that it requires, the optional ones and the switches (flags without a value), no other;
-    `positional` describes the arguments that are no flags, from one to `most`, where it takes any.
+    A command takes the flags that it requires, the optional ones and the switches (flags without a value), no other; a
+    `repeated` one may be given several times and is a list. `positional` describes the arguments that are no flags,
+    from one to `most`, where it takes any.
     """
     path, arguments = _take_config(arguments)
     if path is not None and "config" not in required:
         raise UserError("this command takes no --config; see privimage --help.")
     values = flags.FlagValues()
-    for name in {*required, *optional} - {"config"}:
+    for name in {*required, *optional} - {"config", *repeated}:
         flags.DEFINE_string(name, None, "A folder or a number.", flag_values=values)
+    for name in repeated:
+        flags.DEFINE_multi_string(name, None, "Any number of these.", flag_values=values)
     for name in switches:
         flags.DEFINE_boolean(name, False, "Whether to.", flag_values=values)
     argv = ["privimage", *arguments]
@@ -219,8 +230,8 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def _configured(arguments: list[str], *required: str, optional: Iterable[str] = ()):
-    values, _ = _parse(arguments, "config", *required, optional=optional)
+def _configured(arguments: list[str], *required: str, **accepted: Iterable[str]):
+    values, _ = _parse(arguments, "config", *required, **accepted)
     return configs.check(values.config), values
 
 
@@ -346,6 +357,26 @@ def _audit(arguments: list[str]) -> None:
     audit.run(config, workdir)
 
 
+def _sweep(arguments: list[str]) -> None:
+    required = ("workdir", "over")
+    accepted = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
+    given, _ = _parse(arguments, "config", *required, **accepted)
+    fields = combinations.parse(given.over)
+    experiments = []
+    for texts in combinations.combine(fields, given.zip):
+        overrides = [f"--config.{key}={text}" for key, text in texts.items()]
+        experiments.append(_configured([*arguments, *overrides], *required, **accepted)[0])
+    runs = combinations.name_runs(experiments, list(fields))
+    with preemption.heeded():
+        from privimage_jax.workdir import Workdir
+
+        workdir = Workdir(given.workdir)
+        _set_up_jax(workdir.internal / "compilation_cache")
+        from privimage_jax import sweep
+
+        sweep.run(runs, workdir, given.measure or "", given.correlate)
+
+
 def _numbers(name: str, text: str) -> list[int]:
     """The whole numbers from 1 to a million of a flag, such as "8,64"."""
     parts = text.split(",")
@@ -376,6 +407,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": _prepare,
     "benchmark": _benchmark,
     "audit": _audit,
+    "sweep": _sweep,
 }
 
 if __name__ == "__main__":

@@ -285,6 +285,7 @@ class Workdir:
         self.ledger = self.release / "ledger.jsonl"
         self.audit_config = self.internal / "audit_config.json"  # marks the folder of an audit, which is no run's
         self.audit_json = self.internal / "audit.json"
+        self.sweep_json = self.internal / "sweep.json"  # marks the folder of a sweep, whose runs are folders beside it
 
     def check(self) -> None:
         """Checks that the folder holds files and folders only: nothing that leads elsewhere or would be waited for.
@@ -305,16 +306,29 @@ class Workdir:
                             "another --workdir."
                         )
 
+    def holds(self) -> str:
+        """What a command has made of the folder: "a run", "an audit", "a sweep", or "" if none has."""
+        marks = {
+            "an audit": (self.audit_config,),
+            "a sweep": (self.sweep_json,),
+            "a run": (self.config_json, self.release),
+        }
+        for kind, paths in marks.items():
+            if any(map(os.path.exists, paths)):  # which, unlike Path.exists, lets an impossible path pass
+                return kind
+        return ""
+
     @written_once
     def create(self) -> None:
         """Makes the folders; `internal/` is readable by its owner only.
 
         Raises:
-          UserError: if that is refused, the folder is an audit's, or it holds what no run has made (see `check`).
+          UserError: if that is refused, the folder is an audit's or a sweep's, or it holds what no run has made (see
+            `check`).
         """
         self.check()
-        if os.path.exists(self.audit_config):  # which, unlike Path.exists, lets an impossible path pass
-            raise UserError(f"{self.root} holds an audit, which releases nothing; choose another --workdir.")
+        if (kind := self.holds()) not in ("", "a run"):
+            raise UserError(f"{self.root} holds {kind}; choose another --workdir.")
         make_dir(self.release)
         make_dir(self.internal, mode=0o700)
         with explain_os_errors(self.internal):

@@ -40,11 +40,16 @@ class Result:
         return self
 
 
-def caller(capsys, monkeypatch) -> Callable[..., Result]:
-    """`call("run", "--config", …) -> Result` in this process, on one device and with the tests' own jax set-up."""
+def in_process(monkeypatch) -> None:
+    """Lets `main` run in this process, on one device and with the tests' own jax set-up."""
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(main, "_set_up_jax", lambda *_: None)
     monkeypatch.setattr(context, "make_mesh", lambda: mesh)
+
+
+def caller(capsys, monkeypatch) -> Callable[..., Result]:
+    """`call("run", "--config", …) -> Result` in this process, on one device and with the tests' own jax set-up."""
+    in_process(monkeypatch)
 
     def call(*arguments) -> Result:
         capsys.readouterr()

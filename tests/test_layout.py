@@ -14,6 +14,7 @@ LAYERS = (
     ("archives", "processes", "preemption"),
     ("workdir", "distributed", "configs", "augment", "pixels"),
     ("config",),
+    ("combinations",),
     ("data", "models"),
     ("privacy",),
     ("diffusion",),
@@ -23,8 +24,8 @@ LAYERS = (
     ("stages",),
     ("pipeline",),
     ("ledgers",),
-    ("benchmark_peers",),
-    ("benchmark", "audit"),
+    ("benchmark_peers", "sweep_plots", "sweep_subsets"),
+    ("benchmark", "audit", "sweep"),
     ("main",),
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them

@@ -57,8 +57,7 @@ def run(context: Context) -> None:
             histogram = query.load(context)
             picked = pick(histogram, k2, section.assignment)
         else:
-            seed = np.random.SeedSequence([context.config.seed, 0x5E1EC7])
-            picked = np.random.default_rng(seed).permutation(n_semantics)[: n_classes * k2].reshape(n_classes, k2)
+            picked = pick_blindly(n_classes, n_semantics, k2, [context.config.seed, 0x5E1EC7, section.seed])
         rows, labels = relabel(public.labels, picked)
     if len(rows) == 0:
         raise UserError("no public image belongs to a picked semantic; raise config.selection.k2.")
@@ -103,6 +102,12 @@ def pick(histogram: np.ndarray, k2: int, assignment: str) -> np.ndarray:
         picked[row] = ranked[free[ranked]][:k2]
         free[picked[row]] = False
     return picked
+
+
+def pick_blindly(n_classes: int, n_semantics: int, k2: int, seed: Sequence[int]) -> np.ndarray:
+    """As many semantics as `pick` takes, int64 [classes, k2], drawn without a look at any image."""
+    generator = np.random.default_rng(np.random.SeedSequence(seed))
+    return generator.permutation(n_semantics)[: n_classes * k2].reshape(n_classes, k2)
 
 
 def relabel(public_labels: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

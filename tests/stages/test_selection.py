@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from privimage_jax.stages.query import count_semantics
-from privimage_jax.stages.selection import pick, relabel
+from privimage_jax.stages.selection import pick, pick_blindly, relabel
 
 HISTOGRAMS = hnp.arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(6, 8)), elements=st.integers(-20, 20))
 
@@ -38,6 +38,13 @@ def test_optimal_is_as_good_as_trying_everything(histogram):
         for b in itertools.combinations(set(range(5)) - set(a), 2)
     )
     assert total == best
+
+
+def test_a_blind_choice_takes_as_many_distinct_semantics_and_depends_on_its_seed():
+    choices = [pick_blindly(3, 62, 5, [0, 1, seed]) for seed in (0, 0, 1)]
+    assert choices[0].shape == (3, 5) and len(np.unique(choices[0])) == 15
+    np.testing.assert_array_equal(choices[0], choices[1])
+    assert (choices[0] != choices[2]).any()
 
 
 def test_relabel_keeps_picked_semantics_only():

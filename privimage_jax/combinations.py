@@ -1,0 +1,112 @@
+"""Which runs a sweep makes: from `--over section.key=value,value` to the settings and the folder of each.
+
+This file imports nothing heavy, so that a wrong value stops the program in its first second.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax.errors import UserError
+
+MOST_RUNS = 1000
+MOST_CHARACTERS = 120  # of a folder's name
+_COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^(\[{]*[)\]}])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+      name: of its folder, readable and unique in the sweep.
+      values: swept setting -> its value in this run.
+      config: the checked config with these values.
+    """
+
+    name: str
+    values: dict[str, Any]
+    config: ConfigDict
+
+
+def parse(given: Sequence[str]) -> dict[str, list[str]]:
+    """Swept setting -> the texts of its values, as `--over` gives them: `"query.k1=1,2,5"`.
+
+    A comma inside brackets belongs to a value: `"model.kwargs.ch_mult=(2,2),(2,4)"` has two.
+
+    Raises:
+      UserError: for an unknown setting, one that is given twice, or a value that is missing.
+    """
+    fields: dict[str, list[str]] = {}
+    for text in given:
+        name, _, values = text.partition("=")
+        key = name.strip().removeprefix("config.")
+        configs.check_key(key)
+        if key in fields:
+            raise UserError(f"--over gives {key} twice; list all its values once, separated by commas.")
+        fields[key] = [value.strip() for value in _COMMA_OUTSIDE_BRACKETS.split(values)]
+        if not all(fields[key]):
+            raise UserError(f"--over={text} lacks a value; give them separated by commas, as in --over=query.k1=1,2,5.")
+    return fields
+
+
+def combine(fields: Mapping[str, Sequence[str]], zipped: bool) -> list[dict[str, str]]:
+    """Setting -> text of its value, for each run: every value with every other, or, `zipped`, first with first.
+
+    Raises:
+      UserError: if there are more than `MOST_RUNS`, or values to be paired are not equally many.
+    """
+    lengths = {key: len(values) for key, values in fields.items()}
+    if zipped and len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise UserError(f"--zip pairs the values, but {counts}; give each setting equally many.")
+    n = max(lengths.values()) if zipped else math.prod(lengths.values())
+    if n > MOST_RUNS:
+        raise UserError(f"--over asks for {n} runs; give at most {MOST_RUNS}.")
+    rows = zip(*fields.values(), strict=True) if zipped else itertools.product(*fields.values())
+    return [dict(zip(fields, row, strict=True)) for row in rows]
+
+
+def name_runs(experiments: Sequence[ConfigDict], fields: Sequence[str]) -> list[Run]:
+    """The runs of a sweep over `fields`, each with the name that its values give it, whatever the other runs are.
+
+    Raises:
+      UserError: if two have the same values.
+    """
+    runs: dict[str, Run] = {}
+    for config in experiments:
+        settings = dict(configs.flatten(config))
+        values = {key: settings[key] for key in fields}
+        name = _name(values)
+        if name in runs:
+            raise UserError(f"--over gives the combination {name} twice; give each once.")
+        runs[name] = Run(name, values, config)
+    return list(runs.values())
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    """Such as `k1=2_k2=1`; a setting whose last word another one shares is named in full."""
+    words = [key.rpartition(".")[2] for key in values]
+    parts = [
+        f"{word if words.count(word) == 1 else key}={_text(value)}"
+        for word, (key, value) in zip(words, values.items(), strict=True)
+    ]
+    name = "_".join(parts)
+    safe = as_file_name(name)[:MOST_CHARACTERS]
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(_text, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def as_file_name(text: str) -> str:
+    """The text with a hyphen for whatever may trouble a shell or a file system."""
+    return re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", text)

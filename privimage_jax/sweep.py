@@ -1,0 +1,241 @@
+"""`privimage sweep`: the pipeline once for each combination of settings, a row for each, and what all cost together.
+
+The runs are folders of the sweep's own folder, each with its own `release/`, ledger and budget. They train one query
+network where its settings are the same in all. The sweep's `internal/` (mode 0700) holds `sweep.csv` and `plots/`,
+which compare the runs on real images without noise: to choose a run by them is a look at sensitive data that the
+epsilon of that run does not cover.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import rich.console
+import rich.markup
+import rich.table
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax import pipeline, reading, workdir
+from privimage_jax.combinations import Run, as_file_name
+from privimage_jax.errors import UserError
+from privimage_jax.ledgers import describe_joint
+from privimage_jax.privacy.ledger import spent, total_epsilon
+from privimage_jax.stages import train_query
+from privimage_jax.stages.context import Context
+from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.sweep_plots import plot, png
+from privimage_jax.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
+from privimage_jax.training.writers import headline
+from privimage_jax.workdir import Workdir
+
+DEFAULT_MEASURE = "fid"
+SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers
+MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # settings that no mechanism reads, even later
+CAUTION = (
+    "To choose among these runs by their evaluation is to look at the real images without noise: the epsilon of the "
+    "chosen run does not cover it."
+)
+
+Row = dict[str, Any]
+
+
+def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool = False) -> list[Row]:
+    """Runs what is missing of a sweep, writes `internal/sweep.csv` and `internal/plots/`, and prints the table.
+
+    A run that fails with a `UserError` is noted, and the others go on.
+
+    Args:
+      runs: as `combinations.name_runs` makes them.
+      folder: new, or of the same sweep; other values of the same settings may join it.
+      measure: of `evaluation.json`, to be plotted and correlated; "" = the FID.
+      correlate: also compare each run's public subset with its sensitive set.
+
+    Returns:
+      One row for each run: "run", its swept settings, "status", and where it is done "epsilon", all numbers of
+      `evaluation.json` and, with `correlate`, the `sweep_subsets.MEASURES`; where it failed "error".
+
+    Raises:
+      UserError: the folder holds anything else, a correlation is asked of runs that cannot give it, or (after
+        everything is written) no run has the measure or a run has failed.
+    """
+    _check_evaluated(runs, measure, correlate)
+    _take(folder, runs)
+    if (networks := len({workdir.fingerprint(_network(one.config)) for one in runs})) > 1:
+        headline(
+            "sweep",
+            "warning",
+            f"these runs train {networks} query networks, and what each measures by the features of its own, such as "
+            "FID, does not compare across them.",
+        )
+    with folder.lock():
+        workdir.atomic_write_json(folder.sweep_json, _identity(runs))
+        rows: list[Row] = []
+        subsets = Subsets() if correlate else None
+        for number, one in enumerate(runs, 1):
+            headline("sweep", "running", f"{one.name} ({number} of {len(runs)})")
+            rows.append(_finish(one, runs, folder, subsets))
+            workdir.atomic_write_bytes(folder.internal / "sweep.csv", _as_csv(rows))
+        fields, plotted = list(runs[0].values), measure or DEFAULT_MEASURE
+        finished = [row for row in rows if row["status"] == "done"]
+        _write_plots(folder, finished, fields, plotted)
+    _show(rows, fields, plotted, folder)
+    if measure and finished:
+        _check_measure(finished, fields, measure)
+    if correlate:
+        _show_correlations(correlations(finished, plotted), plotted)
+    if failed := [row for row in rows if row["status"] == "failed"]:
+        raise UserError(
+            f"{len(failed)} of {len(rows)} runs failed, the first of them {failed[0]['run']} ("
+            f"{failed[0]['error'].rstrip('.')}); mend that, and the same command tries them again."
+        )
+    return rows
+
+
+def _check_evaluated(runs: Sequence[Run], measure: str, correlate: bool) -> None:
+    evaluated = sum(one.config.evaluate.enabled for one in runs)
+    if (measure or correlate) and not evaluated:
+        flag = "--correlate" if correlate else f"--measure={measure}"
+        raise UserError(f"{flag} needs runs with config.evaluate.enabled=True; enable it or leave the flag out.")
+    if correlate and evaluated < LEAST_RUNS:
+        raise UserError(f"--correlate needs at least {LEAST_RUNS} runs, not {evaluated}; let --over give more values.")
+
+
+def _take(folder: Workdir, runs: Sequence[Run]) -> None:
+    """Makes the folder of a sweep, or checks that it is this one's.
+
+    Raises:
+      UserError: if it holds a run, an audit, or a sweep over other settings or with another base.
+    """
+    folder.check()
+    if (kind := folder.holds()) in ("a run", "an audit"):
+        raise UserError(f"{folder.root} holds {kind}; give the sweep a --workdir of its own.")
+    if kind == "a sweep":
+        with reading.told(folder.sweep_json, "choose another --workdir"):
+            before = reading.read_json(folder.sweep_json)
+            swept, settings = [str(key) for key in before["over"]], dict(before["settings"])
+        now = _identity(runs)
+        if swept != now["over"]:
+            raise UserError(
+                f"{folder.root} holds a sweep over {', '.join(swept)}, not {', '.join(now['over'])}; choose another "
+                "--workdir."
+            )
+        for key in sorted({*settings, *now["settings"]}):
+            if (old := settings.get(key)) != (new := now["settings"].get(key)):
+                raise UserError(
+                    f"{folder.root} holds a sweep with config.{key}={old!r}, which is now {new!r}; restore that, or "
+                    "choose another --workdir."
+                )
+    workdir.make_dir(folder.internal, mode=0o700)
+
+
+def _identity(runs: Sequence[Run]) -> dict[str, Any]:
+    """What all runs of one sweep have in common: the swept settings, and the value of every other one."""
+    swept = sorted(runs[0].values)
+    settings = {
+        key: value
+        for key, value in configs.public_settings(runs[0].config).items()
+        if key not in swept and not key.startswith(MAY_CHANGE)
+    }
+    return workdir.jsonable({"over": swept, "settings": settings})
+
+
+def _finish(one: Run, runs: Sequence[Run], folder: Workdir, subsets: Subsets | None) -> Row:
+    """Completes one run and returns its row."""
+    own = Workdir(folder.root / one.name)
+    row: Row = {"run": one.name, **one.values}
+    config = one.config.copy_and_resolve_references()
+    config.query_net.workdir = config.query_net.workdir or _trained_network(one, runs, folder)
+    try:
+        context = Context(config, own)
+        pipeline.run(context)
+        results = {"status": "done", "epsilon": total_epsilon(open_ledger(own).entries), **_evaluation(own, config)}
+        if subsets is not None:
+            results |= subsets.compare(context)
+    except UserError as error:
+        headline("sweep", "failed", f"{one.name}: {error}")
+        return {**row, "status": "failed", "error": str(error)}
+    return row | results
+
+
+def _trained_network(one: Run, runs: Sequence[Run], folder: Workdir) -> str:
+    """The workdir of another run whose query network this one may take over; "" if there is none, or no need."""
+    if Workdir(folder.root / one.name).done_mark(train_query.NAME):
+        return ""
+    for other in runs:
+        path = folder.root / other.name
+        if _network(other.config) == _network(one.config) and Workdir(path).done_mark(train_query.NAME):
+            return str(path)
+    return ""
+
+
+def _network(config: ConfigDict) -> dict[str, Any]:
+    """What decides how the query network is trained."""
+    return {**train_query.settings(config), "path": config.public.path, "data_dir": config.public.data_dir}
+
+
+def _evaluation(own: Workdir, config: ConfigDict) -> dict[str, float]:
+    """All numbers of a run's `evaluation.json`."""
+    if not config.evaluate.enabled:
+        return {}
+    found = workdir.read_record(own.internal / "evaluation.json")
+    return {name: value for name, value in found.items() if type(value) in (int, float)}
+
+
+def _as_csv(rows: Sequence[Row]) -> bytes:
+    """One line for each run; a value that a run lacks is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _write_plots(folder: Workdir, rows: Sequence[Row], fields: Sequence[str], measure: str) -> None:
+    """`internal/plots/<measure>_by_<setting>.png` for each swept setting, where any run has the measure."""
+    if not any(measure in row for row in rows):
+        return
+    plots = folder.internal / "plots"
+    workdir.make_dir(plots, mode=0o700)
+    for field in fields:
+        name = as_file_name(f"{measure}_by_{field}.png")
+        workdir.atomic_write_bytes(plots / name, png(plot(rows, fields, field, measure)))
+
+
+def _show(rows: Sequence[Row], fields: Sequence[str], measure: str, folder: Workdir) -> None:
+    """Prints the table, what all runs cost together, and what may be done with it."""
+    wanted = ("status", *fields, "epsilon", *dict.fromkeys([measure, *SHOWN]), *MEASURES)
+    columns = [name for name in wanted if any(name in row for row in rows)]
+    _print_table(columns, [[row.get(name, "") for name in columns] for row in rows], left=("status",))
+    ledgers = [open_ledger(Workdir(path.parents[1])) for path in sorted(folder.root.glob("*/release/ledger.jsonl"))]
+    spending = [ledger.entries for ledger in ledgers if spent(ledger.entries)]
+    if len(spending) > 1:
+        print(describe_joint(spending))
+    print(f"{CAUTION}\nOnly each run's release/ may leave {folder.root}; the table is {folder.internal / 'sweep.csv'}.")
+
+
+def _check_measure(rows: Sequence[Row], fields: Sequence[str], measure: str) -> None:
+    known = {name for row in rows for name, value in row.items() if type(value) in (int, float)} - {*fields}
+    if measure not in known:
+        raise UserError(
+            f"--measure={measure} is not among the results of these runs; give one of {', '.join(sorted(known))}."
+        )
+
+
+def _show_correlations(found: Sequence[Row], measure: str) -> None:
+    columns = ["public subset and sensitive set", f"Pearson, with {measure}", f"Spearman, with {measure}", "runs"]
+    cells = [[row["measure"], row["pearson"], row["spearman"], row["runs"]] for row in found]
+    _print_table(columns, [["undefined" if cell is None else cell for cell in row] for row in cells], columns[:1])
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[str]) -> None:
+    console = rich.console.Console()
+    console = console if console.is_terminal else rich.console.Console(width=120)
+    table = rich.table.Table()
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right")
+    for row in rows:
+        cells = [f"{cell:g}" if type(cell) is float else str(cell) for cell in row]
+        table.add_row(*map(rich.markup.escape, cells))
+    console.print(table)

@@ -1,0 +1,46 @@
+"""One picture of a sweep: a measure against one of the swept settings."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+MOST_LINES = 10  # more cannot be told apart
+
+
+def plot(rows: Sequence[Mapping[str, Any]], fields: Sequence[str], field: str, measure: str) -> Figure:
+    """The measure against the setting `field`; runs that differ in nothing else are joined by a line.
+
+    Args:
+      rows: of the runs, each with the values of all `fields`; those without the measure are left out.
+      fields: the swept settings.
+      field: one of them. Numbers are placed by size, anything else in the order of the rows.
+      measure: a number's name in the rows.
+    """
+    rows = [row for row in rows if measure in row]
+    others = [name for name in fields if name != field]
+    numeric = all(type(row[field]) in (int, float) for row in rows)
+    ticks = list(dict.fromkeys(str(row[field]) for row in rows))
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        label = ", ".join(f"{name} = {row[name]}" for name in others)
+        x = row[field] if numeric else ticks.index(str(row[field]))
+        lines.setdefault(label, []).append((x, row[measure]))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    if not numeric:
+        axes.set_xticks(range(len(ticks)), ticks)
+    if 1 < len(lines) <= MOST_LINES:
+        axes.legend(fontsize="small")
+    axes.set(xlabel=field, ylabel=measure)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

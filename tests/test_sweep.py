@@ -1,0 +1,210 @@
+"""`privimage sweep`: a row for each run, what failed beside what is done, and nothing done twice."""
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import stat
+
+import jax
+import numpy as np
+import pytest
+from commands import Result, in_process
+from pipelines import CLASSES, release_bytes, tiny_config, write_npz
+
+from privimage_jax import config as configs
+from privimage_jax import main, pipeline
+from privimage_jax.errors import UserError
+from privimage_jax.ledgers import describe_joint
+from privimage_jax.stages.context import Context
+from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.sweep import CAUTION
+from privimage_jax.sweep_plots import plot
+from privimage_jax.sweep_subsets import MEASURES, Subsets, correlations
+from privimage_jax.training.mesh import make_mesh
+from privimage_jax.workdir import Workdir
+
+SELECTIONS = (  # of six semantics each class of three picks one or two; three are more than there are
+    "--zip",
+    "--over=selection.method=semantic,semantic,random,random",
+    "--over=selection.k2=1,2,2,3",
+    "--config.privacy.accountant=rdp",
+)
+FINISHED = ["method=semantic_k2=1", "method=semantic_k2=2", "method=random_k2=2"]
+FAILED = "method=random_k2=3"
+
+
+@pytest.fixture(scope="module")
+def made(config, tmp_path_factory):
+    """The folder of a sweep with one failed run, and what its command said; tests must not change it."""
+    folder = tmp_path_factory.mktemp("swept") / "sweep"
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        in_process(patch)
+        status = main.main(["privimage", "sweep", f"--config={config}", f"--workdir={folder}", *SELECTIONS])
+    return folder, Result(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """A private copy of the sweep's folder."""
+    return shutil.copytree(made[0], tmp_path / "sweep")
+
+
+def read_rows(folder) -> list[dict[str, str]]:
+    with open(folder / "internal" / "sweep.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_has_a_row_with_all_its_numbers(made):
+    folder, _ = made
+    rows = read_rows(folder)
+    assert [(row["run"], row["status"]) for row in rows] == [*((name, "done") for name in FINISHED), (FAILED, "failed")]
+    assert [row["selection.k2"] for row in rows] == ["1", "2", "2", "3"]
+    for row in rows[:3]:
+        evaluation = json.loads((folder / row["run"] / "internal" / "evaluation.json").read_text())
+        numbers = {name: value for name, value in evaluation.items() if type(value) in (int, float)}
+        assert len(numbers) >= 5
+        assert {name: float(row[name]) for name in numbers} == numbers
+        assert float(row["epsilon"]) == open_ledger(Workdir(folder / row["run"])).entries[-2]["epsilon"]
+    assert rows[3]["fid"] == rows[3]["epsilon"] == ""
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(made):
+    folder, result = made
+    result.refuses(f"1 of 4 runs failed, the first of them {FAILED}", "config.selection.k2=3", "tries them again")
+    assert read_rows(folder)[3]["error"] in result.out.replace("\n", " ")
+
+
+def test_the_runs_share_one_query_network(made):
+    folder, _ = made
+    taken = [json.loads((folder / name / "config.json").read_text())["query_net.workdir"] for name in FINISHED]
+    assert taken == ["", str(folder / FINISHED[0]), str(folder / FINISHED[0])]
+
+
+def test_what_compares_the_runs_is_internal(made):
+    folder, _ = made
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["internal", *FINISHED, FAILED])
+    assert stat.S_IMODE((folder / "internal").stat().st_mode) == 0o700
+    plots = {path.name: path.read_bytes() for path in (folder / "internal" / "plots").iterdir()}
+    assert plots.keys() == {"fid_by_selection.method.png", "fid_by_selection.k2.png"}
+    assert all(content.startswith(b"\x89PNG") for content in plots.values())
+
+
+def test_what_all_runs_cost_together_is_told_and_what_no_epsilon_covers(made):
+    folder, result = made
+    spending = [open_ledger(Workdir(folder / name)).entries for name in sorted(FINISHED)]
+    assert describe_joint(spending) in result.out
+    assert CAUTION in result.out
+    assert f"Only each run's release/ may leave {folder}" in result.out
+
+
+def test_the_same_command_goes_on_and_correlates(privimage, config, copy):
+    released = {name: release_bytes(Workdir(copy / name)) for name in FINISHED}
+    flags = ("--correlate", "--measure=accuracy_synthetic")
+    result = privimage("sweep", "--config", config, "--workdir", copy, *SELECTIONS, *flags)
+    result.refuses("1 of 4 runs failed")
+    assert result.out.count("done before with the same settings") == 8 + 8 + 7
+    assert {name: release_bytes(Workdir(copy / name)) for name in FINISHED} == released
+    rows = read_rows(copy)
+    for name in MEASURES:
+        assert len({float(row[name]) for row in rows[:3]}) > 1  # the last two take all semantics, for other classes
+        assert name in result.out
+    assert all(0 <= float(row["subset_sds"]) <= 1 for row in rows[:3])
+    assert "Pearson, with accuracy_synthetic" in result.out
+    assert (copy / "internal" / "plots" / "accuracy_synthetic_by_selection.k2.png").exists()
+
+
+def test_the_folder_takes_no_other_sweep_and_no_run(privimage, config, copy):
+    call = ("--config", config, "--workdir", copy)
+    privimage("sweep", *call, "--over=query.k1=1,2").refuses("holds a sweep over selection.k2, selection.method")
+    privimage("sweep", *call, *SELECTIONS, "--config.clipping.norm=2e-3").refuses(
+        "config.clipping.norm=0.001, which is now 0.002"
+    )
+    privimage("run", *call).refuses("holds a sweep")
+    privimage("audit", *call).refuses("holds a sweep")
+    (copy / "internal" / "sweep.json").write_text("[]")
+    privimage("sweep", *call, *SELECTIONS).refuses("sweep.json is damaged", "choose another --workdir")
+
+
+def test_a_run_s_folder_takes_no_sweep(privimage, config, made):
+    run = made[0] / FINISHED[0]
+    privimage("sweep", "--config", config, "--workdir", run, "--over=query.k1=1,2").refuses(f"{run} holds a run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprits"),
+    [
+        ((), ["--over is missing"]),
+        (("--over=query.k3=1,2",), ["config.query.k3 is not a known setting", "config.query.k1"]),
+        (("--over=query=1,2",), ["config.query is a section"]),
+        (("--over=query.k1",), ["--over=query.k1 lacks a value", "--over=query.k1=1,2,5"]),
+        (("--over=query.k1=1,,2",), ["--over=query.k1=1,,2 lacks a value"]),
+        (("--over=query.k1=1,two",), ["--config.query.k1=two", "configs/base.py"]),
+        (("--over=query.k1=1,0",), ["config.query.k1=0", "at least 1"]),
+        (("--over=query.k1=1", "--over=query.k1=2"), ["--over gives query.k1 twice"]),
+        (("--over=query.k1=1,1",), ["the combination k1=1 twice"]),
+        (("--zip", "--over=query.k1=1,2", "--over=selection.k2=1"), ["query.k1 has 2, selection.k2 has 1"]),
+        (("--over=query.k1=1,2", "--correlate"), ["--correlate needs at least 3 runs, not 2"]),
+        (("--over=query.k1=1,2", "--measure=fid", "--config.evaluate.enabled=False"), ["--measure=fid needs runs"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_anything_runs(privimage, config, tmp_path, flags, culprits):
+    privimage("sweep", "--config", config, "--workdir", tmp_path / "w", *flags).refuses(*culprits)
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_unknown_measure_is_told_when_the_runs_are_there(privimage, config, copy):
+    flags = ("--over=selection.method=random", "--over=selection.k2=2", "--config.privacy.accountant=rdp")
+    result = privimage("sweep", "--config", config, "--workdir", copy, *flags, "--measure=fdi")
+    result.refuses("--measure=fdi is not among the results", "epsilon, fid")
+    assert "together: epsilon" in result.out, "runs of the folder that this command leaves alone cost as well"
+
+
+def test_correlations_are_those_of_the_runs_that_have_both():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=7)
+    rows = [{"subset_sds": 2.0, "subset_fid": a, "subset_mmd": a**3, "fid": -2 * a} for a in x]
+    rows += [{"fid": 9.0}, {"subset_fid": 9.0}]
+    found = {row["measure"]: row for row in correlations(rows, "fid")}
+    assert {row["runs"] for row in found.values()} == {7}
+    assert found["subset_sds"]["pearson"] is found["subset_sds"]["spearman"] is None
+    assert found["subset_fid"]["pearson"] == pytest.approx(-1)
+    assert found["subset_mmd"]["spearman"] == pytest.approx(-1)
+    assert found["subset_mmd"]["pearson"] == pytest.approx(-np.corrcoef(x, x**3)[0, 1])
+    with pytest.raises(UserError, match="--correlate needs 3 finished runs .* and the measure fid, not 2"):
+        correlations(rows[5:], "fid")
+
+
+def test_the_sensitive_images_as_their_own_public_set(tmp_path):
+    """Every class picks itself, so that the subset is the sensitive set; of all images a third fits each class."""
+    config = tiny_config(tmp_path)
+    config.public.path = config.data.path = str(write_npz(tmp_path / "both.npz", 60, CLASSES, seed=1))
+    config.public.test_split = config.data.test_split
+    config.query_net.epochs, config.query_net.learning_rate = 12.0, 0.05
+    config.selection.assignment = "optimal"
+    config.privacy.accountant = "rdp"
+    found = {}
+    for method in ("semantic", "all"):
+        config.selection.method = method
+        context = Context(configs.check(config), Workdir(tmp_path / method), make_mesh(jax.devices()[:1]))
+        pipeline.run(context, "select")
+        found[method] = Subsets().compare(context)
+        config.query_net.workdir = str(tmp_path / method)
+    same = {"subset_fid": pytest.approx(0, abs=1e-6), "subset_mmd": 0}
+    assert found["semantic"] == {"subset_sds": pytest.approx(1), **same}
+    assert found["all"] == {"subset_sds": pytest.approx(3**-0.5, abs=0.01), **same}
+
+
+def test_a_plot_joins_the_runs_that_differ_in_nothing_else():
+    rows = [
+        {"k1": k1, "method": method, "fid": k1 * 1.5 + len(method)} for k1 in (5, 1) for method in ("all", "random")
+    ]
+    axes = plot([*rows, {"k1": 9, "method": "all"}], ["k1", "method"], "k1", "fid").axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 4.5], [5, 10.5]], [[1, 7.5], [5, 13.5]]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["method = all", "method = random"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("k1", "fid")
+    named = plot(rows, ["k1", "method"], "method", "fid").axes[0]
+    assert [text.get_text() for text in named.get_xticklabels()] == ["all", "random"]
+    assert [line.get_xydata().tolist() for line in named.lines] == [[[0, 10.5], [1, 13.5]], [[0, 4.5], [1, 7.5]]]
