@@ -22,12 +22,7 @@ from ml_collections import config_flags
 
 from privimage_jax import combinations, distributed, preemption, processes
 from privimage_jax import config as configs
-<<<<<<< HEAD
-from privimage_jax import distributed, preemption, processes
 from privimage_jax.errors import UserError, printable
-=======
-from privimage_jax.errors import UserError
->>>>>>> e21b2ff (Sweep over any settings: one run for each combination, one table, and what they cost together)
 
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
