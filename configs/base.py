@@ -138,6 +138,15 @@ def get_config() -> ConfigDict:
     config.sample.class_weights = ()  # relative frequency of each class; () = equal, or as config.class_histogram finds
     config.sample.png_folders = False  # also write release/synthetic/<class>/<number>.png
 
+    config.sampler_choice = ConfigDict()  # choose one setting of config.sample by a look at the sensitive images
+    config.sampler_choice.enabled = False  # True = a mechanism of its own, paid from the budget; False costs nothing
+    config.sampler_choice.setting = "guidance"  # guidance | steps | s_churn: the one of config.sample to be chosen
+    config.sampler_choice.candidates = (0.0, 1.0, 2.0)  # the m values to choose from (public)
+    config.sampler_choice.n = 5000  # images drawn with each, from which a classifier learns
+    config.sampler_choice.classifier = "cnn"  # a zoo classifier or package.module:Class
+    config.sampler_choice.classifier_steps = 2000  # its training steps
+    config.sampler_choice.noise_multiplier = 50.0  # noise of about 25 sqrt(m) on how many images each gets right
+
     config.evaluate = ConfigDict()  # non-private: results stay in internal/
     config.evaluate.enabled = True  # False = make the release without looking at real images again
     config.evaluate.extractor = "query"  # features for FID, precision and recall: the public query network

@@ -140,6 +140,14 @@ RULES: dict[str, Rule] = {
         lambda v: all(type(w) in (int, float) and 0 <= w < math.inf for w in v) and (not v or sum(v) > 0),
         "a list with one number of at least 0 per class, not all 0, or ()",
     ),
+    "sampler_choice.setting": _one_of("guidance", "steps", "s_churn"),
+    "sampler_choice.candidates": (
+        lambda v: len(v) > 1 and all(type(c) in (int, float) and math.isfinite(c) for c in v) and len(set(v)) == len(v),
+        "a list of at least two different numbers",
+    ),
+    "sampler_choice.n": _POSITIVE,
+    "sampler_choice.classifier_steps": _POSITIVE,
+    "sampler_choice.noise_multiplier": _ABOVE_0,
     "evaluate.extractor": _one_of("query"),
     "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
     "evaluate.neighbours": _POSITIVE,
@@ -269,17 +277,18 @@ def public_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def settings_in_use(config: ConfigDict) -> dict[str, Any]:
-    """The public settings of a run, without logging and without what the chosen data sources do not read."""
+    """The public settings of a run, without logging, what the chosen data sources do not read, and what is off."""
     unused = {
         f"{name}.{key}"
         for name in ("data", "public")
         for keys in SOURCE_KEYS.values()
         for key in set(keys) - set(SOURCE_KEYS[config[name].source])
     }
+    off = tuple(f"{name}." for name in ("class_histogram", "sampler_choice") if not config[name].enabled)
     return {
         key: value
         for key, value in public_settings(config).items()
-        if key not in unused and not key.startswith(("log.", "audit."))
+        if key not in unused and not key.startswith(("log.", "audit.", *off))
     }
 
 
@@ -321,6 +330,8 @@ def _check_together(config: ConfigDict) -> None:
             f"config.audit.batch_size={audit.batch_size} is more than the audit's {2 * audit.canaries} records, twice "
             "config.audit.canaries; give at most that."
         )
+    if config.sampler_choice.enabled:
+        _check_candidates(config)
     weights, names = config.sample.class_weights, config.data.class_names
     if weights and config.class_histogram.enabled:
         raise UserError(
@@ -331,6 +342,24 @@ def _check_together(config: ConfigDict) -> None:
         raise UserError(
             f"config.sample.class_weights has {len(weights)} values for the {len(names)} classes of "
             "config.data.class_names; give one per class or ()."
+        )
+
+
+def _check_candidates(config: ConfigDict) -> None:
+    """Every candidate must be a value that the sampler's setting itself accepts."""
+    section, name = config.sampler_choice, config.sampler_choice.setting
+    accepts, accepted = RULES[f"sample.{name}"]
+    whole = type(config.sample[name]) is int
+    for value in section.candidates:
+        if (whole and type(value) is not int) or not accepts(value):
+            raise UserError(
+                f"config.sampler_choice.candidates has {value!r}, which config.sample.{name} does not take; "
+                f"let each be {accepted}."
+            )
+    if name == "s_churn" and config.sample.sampler != "heun":
+        raise UserError(
+            f"config.sampler_choice.setting=s_churn has no effect with config.sample.sampler={config.sample.sampler}; "
+            "give config.sample.sampler=heun or choose another setting."
         )
 
 

@@ -27,7 +27,7 @@ from privimage_jax.errors import UserError, printable
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
   run          everything that is missing, from images to release/
-  train-query | query | class-histogram | select | pretrain | finetune | sample | evaluate | report
+  train-query | query | class-histogram | select | pretrain | finetune | choose-sampler | sample | evaluate | report
                the same, up to and including that stage
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
   ledger       print what runs have spent and check the hash chains: privimage ledger PATH [PATH ...] [--verify],
@@ -55,6 +55,7 @@ STAGE_COMMANDS = (
     "select",
     "pretrain",
     "finetune",
+    "choose-sampler",
     "sample",
     "evaluate",
     "report",

@@ -14,6 +14,7 @@ from privimage_jax import processes, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.stages import (
+    choose_sampler,
     class_histogram,
     evaluate,
     finetune,
@@ -37,6 +38,7 @@ STAGES: tuple[ModuleType, ...] = (
     selection,
     pretrain,
     finetune,
+    choose_sampler,
     sample,
     evaluate,
     report,
@@ -117,6 +119,9 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
     classifiers = []
     if train_query in stages:
         classifiers.append(("query_net.model", config.query_net.model, train_query.build(context)))
+    if choose_sampler in stages:
+        name = config.sampler_choice.classifier
+        classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
     if evaluate in stages:
         classifiers.append(
             ("evaluate.classifier", config.evaluate.classifier, evaluate.build_classifier(config, n_classes))

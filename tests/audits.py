@@ -19,7 +19,7 @@ from jax.experimental import io_callback
 
 from privimage_jax.metrics import downstream, features
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise
-from privimage_jax.stages import class_histogram, finetune, noisy_counts, query
+from privimage_jax.stages import choose_sampler, class_histogram, finetune, noisy_counts, query
 from privimage_jax.training.mesh import make_mesh
 
 # As they are when the tests are collected: what the checks expect must not change with a planted bug.
@@ -58,9 +58,11 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
     Args:
       trace: to be filled.
       replay: goes on with this trace's outputs of its mechanisms, not with the run's own.
-      null: the row of a record that counts nowhere in the histograms (in the gradients, images of NULL_MARK do not).
+      null: the row of a record that counts in no histogram and no score (nor, where its image is of NULL_MARK, in the
+        gradients).
     """
     count_semantics, count_classes = query.count_semantics, class_histogram.count_classes
+    agreement = choose_sampler.agreement
     add_noise, update_of = noisy_counts.add_noise, finetune.make_update
 
     def without_null(labels):
@@ -89,6 +91,11 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         )
         patch.setattr(
             class_histogram, "count_classes", lambda labels, *args: count_classes(labels[without_null(labels)], *args)
+        )
+        patch.setattr(
+            choose_sampler,
+            "agreement",
+            lambda logits, labels: agreement(logits[without_null(labels)], labels[without_null(labels)]),
         )
         patch.setattr(noisy_counts, "add_noise", exchange_counts)
         patch.setattr(finetune, "make_update", make_update)
@@ -202,6 +209,33 @@ def check_query_sensitivity(count: Callable, n: int, semantics: int, n_classes: 
         rest = count(np.delete(logits, row, 0), np.delete(labels, row), n_classes + 1, k1)
         moved = np.linalg.norm(whole - rest)
         assert np.isclose(moved, k1**0.5), f"record {row} moves the counts by {moved}, not sqrt({k1})"
+
+
+def check_choice_sensitivity(agreement: Callable, margins: Callable, bound: float, n: int, candidates: int) -> None:
+    """Striking any one record out moves the margins of all candidates' scores by at most `bound` in L2.
+
+    Args:
+      agreement: from logits [n, classes] and labels [n] to a candidate's score.
+      margins: from the scores [candidates] to what gets noise.
+      bound: what the ledger calls the L2 sensitivity.
+      n: records.
+      candidates: how many.
+    """
+    logits = np.random.default_rng(0).normal(size=(candidates, n, 3))
+    labels = np.arange(n) % 2
+    labels[0] = 2  # the only record of its class
+    logits[:, 0, 2] = np.where(np.arange(candidates) % 2, 9.0, -9.0)  # half of the candidates get it right
+    logits[:, 1] = np.nan
+    logits[1:, 2, 0] = np.inf
+
+    def margins_of(logits, labels):
+        return margins(np.array([agreement(each, labels) for each in logits]))
+
+    rest = [margins_of(np.delete(logits, row, 1), np.delete(labels, row)) for row in range(n)]
+    moved = np.linalg.norm(margins_of(logits, labels) - rest, axis=1)
+    farthest = f"record {moved.argmax()} moves the margins by {moved.max()}, more than {bound}"
+    assert moved.max() <= bound * (1 + 1e-12), farthest
+    assert np.isclose(moved[0], bound) and moved[1] == 0
 
 
 def check_releases_are_equal(one: dict[str, bytes], other: dict[str, bytes]) -> None:

@@ -111,6 +111,9 @@ def tiny_config(folder: pathlib.Path):
     config.sample.n = 12
     config.sample.batch_size = 6
     config.sample.steps = 3
+    config.sampler_choice.n = 10
+    config.sampler_choice.classifier = "pipelines:Classifier"
+    config.sampler_choice.classifier_steps = 10
     config.evaluate.classifier = "pipelines:Classifier"
     config.evaluate.classifier_steps = 10
     config.evaluate.classifier_batch_size = 10

@@ -48,6 +48,7 @@ def use_small_models(config):
     """Puts these models in a config's place of the zoo's, and returns the config."""
     config.model.name = "small_models:SmallDenoiser"
     config.query_net.model = config.evaluate.classifier = "small_models:SmallClassifier"
+    config.sampler_choice.classifier = "small_models:SmallClassifier"
     for kwargs in (config.model.kwargs, config.query_net.kwargs, config.evaluate.classifier_kwargs):
         with kwargs.unlocked():
             for name in list(kwargs):

@@ -23,13 +23,17 @@ def make_config(folder):
     config.privacy.accountant = "rdp"
     config.finetune.steps, config.finetune.block = STEPS, BLOCK
     config.finetune.noise_multiplicity = 1
+    config.sampler_choice.enabled = True
     config.evaluate.enabled = False
     return config
 
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory):
-    """Of three runs on one workdir: stopped after step 2 (a checkpoint holds steps 0 and 1), again, with a new key."""
+    """Of three runs on one workdir: stopped after step 2 (a checkpoint holds steps 0 and 1), again, with a new key.
+
+    The last goes on to the choice of the sampler.
+    """
     folder = tmp_path_factory.mktemp("blocks")
     config, runs = make_config(folder), []
 
@@ -47,7 +51,7 @@ def traces(tmp_path_factory):
                 with pytest.raises(Stopped):
                     run(config, folder / "run", "finetune")
             else:
-                run(config, folder / "run", "finetune")
+                run(config, folder / "run", "choose-sampler")
     return runs
 
 
@@ -60,7 +64,7 @@ def test_every_mechanism_is_in_the_trace(traces):
     ran = [[0, 1, 2], [2], [2, 3, 4]]  # three of six steps were reserved under the key that was lost
     for domain in (chacha.DOMAIN_MEMBERSHIP, chacha.DOMAIN_NOISE):
         assert [steps_of(trace, domain) for trace in traces] == ran
-    assert [steps_of(trace, chacha.DOMAIN_QUERY) for trace in traces] == [[0], [], []]
+    assert [steps_of(trace, chacha.DOMAIN_QUERY) for trace in traces] == [[0], [], [0]]
     assert [sorted(trace.gradients) for trace in traces] == ran
 
 

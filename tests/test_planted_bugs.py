@@ -18,6 +18,7 @@ from audits import (
     STATE,
     Trace,
     check_blocks_are_used_once,
+    check_choice_sensitivity,
     check_clipping,
     check_devices_agree,
     check_full_precision,
@@ -39,7 +40,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
 from privimage_jax.privacy import chacha, clipping, dp_sgd, noise, sampling
-from privimage_jax.stages import generator, mechanism, query, sample
+from privimage_jax.stages import choose_sampler, generator, mechanism, query, sample
 from privimage_jax.stages.context import Context
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
@@ -98,6 +99,11 @@ def blocks_used_once(folder):
 
 def query_sensitivity(folder):
     check_query_sensitivity(query.count_semantics, n=20, semantics=6, n_classes=3, k1=2)
+
+
+def choice_sensitivity(folder):
+    bound = choose_sampler.sensitivity(4)
+    check_choice_sensitivity(choose_sampler.agreement, choose_sampler.margins, bound, n=20, candidates=4)
 
 
 def spent_before_use(folder):
@@ -328,6 +334,23 @@ def counts_divided_by_the_size_of_the_class(patch):
     patch.setattr(query, "count_semantics", shares)
 
 
+def every_class_weighs_the_same_in_the_choice(patch):
+    """Balanced accuracy, in whole numbers: a record of a small class moves it by more than one."""
+    agreement = choose_sampler.agreement
+
+    def balanced(logits, labels):
+        classes = np.unique(labels)
+        right = [agreement(logits[labels == one], labels[labels == one]) / np.sum(labels == one) for one in classes]
+        return round(len(labels) * np.mean(right))
+
+    patch.setattr(choose_sampler, "agreement", balanced)
+
+
+def too_little_noise_in_the_choice(patch):
+    """The sensitivity of a score in place of that of the margins."""
+    patch.setattr(choose_sampler, "sensitivity", lambda candidates: candidates**0.5)
+
+
 def a_ledger_line_after_use(patch):
     spend, close = mechanism.Mechanism.spend, mechanism.Mechanism.close
     held = []
@@ -373,6 +396,8 @@ BUGS = (
     Bug(noise_of_jaxs_generator, step_by_definition, "is off"),
     Bug(products_of_default_precision, full_precision, "has the precision None"),
     Bug(counts_divided_by_the_size_of_the_class, query_sensitivity, "moves the counts by"),
+    Bug(every_class_weighs_the_same_in_the_choice, choice_sensitivity, "moves the margins by"),
+    Bug(too_little_noise_in_the_choice, choice_sensitivity, "moves the margins by"),
     Bug(a_ledger_line_after_use, spent_before_use, "came before its ledger line"),
 )
 CHECKS = tuple(dict.fromkeys(bug.check for bug in BUGS))

@@ -29,13 +29,14 @@ from pipelines import SIDE, release_bytes, run, tiny_config, write_npz
 from small_models import use_small_models
 
 from privimage_jax.privacy import chacha, sampling
-from privimage_jax.stages import query
-from privimage_jax.stages.plan import CLASS_HISTOGRAM, SEMANTIC_QUERY
+from privimage_jax.stages import choose_sampler, query
+from privimage_jax.stages.plan import CLASS_HISTOGRAM, SAMPLER_CHOICE, SEMANTIC_QUERY
 
 NAMES = ("circle", "square", "triangle")
 N, STEPS, BATCH, CLIP_NORM, K1 = 60, 4, 40, 1e-3, 2
 # Rows of D: an image of a class with many, one with a gradient of NaN, one far above the clip norm, the only triangle.
 COMMON, NAN, HUGE, RARE = 4, 9, 14, 59
+CANDIDATES = (0.0, 1.0, 3.0)
 
 
 def make_config(folder):
@@ -44,6 +45,8 @@ def make_config(folder):
     config.data.class_names = NAMES
     config.query.k1 = K1
     config.class_histogram.enabled, config.class_histogram.noise_multiplier = True, 10.0
+    config.sampler_choice.enabled, config.sampler_choice.noise_multiplier = True, 10.0
+    config.sampler_choice.candidates = CANDIDATES
     config.finetune.batch_size = BATCH
     config.finetune.steps = STEPS
     config.clipping.norm = CLIP_NORM
@@ -137,11 +140,16 @@ def test_the_release_depends_on_the_mechanisms_outputs_alone(original, replayed)
     check_releases_are_equal(original.release, replayed[1].release)
 
 
-@pytest.mark.parametrize(("name", "sensitivity"), [(SEMANTIC_QUERY, K1**0.5), (CLASS_HISTOGRAM, 1.0)])
+@pytest.mark.parametrize(
+    ("name", "sensitivity"),
+    [(SEMANTIC_QUERY, K1**0.5), (CLASS_HISTOGRAM, 1.0), (SAMPLER_CHOICE, choose_sampler.sensitivity(len(CANDIDATES)))],
+)
 def test_counts_move_by_their_sensitivity_at_most(original, replayed, name, sensitivity):
     neighbour, other = replayed
     one, two = original.trace, other.trace
-    assert 0 < np.linalg.norm(two.counts[name] - one.counts[name]) <= neighbour.sensitivities * sensitivity
+    moved = np.linalg.norm(two.counts[name] - one.counts[name])
+    assert moved <= neighbour.sensitivities * sensitivity
+    assert moved > 0 or name == SAMPLER_CHOICE  # a record that is right for every candidate moves no margin
     np.testing.assert_array_equal(two.noisy[name] - two.counts[name], one.noisy[name] - one.counts[name])
     spent = [line["l2_sensitivity"] for _, line in one.lines if line.get("mechanism") == name and "epsilon" in line]
     assert spent == [sensitivity]
@@ -182,7 +190,7 @@ def test_striking_one_record_out_moves_the_counts_by_the_sensitivity():
 
 
 def test_without_those_outputs_the_release_would_differ(original, public, tmp_path):
-    with pytest.raises(AssertionError, match="generator/params.npz, report.html, semantics.json, synthetic"):
+    with pytest.raises(AssertionError, match=r"params.npz, report.html, (sampler.json, )?semantics.json, synthetic"):
         check_releases_are_equal(original.release, run_on(tmp_path, public, NEIGHBOURS["another image"]).release)
 
 
@@ -199,7 +207,7 @@ def test_the_ledger_covers_every_mechanism(original):
     assert lines == [line for _, line in original.trace.lines]
     steps = [range(*line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
     asked = [line["mechanism"] for line in lines if line["kind"] == "gaussian"]
-    assert sorted(asked) == sorted(original.trace.counts) == sorted([SEMANTIC_QUERY, CLASS_HISTOGRAM])
+    assert sorted(asked) == sorted(original.trace.counts) == sorted([SEMANTIC_QUERY, CLASS_HISTOGRAM, SAMPLER_CHOICE])
     assert sorted(step for block in steps for step in block) == sorted(original.trace.gradients)
     blocks = np.concatenate(original.trace.blocks)
     assert set(blocks[blocks[:, 8] == MEMBERSHIP, 9].tolist()) == set(original.trace.gradients)

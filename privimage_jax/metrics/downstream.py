@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,10 +19,31 @@ from privimage_jax.training.mesh import make_mesh, place, replicated
 STEPS_PER_DISPATCH = 100
 
 
-def train_and_score(
+def train_and_score(model: nn.Module, train: Dataset, test: Dataset, **schedule: Any) -> float:
+    """Trains a fresh classifier on `train` and returns its accuracy on `test`.
+
+    Trained on synthetic and tested on real images this is the "classification accuracy score" (Ravuri & Vinyals 2019,
+    arXiv:1905.10887).
+
+    Args:
+        model: a classifier of `models.registry` with `train.n_classes` outputs.
+        train: images and labels to learn from.
+        test: images and labels to score on, with the same classes and image shape.
+        **schedule: of `fit`.
+
+    Returns:
+        The share of `test` that is classified correctly, in [0, 1].
+
+    Raises:
+        UserError: if the two sets differ in classes or image shape, or one is empty.
+    """
+    _check(train, test)
+    return accuracy(model, fit(model, train, **schedule), test)
+
+
+def fit(
     model: nn.Module,
     train: Dataset,
-    test: Dataset,
     *,
     steps: int = 2000,
     batch_size: int = 128,
@@ -32,18 +54,16 @@ def train_and_score(
     flip: bool = False,
     seed: int = 0,
     on_steps: Callable[..., None] | None = None,
-) -> float:
-    """Trains a fresh classifier on `train` and returns its accuracy on `test`.
+) -> Any:
+    """Trains a fresh classifier on `train` and returns its variables after the last step.
 
-    Trained on synthetic and tested on real images this is the "classification accuracy score" (Ravuri & Vinyals 2019,
-    arXiv:1905.10887). The schedule is fixed and the last parameters are scored: choosing a checkpoint by its accuracy
-    on sensitive images would be a use of them that nobody paid for. Small shifts and smoothed labels keep the
-    classifier from learning what is peculiar to synthetic images.
+    The schedule is fixed and the last parameters count: choosing a checkpoint by its accuracy on sensitive images would
+    be a use of them that nobody paid for. Small shifts and smoothed labels keep the classifier from learning what is
+    peculiar to synthetic images.
 
     Args:
         model: a classifier of `models.registry` with `train.n_classes` outputs; with or without batch statistics.
         train: images and labels to learn from.
-        test: images and labels to score on, with the same classes and image shape.
         steps: training steps; one cosine to 0.
         batch_size: images per step; one epoch is a permutation of `train`.
         learning_rate: peak of AdamW.
@@ -51,18 +71,14 @@ def train_and_score(
         label_smoothing: share of the target spread over all classes.
         shift: random shifts of up to so many pixels, edges repeated.
         flip: random left-right flips.
-        seed: of the initial parameters, the order and the augmentation: the same seed gives the same accuracy on the
+        seed: of the initial parameters, the order and the augmentation: the same seed gives the same classifier on the
             same devices.
         on_steps: called as `on_steps(n, loss=..., accuracy=...)` after every `n` steps, with means on the training set;
             the `advance` of `training.writers.progress` fits.
 
     Returns:
-        The share of `test` that is classified correctly, in [0, 1].
-
-    Raises:
-        UserError: if the two sets differ in classes or image shape, or one is empty.
+        `{"params": ..., "batch_stats": ... if it has any}`.
     """
-    _check(train, test)
     recipe = classifier.Recipe(
         steps=steps,
         batch_size=batch_size,
@@ -82,7 +98,7 @@ def train_and_score(
         state, metrics = run(state, inputs, start, stop)
         if on_steps is not None:
             on_steps(stop - start, **{name: float(value) for name, value in metrics.items()})
-    return accuracy(model, state["variables"], test)
+    return state["variables"]
 
 
 @functools.lru_cache(maxsize=4)

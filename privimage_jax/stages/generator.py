@@ -1,5 +1,6 @@
 """The generator as the stages share it: building the denoiser, drawing samples, and the released artefact."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,33 @@ class Sampler:
         placed = place((numbers, padded), batch_sharded(self.mesh))
         return np.asarray(self._draw(params, key, *placed))[: len(labels)]
 
+    def all(
+        self, params: Any, key: jax.Array, labels: np.ndarray, batch_size: int, on_images: Callable[[int], None]
+    ) -> np.ndarray:
+        """One image for each label, uint8 [len(labels), H, W, C]; `on_images(n)` is called after every n of them."""
+        params, parts = place(params, replicated(self.mesh)), []
+        for start in range(0, len(labels), batch_size):
+            batch = np.resize(labels[start : start + batch_size], batch_size)  # one shape, one program
+            parts.append(self(params, key, start, batch)[: len(labels) - start])
+            on_images(len(parts[-1]))
+        return np.concatenate(parts)
+
     def grid(self, params: Any, key: jax.Array, n_classes: int) -> np.ndarray:
         """A picture with one row of samples for each class."""
         labels = np.repeat(np.arange(n_classes, dtype=np.int32), GRID_COLUMNS)
         images = self(params, key, 0, labels)
         return image_grid(images.reshape(n_classes, GRID_COLUMNS, *self.shape))
+
+
+def make_labels(n: int, n_classes: int, weights: tuple = ()) -> np.ndarray:
+    """Labels int32 [n] in the proportions of `weights` (default: equal), by largest remainder, spread evenly."""
+    share = np.asarray(weights or np.ones(n_classes), float)
+    share = share / share.sum() * n
+    counts = np.floor(share).astype(int)
+    counts[np.argsort(counts - share, kind="stable")[: n - counts.sum()]] += 1
+    labels = np.repeat(np.arange(n_classes, dtype=np.int32), counts)
+    position = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
+    return labels[np.argsort(position, kind="stable")]
 
 
 def publish(folder: Path, params: Any, description: dict) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from privimage_jax import reading, workdir
 from privimage_jax.errors import UserError
+from privimage_jax.metrics.features import extract
 from privimage_jax.privacy import noise
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
@@ -84,6 +85,26 @@ def read(path: Path, field: str, shape: tuple[int, ...]) -> np.ndarray:
 def add_noise(name: str, key: np.ndarray, counts: np.ndarray, std: float) -> np.ndarray:
     """The mechanism `name` itself: counts int64 [...] plus independent rounded Gaussian noise."""
     return counts + noise.rounded_gaussian(key, counts.shape, std)
+
+
+def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], setting: str) -> None:
+    """Checks on random public images that a network looks at each image alone, as the sensitivity of counts assumes.
+
+    Args:
+      classify: the network with its variables, `metrics.features.forward`.
+      image_shape: [H, W, C].
+      setting: of the config that names the network, with its value.
+
+    Raises:
+      UserError: if another first image changes the logits of the rest.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (9, *image_shape), np.uint8)
+    first, other = extract(classify, images[:8]), extract(classify, images[[8, *range(1, 8)]])
+    if not np.array_equal(first[1:], other[1:], equal_nan=True):
+        raise UserError(
+            f"{setting} mixes the images of a batch, so that one image could change the counts of others; give a "
+            "classifier that, in inference mode, looks at each image alone."
+        )
 
 
 def noise_std(context: Context, name: str, l2_sensitivity: float) -> float:

@@ -24,10 +24,12 @@ from privimage_jax.privacy import accounting, sampling
 SEMANTIC_QUERY = "semantic query"
 CLASS_HISTOGRAM = "class histogram"
 FINE_TUNING = "DP-SGD fine-tuning"
+SAMPLER_CHOICE = "sampler choice"
 
 _NOISE_KEYS = {  # of the mechanisms that release noisy counts, in the order in which they run
     SEMANTIC_QUERY: "query.noise_multiplier",
     CLASS_HISTOGRAM: "class_histogram.noise_multiplier",
+    SAMPLER_CHOICE: "sampler_choice.noise_multiplier",
 }
 
 
@@ -71,6 +73,7 @@ def count_noise(config: ConfigDict) -> dict[str, float]:
     runs = {
         SEMANTIC_QUERY: config.selection.method == "semantic",
         CLASS_HISTOGRAM: config.class_histogram.enabled,
+        SAMPLER_CHOICE: config.sampler_choice.enabled,
     }
     return {name: float(_value(config, key)) for name, key in _NOISE_KEYS.items() if runs[name]}
 
@@ -78,7 +81,7 @@ def count_noise(config: ConfigDict) -> dict[str, float]:
 def reserved(config: ConfigDict) -> dict[str, Any]:
     """The settings that decide how much of the budget is reserved beside DP-SGD: what sigma2 depends on."""
     return {
-        "class_histogram.enabled": config.class_histogram.enabled,
+        **{f"{section}.enabled": config[section].enabled for section in ("class_histogram", "sampler_choice")},
         **{_NOISE_KEYS[name]: noise for name, noise in count_noise(config).items()},
     }
 
@@ -155,6 +158,7 @@ def code_version(config: ConfigDict) -> str:
     import strings, and the versions of the numerical libraries.
     """
     root = Path(privimage_jax.__file__).parent
+    networks = [config.model.name, config.query_net.model]
     files = [
         *sorted(root.glob("privacy/*.py")),
         *sorted(root.glob("models/*.py")),
@@ -164,8 +168,12 @@ def code_version(config: ConfigDict) -> str:
         root / "diffusion.py",
         root / "augment.py",
         root / "pixels.py",
-        *(registry.source_file(name) for name in (config.model.name, config.query_net.model) if ":" in name),
     ]
+    if config.sampler_choice.enabled:
+        networks.append(config.sampler_choice.classifier)
+        files += [root / "stages/choose_sampler.py", root / "metrics/downstream.py"]
+        files += sorted(root.glob("training/*.py"))
+    files += [registry.source_file(name) for name in networks if ":" in name]
     versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]
     digest = hashlib.sha256(", ".join(versions).encode())
     for file in files:

@@ -1,13 +1,11 @@
 """Stage 2: the semantic query (mechanism 1), the noisy count of semantics in each sensitive class."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from privimage_jax import config as configs
 from privimage_jax import workdir
-from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.stages import noisy_counts, train_query
 from privimage_jax.stages.context import Context
@@ -47,7 +45,8 @@ def run(context: Context) -> None:
         classify = forward(model, variables, method="__call__")
 
         def count() -> np.ndarray:
-            check_images_apart(classify, sensitive.image_shape, context.config.query_net.model)
+            name = f"config.query_net.model={context.config.query_net.model}"
+            noisy_counts.check_images_apart(classify, sensitive.image_shape, name)
             return count_semantics(
                 extract(classify, sensitive.images), sensitive.labels, sensitive.n_classes, section.k1
             )
@@ -63,21 +62,6 @@ def run(context: Context) -> None:
 
     output = context.workdir.root / OUTPUTS[0]
     noisy_counts.release(context, MECHANISM, NAME, output, sensitivity(context.config), prepare, describe)
-
-
-def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], name: str) -> None:
-    """Checks on random public images that the network looks at each image alone, as the sensitivity assumes.
-
-    Raises:
-      UserError: if another first image changes the logits of the rest.
-    """
-    images = np.random.default_rng(0).integers(0, 256, (9, *image_shape), np.uint8)
-    first, other = extract(classify, images[:8]), extract(classify, images[[8, *range(1, 8)]])
-    if not np.array_equal(first[1:], other[1:], equal_nan=True):
-        raise UserError(
-            f"config.query_net.model={name} mixes the images of a batch, so that one image could change the counts of "
-            "others; give a classifier that, in inference mode, looks at each image alone."
-        )
 
 
 def sensitivity(config) -> float:

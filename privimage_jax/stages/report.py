@@ -5,7 +5,7 @@ from typing import Any
 from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.report import ReportInputs, render
-from privimage_jax.stages import finetune, sample, selection
+from privimage_jax.stages import choose_sampler, finetune, sample, selection
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger
 
@@ -15,7 +15,7 @@ OUTPUTS = ("release/report.html",)  # a missing one makes the stage stale
 
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
-    return (selection.NAME, finetune.NAME, sample.NAME)
+    return (selection.NAME, finetune.NAME, choose_sampler.NAME, sample.NAME)
 
 
 def settings(config) -> dict[str, Any]:
@@ -40,6 +40,16 @@ def run(context: Context) -> None:
         images=images,
         labels=labels,
         class_names=context.sensitive.class_names,
-        settings={key: str(value) for key, value in settings(context.config).items()},
+        settings=_shown(context),
     )
     workdir.atomic_write_bytes(release / "report.html", render(inputs).encode())
+
+
+def _shown(context: Context) -> dict[str, str]:
+    """The settings as the page shows them: with the sampler's that was chosen, and by how much."""
+    shown = {key: str(value) for key, value in settings(choose_sampler.chosen(context)).items()}
+    if choose_sampler.enabled(context.config):
+        name, margins = context.config.sampler_choice.setting, choose_sampler.noisy_margins(context)
+        shown["sampler_choice.chosen"] = f"{name} = {shown[f'sample.{name}']}"
+        shown["sampler_choice.noisy_margins"] = ", ".join(map(str, margins))
+    return shown

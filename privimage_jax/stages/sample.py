@@ -9,9 +9,9 @@ from privimage_jax import config as configs
 from privimage_jax import reading
 from privimage_jax.archives import Arrays
 from privimage_jax.processes import written_once
-from privimage_jax.stages import class_histogram, finetune, generator
+from privimage_jax.stages import choose_sampler, class_histogram, finetune, generator
 from privimage_jax.stages.context import Context
-from privimage_jax.training.mesh import place, replicated
+from privimage_jax.stages.generator import make_labels
 from privimage_jax.training.writers import encode_png, progress
 from privimage_jax.workdir import atomic_dir, atomic_write_npz, remove
 
@@ -21,7 +21,7 @@ OUTPUTS = ("release/synthetic.npz",)  # a missing one makes the stage stale
 
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
-    return (finetune.NAME, class_histogram.NAME)
+    return (finetune.NAME, class_histogram.NAME, choose_sampler.NAME)
 
 
 def settings(config) -> dict[str, Any]:
@@ -31,35 +31,17 @@ def settings(config) -> dict[str, Any]:
 
 def run(context: Context) -> None:
     """Writes `release/synthetic.npz`: images uint8 [N, H, W, C], labels int32 [N], class_names str [classes]."""
-    section, release = context.config.sample, context.workdir.release
-    class_names = context.sensitive.class_names
+    config, release = choose_sampler.chosen(context), context.workdir.release
+    section, class_names = config.sample, context.sensitive.class_names
     labels = make_labels(section.n, len(class_names), class_histogram.frequencies(context))
-    params = place(generator.read_params(release / "generator", generator.shapes(context)), replicated(context.mesh))
-    draw = generator.Sampler(context.config, generator.build(context.config, len(class_names)), context.mesh)
-    key = context.key("synthetic set")
-    parts = []
+    sampler = generator.Sampler(config, generator.build(config, len(class_names)), context.mesh)
     with progress(NAME, section.n, unit="images") as bar:
-        for start in range(0, section.n, section.batch_size):
-            batch = np.resize(labels[start : start + section.batch_size], section.batch_size)  # one shape, one program
-            images = draw(params, key, start, batch)[: section.n - start]
-            parts.append(images)
-            bar.advance(len(images))
-    images = np.concatenate(parts)
+        params = generator.read_params(release / "generator", generator.shapes(context))
+        images = sampler.all(params, context.key("synthetic set"), labels, section.batch_size, bar.advance)
     atomic_write_npz(release / "synthetic.npz", images=images, labels=labels, class_names=np.array(class_names))
     remove(release / "synthetic")
     if section.png_folders:
         _write_folders(release / "synthetic", images, labels, class_names)
-
-
-def make_labels(n: int, n_classes: int, weights: tuple = ()) -> np.ndarray:
-    """Labels int32 [n] in the proportions of `weights` (default: equal), by largest remainder, spread evenly."""
-    share = np.asarray(weights or np.ones(n_classes), float)
-    share = share / share.sum() * n
-    counts = np.floor(share).astype(int)
-    counts[np.argsort(counts - share, kind="stable")[: n - counts.sum()]] += 1
-    labels = np.repeat(np.arange(n_classes, dtype=np.int32), counts)
-    position = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
-    return labels[np.argsort(position, kind="stable")]
 
 
 @written_once

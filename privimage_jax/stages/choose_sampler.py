@@ -1,0 +1,168 @@
+"""The choice of a sampler setting: which of a public list of values it takes, by a look at the sensitive images.
+
+Off by default: a fixed setting costs nothing. `config.sampler_choice.enabled` makes it a mechanism of its own, a noisy
+maximum, whose share of the budget is reserved before any other spends.
+
+Each candidate's score is a count: a classifier trained on images drawn with that candidate labels so many sensitive
+images rightly. The images and the classifiers come from the released generator and public seeds, post-processing; only
+the counting looks at sensitive images.
+
+**Sensitivity.** With m candidates, striking out one record takes v in {0, 1}^m from the scores s. What is released are
+noisy *margins* u = m s - (s_1 + … + s_m) 1, which hold the same maximum. With k ones in v, u moves by m v - k 1, of
+squared L2 norm k (m - k)^2 + (m - k) k^2 = m k (m - k) <= m floor(m/2) ceil(m/2). A record that every candidate gets
+right moves no margin, so that this asks for half the noise of the scores themselves (squared norm m, on margins m^3).
+
+**Guarantee.** The margins with noise are one Gaussian mechanism, which the accountant composes with the others; the
+place of the largest is post-processing.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax import workdir
+from privimage_jax.data import Dataset
+from privimage_jax.metrics import downstream
+from privimage_jax.metrics.features import extract, forward
+from privimage_jax.models import registry
+from privimage_jax.stages import class_histogram, finetune, generator, noisy_counts
+from privimage_jax.stages.context import Context
+from privimage_jax.stages.plan import SAMPLER_CHOICE
+from privimage_jax.training.state import tree_digest
+from privimage_jax.training.writers import progress
+
+NAME = "choose-sampler"
+OUTPUTS = ("release/sampler.json",)  # a missing one makes the stage stale
+MECHANISM = SAMPLER_CHOICE
+
+
+def enabled(config) -> bool:
+    """Off by default."""
+    return config.sampler_choice.enabled
+
+
+def reads(config) -> tuple[str, ...]:
+    """The stages whose artefacts this one reads."""
+    return (finetune.NAME, class_histogram.NAME)
+
+
+def settings(config) -> dict[str, Any]:
+    """What of the config decides this stage's result."""
+    unused = (f"sample.{config.sampler_choice.setting}", "sample.n", "sample.png_folders")
+    found = configs.section(config, "seed", "sampler_choice", "privacy", "data", "sample", "model", "diffusion")
+    return {key: value for key, value in found.items() if key not in unused}
+
+
+def run(context: Context) -> None:
+    """Writes `release/sampler.json`: the candidates, their noisy margins, and the chosen one.
+
+    Raises:
+      UserError: if the budget is spent and the output was lost, the inputs changed since the budget was spent, or the
+        classifier mixes images.
+    """
+    section = context.config.sampler_choice
+    bound = sensitivity(len(section.candidates))
+
+    def prepare():
+        params = generator.read_params(context.workdir.release / "generator", generator.shapes(context))
+        frequencies = class_histogram.frequencies(context)
+        inputs = {
+            "generator": tree_digest(params),
+            "class frequencies": workdir.fingerprint(frequencies),
+            "settings": workdir.fingerprint(settings(context.config)),
+        }
+        labels = generator.make_labels(section.n, context.sensitive.n_classes, frequencies)
+        return inputs, lambda: margins(np.array([_score(context, params, labels, v) for v in section.candidates]))
+
+    def describe(noisy: np.ndarray) -> dict[str, Any]:
+        return {
+            "setting": section.setting,
+            "candidates": list(section.candidates),
+            "noisy_margins": noisy.tolist(),
+            "noise_std": noisy_counts.noise_std(context, MECHANISM, bound),
+            "chosen": section.candidates[pick(noisy)],
+        }
+
+    noisy_counts.release(context, MECHANISM, NAME, context.workdir.root / OUTPUTS[0], bound, prepare, describe)
+
+
+def margins(scores: np.ndarray) -> np.ndarray:
+    """m s - (s_1 + … + s_m) of the scores s, int64 [m]: how far each is above their mean, times m."""
+    return len(scores) * scores - scores.sum()
+
+
+def sensitivity(candidates: int) -> float:
+    """The L2 sensitivity of the margins of so many candidates: sqrt(m floor(m/2) ceil(m/2))."""
+    return (candidates * (candidates // 2) * (-(-candidates // 2))) ** 0.5
+
+
+def pick(noisy: np.ndarray) -> int:
+    """The place of the largest noisy margin, of equal ones the first."""
+    return int(noisy.argmax())
+
+
+def agreement(logits: np.ndarray, labels: np.ndarray) -> int:
+    """How many images have their largest logit at their label: a record adds 0 or 1, whatever the others are.
+
+    An image whose logits are not all finite is taken for wrong.
+
+    Args:
+      logits: float32 [N, classes].
+      labels: int32 [N].
+    """
+    return int(np.sum((logits.argmax(-1) == np.asarray(labels)) & np.isfinite(logits).all(-1)))
+
+
+def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
+    """The module of the classifier, trained afresh for every candidate."""
+    key = "sampler_choice.classifier"
+    return registry.build_classifier(config.sampler_choice.classifier, n_classes, name_key=key, kwargs_key=key)
+
+
+def _score(context: Context, params: Any, labels: np.ndarray, value: Any) -> int:
+    """The number of sensitive images that a classifier of what is drawn with this value labels rightly.
+
+    Every candidate's images start from the same labels and noise, and its classifier from the same parameters.
+    """
+    config, sensitive = with_setting(context.config, value), context.sensitive
+    section, name = config.sampler_choice, f"{NAME}: {config.sampler_choice.setting} {value:g}"
+    sampler = generator.Sampler(config, generator.build(config, sensitive.n_classes), context.mesh)
+    with progress(f"{name}, images", section.n, unit="images") as bar:
+        images = sampler.all(params, context.key("sets to choose from"), labels, config.sample.batch_size, bar.advance)
+    model = build_classifier(config, sensitive.n_classes)
+    with progress(f"{name}, classifier", section.classifier_steps) as bar:
+        drawn = Dataset(images, labels, sensitive.class_names, name)
+        variables = downstream.fit(model, drawn, steps=section.classifier_steps, seed=config.seed, on_steps=bar.advance)
+    classify = forward(model, variables, method="__call__")
+    noisy_counts.check_images_apart(
+        classify, sensitive.image_shape, f"config.sampler_choice.classifier={section.classifier}"
+    )
+    return agreement(extract(classify, sensitive.images), sensitive.labels)
+
+
+def with_setting(config: ConfigDict, value: Any) -> ConfigDict:
+    """The config with this value in the place of the sampler's setting."""
+    changed = config.copy_and_resolve_references()
+    changed.sample[config.sampler_choice.setting] = value
+    return changed
+
+
+def noisy_margins(context: Context) -> np.ndarray:
+    """The released margins, int64 [candidates].
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    shape = (len(context.config.sampler_choice.candidates),)
+    return noisy_counts.read(context.workdir.root / OUTPUTS[0], "noisy_margins", shape)
+
+
+def chosen(context: Context) -> ConfigDict:
+    """The config with which the synthetic set is drawn: with the choice, where there was one."""
+    config = context.config
+    if not enabled(config):
+        return config
+    return with_setting(config, config.sampler_choice.candidates[pick(noisy_margins(context))])
