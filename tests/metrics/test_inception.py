@@ -1,10 +1,10 @@
-import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import random_weights
 
 from privimage_jax.errors import UserError
 from privimage_jax.models.inception import InceptionV3, tf1_resize, variables_from_torch
@@ -12,29 +12,6 @@ from privimage_jax.pixels import to_float
 
 RECORDED = Path(__file__).with_name("inception_features.npz")
 RECORDED_PLACES = slice(None, None, 8)
-
-
-def random_weights():
-    """Weights under pytorch-fid's names, drawn per name by numpy, so large that features vary from image to image."""
-    shapes = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    weights = {}
-    for path, shape in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        *modules, leaf = [key.key for key in path if key.key not in ("params", "batch_stats", "trunk")]
-        name = ".".join(modules)
-        rng = np.random.default_rng(zlib.crc32(f"{name}.{leaf}".encode()))
-        if leaf == "kernel":
-            axes = (3, 2, 0, 1) if len(shape.shape) == 4 else (1, 0)
-            array = rng.normal(size=shape.shape).transpose(axes) * np.sqrt(2 / np.prod(shape.shape[:-1]))
-            weights[f"{name}.weight"] = array.astype(np.float32)
-        else:
-            low, torch_name = {
-                "scale": (0.9, "weight"),
-                "bias": (-0.1, "bias"),
-                "mean": (-0.1, "running_mean"),
-                "var": (0.9, "running_var"),
-            }[leaf]
-            weights[f"{name}.{torch_name}"] = rng.uniform(low, low + 0.2, shape.shape).astype(np.float32)
-    return weights
 
 
 def random_images():
@@ -61,7 +38,7 @@ def assert_agree(actual, expected):
 
 
 def test_agrees_with_the_recorded_features_of_a_torch_twin(flax_results):
-    """As `python tests/metrics/torch_inception.py` records them."""
+    """As `PYTHONPATH=tests python tests/metrics/torch_inception.py` records them."""
     with np.load(RECORDED, allow_pickle=False) as recorded:
         assert_agree(flax_results[0][:, RECORDED_PLACES], recorded["features"])
         assert_agree(flax_results[1][:, ::8], recorded["logits"])

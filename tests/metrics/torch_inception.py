@@ -1,6 +1,6 @@
 """The FID Inception network in PyTorch, written from the graph's description and apart from the Flax one: its twin.
 
-`python tests/metrics/torch_inception.py FILE` records its features, for machines without torch.
+`PYTHONPATH=tests python tests/metrics/torch_inception.py FILE` records its features, for machines without torch.
 """
 
 import sys
@@ -146,18 +146,23 @@ def resize(x, size=299):
     return F.grid_sample(x, grid, "bilinear", padding_mode="border", align_corners=True)
 
 
-def twin(weights, images):
-    """Features and logits of uint8 images [B,H,W,3] under weights named as in pytorch-fid, as numpy arrays."""
+def twin(weights):
+    """The twin under weights named as in pytorch-fid: uint8 images [B,H,W,3] -> features and logits, numpy arrays."""
     model = TorchInception().eval()
     missing, unexpected = model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
     assert not unexpected and all(name == "fc.bias" or name.endswith("num_batches_tracked") for name in missing)
-    with torch.no_grad():
-        return [result.numpy() for result in model(torch.from_numpy(images).permute(0, 3, 1, 2))]
+
+    def run(images):
+        with torch.no_grad():
+            return [result.numpy() for result in model(torch.from_numpy(images).permute(0, 3, 1, 2))]
+
+    return run
 
 
 if __name__ == "__main__":
     import numpy as np
-    from test_inception import RECORDED_PLACES, random_images, random_weights
+    from test_inception import RECORDED_PLACES, random_images
+    from weights import random_weights
 
-    features, logits = twin(random_weights(), random_images())
+    features, logits = twin(random_weights())(random_images())
     np.savez(sys.argv[1], features=features[:, RECORDED_PLACES], logits=logits[:, ::8])
