@@ -149,8 +149,9 @@ def get_config() -> ConfigDict:
 
     config.evaluate = ConfigDict()  # non-private: results stay in internal/
     config.evaluate.enabled = True  # False = make the release without looking at real images again
-    config.evaluate.extractor = "query"  # features for FID, precision and recall: the public query network
-    config.evaluate.max_images = 10000  # of each set, for FID, precision and recall
+    config.evaluate.extractors = ("query",)  # networks for FID and its kin: query | inception | package.module:function
+    config.evaluate.inception_weights = ""  # inception: its weights, pytorch-fid's .pth or .safetensors
+    config.evaluate.max_images = 10000  # of each set, for FID and its kin
     config.evaluate.neighbours = 4  # k of improved precision and recall
     config.evaluate.classifier = "cnn"  # trained on synthetic, tested on real images: zoo name or package.module:Class
     config.evaluate.classifier_kwargs = ConfigDict()  # extra arguments of that model

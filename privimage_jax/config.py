@@ -29,7 +29,7 @@ SOURCE_KEYS = {  # the settings that only some sources read
     "digits": (),
     "glyphs": ("characters", "per_class", "style"),
 }
-PLACES = ("path", "data_dir", "workdir", "cache")
+PLACES = ("path", "data_dir", "workdir", "cache", "inception_weights")
 FREE_SECTIONS = ("model.kwargs.", "query_net.kwargs.", "evaluate.classifier_kwargs.")
 TYPES = {
     bool: "True or False",
@@ -48,6 +48,7 @@ _FINITE: Rule = (math.isfinite, "a finite number")
 _SEED: Rule = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1")
 _DECAY: Rule = (lambda v: 0 <= v < 1, "a number in [0, 1)")
 _SHARE: Rule = (lambda v: 0 < v < 1, "a number in (0, 1)")
+_EXTRACTOR = r"query|inception|[\w.]+:\w+"
 
 
 def _one_of(*names: str) -> Rule:
@@ -148,7 +149,10 @@ RULES: dict[str, Rule] = {
     "sampler_choice.n": _POSITIVE,
     "sampler_choice.classifier_steps": _POSITIVE,
     "sampler_choice.noise_multiplier": _ABOVE_0,
-    "evaluate.extractor": _one_of("query"),
+    "evaluate.extractors": (
+        lambda v: v and all(isinstance(name, str) and re.fullmatch(_EXTRACTOR, name) for name in v),
+        "a list of query, inception or package.module:function",
+    ),
     "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
     "evaluate.neighbours": _POSITIVE,
     "evaluate.classifier_steps": _POSITIVE,
@@ -308,6 +312,8 @@ def _check_together(config: ConfigDict) -> None:
         raise UserError(
             "config.sample.n=1 is too few images to evaluate; give at least 2 or config.evaluate.enabled=False."
         )
+    if config.evaluate.enabled:
+        _check_extractors(config.evaluate)
     if config.data.n:
         check_against_n(config, config.data.n)
     if config.diffusion.sigma_min >= config.diffusion.sigma_max:
@@ -360,6 +366,21 @@ def _check_candidates(config: ConfigDict) -> None:
         raise UserError(
             f"config.sampler_choice.setting=s_churn has no effect with config.sample.sampler={config.sample.sampler}; "
             "give config.sample.sampler=heun or choose another setting."
+        )
+
+
+def _check_extractors(evaluate: ConfigDict) -> None:
+    names = [name.rpartition(":")[2] for name in evaluate.extractors]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"config.evaluate.extractors={evaluate.extractors} names {max(names, key=names.count)} twice, and the "
+            "names tell the figures apart; give each once, under a name of its own."
+        )
+    if "inception" in evaluate.extractors and not evaluate.inception_weights:
+        raise UserError(
+            "config.evaluate.inception_weights is empty, but config.evaluate.extractors names inception; give the "
+            "path of pt_inception-2015-12-05-6726825d.pth, from the release fid_weights of "
+            "https://github.com/mseitzer/pytorch-fid."
         )
 
 

@@ -123,6 +123,7 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
         name = config.sampler_choice.classifier
         classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
     if evaluate in stages:
+        evaluate.check_extractors(config, shape)
         classifiers.append(
             ("evaluate.classifier", config.evaluate.classifier, evaluate.build_classifier(config, n_classes))
         )

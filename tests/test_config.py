@@ -45,6 +45,9 @@ def test_celeba_has_two_sizes():
         ("selection.assignment", "greedy"),
         ("sample.steps", 1),
         ("sample.class_weights", (0.0, 0.0)),
+        ("evaluate.extractors", ()),
+        ("evaluate.extractors", ("query", "vgg")),
+        ("evaluate.extractors", (3,)),
     ],
 )
 def test_a_wrong_value_names_its_key(key, value):
@@ -53,6 +56,26 @@ def test_a_wrong_value_names_its_key(key, value):
     config[section][name] = value
     with pytest.raises(UserError, match=rf"config\.{key}=.*give "):
         configs.check(config)
+
+
+@pytest.mark.parametrize(
+    ("extractors", "says"),
+    [
+        (("query", "query"), "names query twice"),
+        (("a:features", "b:features"), "names features twice"),
+        (
+            ("query", "inception"),
+            r"inception_weights is empty.*pt_inception-2015-12-05-6726825d\.pth",
+        ),
+    ],
+)
+def test_extractors_that_do_not_go_together(extractors, says):
+    config = base.get_config()
+    config.evaluate.extractors = extractors
+    with pytest.raises(UserError, match=says):
+        configs.check(config)
+    config.evaluate.enabled = False
+    configs.check(config)
 
 
 def test_an_unknown_key_is_named_with_the_closest_one():

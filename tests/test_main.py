@@ -63,7 +63,7 @@ def test_a_command_that_does_not_fit_is_refused(privimage, config, tmp_path, mon
         ("seed=1.5", ["--config.seed=1.5"]),
         ("seed=99999999999999999999", ["config.seed=", "a whole number from 0 to 2^32 - 1"]),
         ("evaluate.enabled=maybe", ["--config.evaluate.enabled=maybe"]),
-        ("evaluate.extractor=inception", ["config.evaluate.extractor='inception'", "give query"]),
+        ("evaluate.extractors=vgg", ["config.evaluate.extractors=('vgg',)", "give a list of query, inception or"]),
         ("sample.n=1", ["config.sample.n=1", "at least 2"]),
         ("sample.class_weights=('a','b')", ["config.sample.class_weights=('a', 'b')", "one number"]),
         ("data.class_names=('a','a')", ["config.data.class_names=('a', 'a')", "distinct names"]),

@@ -9,11 +9,14 @@ import pytest
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 
 from privimage_jax.errors import UserError
+from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.privacy import noise
 from privimage_jax.stages import finetune, pretrain, train_query
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
+
+FIDELITY = ("fid", "inception_score", "precision", "recall", "fld", "kid")
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,8 @@ def test_every_artefact_is_there(finished):
         assert synthetic["images"].dtype == np.uint8
         np.testing.assert_array_equal(np.bincount(synthetic["labels"]), [4] * CLASSES)
     evaluation = json.loads((workdir.internal / "evaluation.json").read_text())
-    assert {"fid", "precision", "recall", "accuracy_synthetic", "accuracy_real"} <= set(evaluation)
+    assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_real"} <= set(evaluation)
+    assert all(type(value) in (str, bool, int, float) for value in evaluation.values())
     assert evaluation["private"] is False
 
 
@@ -79,6 +83,36 @@ def test_a_change_downstream_runs_again_and_spends_nothing(copy):
     result = run(config, workdir)
     assert result.ledger.read_bytes() == before
     assert len(np.load(result.release / "synthetic.npz")["labels"]) == 9
+
+
+def test_several_extractors_and_a_second_evaluation(copy, monkeypatch):
+    """The first gives the plain keys; features of real images are computed once."""
+    config, workdir = copy
+    seen, outputs = [], Extractor.outputs
+
+    def spy(self, images, of, *more):
+        seen.append((self.name, of))
+        return outputs(self, images, of, *more)
+
+    monkeypatch.setattr(Extractor, "outputs", spy)
+    config.evaluate.extractors = ("pipelines:coarse", "query")
+
+    def evaluate(**changes):
+        seen.clear()
+        config.evaluate.update(changes)
+        run(config, workdir, "evaluate")
+        return json.loads((workdir / "internal" / "evaluation.json").read_text())
+
+    before = json.loads((workdir / "internal" / "evaluation.json").read_text())
+    first = evaluate()
+    assert {measure: first[f"{measure}_query"] for measure in FIDELITY} == {name: before[name] for name in FIDELITY}
+    assert not {"inception_score", "inception_score_coarse"} & set(first)  # a function gives no logits
+    assert all(first[name] == first[f"{name}_coarse"] for name in FIDELITY if name != "inception_score")
+    assert first["sds"] == before["sds"] and first["extractor"] == "pipelines:coarse"
+    real = ("pipelines:coarse", "real")
+    assert [of for of in seen if of[1] == "real"] == [real, real]  # training and held out; the query network's are kept
+    assert evaluate(neighbours=1)["recall"] != first["recall"]
+    assert "real" not in {of for _, of in seen}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +180,7 @@ def test_a_ledger_that_lost_lines_stops_the_run(copy, kept):
         ("evaluate.classifier", "vit", "evaluate.classifier"),
         ("finetune.trainable", "nothing", "finetune.trainable"),
         ("query_net.model", "pipelines:Failing", "query_net.model=pipelines:Failing fails with ZeroDivisionError"),
+        ("evaluate.extractors", ("pipelines:nothing",), "evaluate.extractors: the module 'pipelines' has no function"),
         ("evaluate.classifier", "pipelines:Failing", "evaluate.classifier=pipelines:Failing fails with Zero"),
     ],
 )
@@ -154,6 +189,14 @@ def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, val
     section, name = key.split(".")
     config[section][name] = value
     with pytest.raises(UserError, match=named):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "internal" / "train-query").exists()
+
+
+def test_missing_weights_are_told_before_anything_runs(finished, tmp_path):
+    config = tiny_config(finished[0])
+    config.evaluate.extractors, config.evaluate.inception_weights = ("inception",), "/no/file"
+    with pytest.raises(UserError, match=r"inception_weights=/no/file is missing; download pt_inception-2015"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "internal" / "train-query").exists()
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,13 @@ from jax.sharding import Mesh
 
 from privimage_jax.pixels import to_float
 from privimage_jax.training.mesh import batch_sharded, make_mesh, place, replicated
+
+
+class Outputs(NamedTuple):
+    """What the measures start from: `[N, D]` features and, of a network that classifies, `[N, classes]` logits."""
+
+    features: Any
+    logits: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +44,41 @@ def forward(module: nn.Module, variables, method: str = "features") -> Callable[
     return jax.tree_util.Partial(_Forward(module, method), variables)
 
 
-def extract(apply_features: Callable[[jax.Array], jax.Array], images: np.ndarray, batch_size: int = 512) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class _Both:
+    module: nn.Module
+
+    def __call__(self, variables, x: jax.Array) -> Outputs:
+        # The compiler finds what the two have in common, so that the trunk of a network is computed once.
+        features, logits = (_Forward(self.module, method)(variables, x) for method in ("features", "__call__"))
+        return Outputs(features, logits)
+
+
+def forward_both(module: nn.Module, variables) -> Callable[[jax.Array], Outputs]:
+    """As `forward`, for features and logits in one pass."""
+    return jax.tree_util.Partial(_Both(module), variables)
+
+
+def extract(
+    apply_features: Callable[[jax.Array], Any],
+    images: np.ndarray,
+    batch_size: int = 512,
+    on_images: Callable[[int], None] | None = None,
+) -> Any:
     """Features of all images, in their order.
 
     The batch axis is sharded over every device of every process; the last batch is padded, so that one shape is
     compiled whatever N is.
 
     Args:
-        apply_features: from float32 images in [-1, 1] `[B, H, W, C]` to `[B, D]`, each row from its own image alone:
-            the result of `forward`, or any function that holds no data.
+        apply_features: from float32 images in [-1, 1] `[B, H, W, C]` to `[B, D]` or to `Outputs`, each row from its
+            own image alone: the result of `forward` or `forward_both`, or any function that holds no data.
         images: uint8 `[N, H, W, C]`; may be memory-mapped.
         batch_size: images at a time over all devices together; rounded up to a multiple of the number of devices.
+        on_images: called as `on_images(n)` after every n images.
 
     Returns:
-        float32 `[N, D]` on the host.
+        float32 `[N, D]`, or `Outputs` of such, on the host.
 
     Raises:
         ValueError: if there is no image or they are not uint8 `[N, H, W, C]`.
@@ -61,7 +90,7 @@ def extract(apply_features: Callable[[jax.Array], jax.Array], images: np.ndarray
     mesh = make_mesh()
     apply_features = place(apply_features, replicated(mesh))
     batch_size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
-    rows, in_flight = [], None
+    parts, in_flight = [], None
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])
         padded = np.zeros((batch_size, *batch.shape[1:]), np.uint8)
@@ -69,14 +98,20 @@ def extract(apply_features: Callable[[jax.Array], jax.Array], images: np.ndarray
         result = _apply(apply_features, place(padded, batch_sharded(mesh)), mesh)
         # Fetched one batch late: the host prepares a batch while the devices compute the one before.
         if in_flight is not None:
-            rows.append(np.asarray(in_flight, np.float32))
+            parts.append(_on_host(in_flight))
         in_flight = result
-    rows.append(np.asarray(in_flight, np.float32))
-    return np.concatenate(rows)[: len(images)]
+        if on_images is not None:
+            on_images(len(batch))
+    parts.append(_on_host(in_flight))
+    return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *parts)
+
+
+def _on_host(tree: Any) -> Any:
+    return jax.tree.map(lambda rows: np.asarray(rows, np.float32), tree)
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _apply(apply_features, batch: jax.Array, mesh: Mesh) -> jax.Array:
+def _apply(apply_features, batch: jax.Array, mesh: Mesh) -> Any:
     features = apply_features(to_float(batch))
     # Replicated, so that every process can read the whole result.
     return jax.lax.with_sharding_constraint(features, replicated(mesh))

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,6 +135,19 @@ def _build(
 def source_file(name: str) -> Path:
     """The file of the module that an import string "package.module:Class" names."""
     return Path(inspect.getfile(_import_module(name, "config.model.name")))
+
+
+def import_function(name: str, name_key: str) -> Callable:
+    """The function of an import string "package.module:function"; ``name_key`` is its place in the config.
+
+    Raises:
+      UserError: if it cannot be imported.
+    """
+    module_name, _, function_name = name.partition(":")
+    function = getattr(_import_module(name, name_key), function_name, None)
+    if not callable(function):
+        raise UserError(f"{name_key}: the module {module_name!r} has no function {function_name!r}; correct the name.")
+    return function
 
 
 def _import_module(name: str, name_key: str) -> ModuleType:

@@ -1,5 +1,7 @@
 """Stage 7: compare the synthetic set with real images. Not private: everything it writes stays in `internal/`."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -8,13 +10,16 @@ from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax.data import Dataset
+from privimage_jax.metrics import extractors, fidelity, real_features
 from privimage_jax.metrics.downstream import train_and_score
-from privimage_jax.metrics.features import extract, forward
-from privimage_jax.metrics.fid import fid
-from privimage_jax.metrics.precision_recall import precision_recall
+from privimage_jax.metrics.extractors import Extractor
+from privimage_jax.metrics.features import Outputs
+from privimage_jax.metrics.real_features import RealFeatures
+from privimage_jax.metrics.sds import sds
 from privimage_jax.models import registry
 from privimage_jax.stages import sample, selection, train_query
 from privimage_jax.stages.context import Context
+from privimage_jax.stages.query import count_semantics
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
 from privimage_jax.workdir import atomic_write_json
 
@@ -34,8 +39,19 @@ def reads(config) -> tuple[str, ...]:
 
 
 def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result."""
-    return configs.section(config, "seed", "evaluate", "data")
+    """What of the config decides this stage's result; of the weights for `inception` the content, not the place."""
+    return configs.section(config, "seed", "evaluate", "data", "query.k1") | _weights(config)
+
+
+def check_extractors(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
+    """Loads the networks that do not come from this run, so that what is wrong with one is told before anything runs.
+
+    Raises:
+      UserError: naming the file or function.
+    """
+    for name in config.evaluate.extractors:
+        if name != extractors.QUERY:
+            extractors.load(name, config.evaluate.inception_weights, image_shape).shapes(image_shape, 1)
 
 
 def run(context: Context) -> None:
@@ -48,7 +64,8 @@ def run(context: Context) -> None:
     results |= _fidelity(context, synthetic)
     results["accuracy_synthetic"] = _accuracy(context, synthetic, "synthetic")
     results["accuracy_real"] = _accuracy(context, context.sensitive, "real")
-    results |= {"classifier": section.classifier, "extractor": section.extractor}
+    results |= {"classifier": section.classifier, "extractor": section.extractors[0]}
+    results |= _weights(context.config)
     results |= {"real_test_images": context.held_out.n, "synthetic_images": synthetic.n}
     atomic_write_json(context.workdir.internal / "evaluation.json", results)
     shown = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")
@@ -73,14 +90,66 @@ def _comparison(context: Context, synthetic: Dataset) -> np.ndarray:
 
 
 def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
-    """FID, precision and recall of the synthetic set against the held-out real images."""
+    """The measures of every extractor, and how similar the semantics are that the query network sees in both sets.
+
+    The first extractor gives the plain keys; where there are several, each gives keys that end with its name.
+    """
     section = context.config.evaluate
-    model, variables = train_query.load(context)
-    features = forward(model, variables)
-    real = extract(features, _first(context.held_out.images, section.max_images))
-    fake = extract(features, _first(synthetic.images, section.max_images))
-    precision, recall = precision_recall(real, fake, min(section.neighbours, len(real) - 1, len(fake) - 1))
-    return {"fid": fid(real, fake), "precision": precision, "recall": recall}
+    network = extractors.of_network(*train_query.load(context))
+    semantic = _synthetic_features(context, network, synthetic)
+    results = {"sds": _semantic_similarity(context, network, semantic.logits, synthetic.labels)}
+    for name in section.extractors:
+        if name == extractors.QUERY:
+            extractor, made = network, semantic
+        else:
+            extractor = extractors.load(name, section.inception_weights, synthetic.image_shape)
+            made = _synthetic_features(context, extractor, synthetic)
+        train = _real_features(context, extractor, context.sensitive, "training")
+        test = _real_features(context, extractor, context.held_out, "held-out")
+        measured = fidelity.measure(train.features, test, made, section.neighbours, name)
+        if name == section.extractors[0]:
+            results |= measured
+        if len(section.extractors) > 1:
+            results |= {f"{measure}_{extractors.key(name)}": value for measure, value in measured.items()}
+    return results
+
+
+def _synthetic_features(context: Context, extractor: Extractor, synthetic: Dataset) -> Outputs:
+    images = synthetic.images[: context.config.evaluate.max_images]  # in an order that has nothing to do with content
+    with _progress(extractor, "synthetic", len(images)) as advance:
+        return extractor.outputs(images, "synthetic", advance)
+
+
+def _real_features(context: Context, extractor: Extractor, dataset: Dataset, part: str) -> RealFeatures:
+    n = context.config.evaluate.max_images
+    with _progress(extractor, part, min(n, dataset.n)) as advance:
+        return real_features.load_or_make(context.workdir.cache, extractor, dataset, n, advance)
+
+
+@contextlib.contextmanager
+def _progress(extractor: Extractor, part: str, n: int) -> Iterator[Callable[[int], None]]:
+    """Yields what is called after so many images; nothing is shown where all features are on the disk."""
+    with contextlib.ExitStack() as stack:
+        bars = []
+
+        def advance(count: int) -> None:
+            if not bars:
+                description = f"{NAME}: {extractor.name} features, {part}"
+                bars.append(stack.enter_context(progress(description, n, unit="images")))
+            bars[0].advance(count)
+
+        yield advance
+
+
+def _semantic_similarity(context: Context, network: Extractor, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Similarity of the semantics in the synthetic set (its first logits and labels are given) and the held-out one."""
+    real = _real_features(context, network, context.held_out, "held-out")
+    k1 = min(context.config.query.k1, logits.shape[1])
+
+    def histogram(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return count_semantics(logits, labels[: len(logits)], context.sensitive.n_classes, k1)
+
+    return sds(histogram(logits, labels), histogram(real.logits, context.held_out.labels))
 
 
 def _accuracy(context: Context, train: Dataset, name: str) -> float:
@@ -111,6 +180,8 @@ def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
     )
 
 
-def _first(images: np.ndarray, n: int) -> np.ndarray:
-    """The first n images; both sets are in an order that has nothing to do with their content."""
-    return images[:n]
+def _weights(config: ConfigDict) -> dict[str, str]:
+    """The SHA-256 of the weights for `inception`, where it is asked for."""
+    if extractors.INCEPTION not in config.evaluate.extractors:
+        return {}
+    return {"inception_sha256": extractors.inception_sha256(config.evaluate.inception_weights)}

@@ -1,0 +1,80 @@
+"""Features and statistics of a real set, kept on the disk: they change only with the images or the network.
+
+They are functions of sensitive images without noise; the folder must be private. A file is named by what it was made
+from and checked when it is read; one that is missing or damaged is made anew.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from privimage_jax import processes, workdir
+from privimage_jax.archives import Arrays
+from privimage_jax.data.dataset import Dataset
+from privimage_jax.errors import UserError
+from privimage_jax.metrics.extractors import Extractor
+from privimage_jax.metrics.fid import mean_and_covariance
+
+
+class RealFeatures(NamedTuple):
+    """What the measures need of N real images.
+
+    Attributes:
+      features: float32 [N,D].
+      mean, covariance: float64 [D] and [D,D] of the features.
+      logits: float32 [N,classes]; None if the network has none.
+    """
+
+    features: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+    logits: np.ndarray | None = None
+
+
+def load_or_make(
+    cache: Path, extractor: Extractor, dataset: Dataset, n: int, on_images: Callable[[int], None] | None = None
+) -> RealFeatures:
+    """The features of the first n images of a real set, from the folder `cache` or computed and kept there.
+
+    Args:
+      cache: a private folder that exists.
+      extractor: the network.
+      dataset: the images; their digest is a part of the file's name, as is the network's.
+      n: at most so many images; the set's order must have nothing to do with its content.
+      on_images: called as `on_images(count)` while features are computed.
+
+    Raises:
+      UserError: if features cannot be computed or the disk refuses them.
+    """
+    n = min(n, dataset.n)
+    path = cache / f"features-{workdir.fingerprint([extractor.digest, dataset.digest(), n])[:16]}.npz"
+    found = _read(path, extractor, dataset, n)
+    # Computing features takes all processes, so all of them do it unless each has found them.
+    if processes.current().least(f"the features {path.name}", int(found is not None)):
+        return found
+    features, logits = extractor.outputs(dataset.images[:n], "real", on_images)
+    made = RealFeatures(features, *mean_and_covariance(features), logits)
+    workdir.atomic_write_npz(path, **{name: value for name, value in made._asdict().items() if value is not None})
+    return made
+
+
+def _read(path: Path, extractor: Extractor, dataset: Dataset, n: int) -> RealFeatures | None:
+    expected = extractor.shapes(dataset.image_shape, n)
+    size = expected.features.shape[1]
+    wanted = {
+        "features": ((n, size), np.float32),
+        "mean": ((size,), np.float64),
+        "covariance": ((size, size), np.float64),
+    }
+    if expected.logits is not None:
+        wanted["logits"] = (expected.logits.shape, np.float32)
+    try:
+        with Arrays(path) as arrays:
+            if arrays.headers != {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in wanted.items()}:
+                return None
+            stored = RealFeatures(**{name: arrays.read(name) for name in wanted})
+    except UserError:
+        return None
+    return stored if all(np.isfinite(values).all() for values in stored if values is not None) else None

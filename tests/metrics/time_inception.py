@@ -1,0 +1,47 @@
+"""Times Inception features beside the torch twin.
+
+`PYTHONPATH=tests python tests/metrics/time_inception.py [IMAGES] [ROUNDS]`
+
+Both take turns in one process, on as many threads as there are processors, with the same random weights and images.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_enable_concurrency_optimized_scheduler=false"  # as main.py sets it
+
+import statistics  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch_inception import twin  # noqa: E402
+from weights import random_weights  # noqa: E402
+
+from privimage_jax.metrics.extractors import of_inception  # noqa: E402
+from privimage_jax.models.inception import variables_from_torch  # noqa: E402
+
+
+def main(n=64, rounds=5):
+    weights = random_weights()
+    images = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), np.uint8)
+    extractor, torch_network = of_inception(variables_from_torch(weights, "random")), twin(weights)
+    contestants = {
+        "jax": lambda: extractor.outputs(images, "random").features,
+        "torch": lambda: np.concatenate([torch_network(images[i : i + 32])[0] for i in range(0, n, 32)]),
+    }
+    features = {name: run() for name, run in contestants.items()}
+    difference = np.abs(features["jax"] - features["torch"]).max() / np.abs(features["torch"]).max()
+    rates = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            begin = time.perf_counter()
+            run()
+            rates[name].append(n / (time.perf_counter() - begin))
+    print(f"largest difference {difference:.1e} of the largest feature; PyTorch has {torch.get_num_threads()} threads")
+    for name, values in rates.items():
+        print(f"{name}: {statistics.median(values):.2f} images/s (from {min(values):.2f} to {max(values):.2f})")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
