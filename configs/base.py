@@ -160,6 +160,9 @@ def get_config() -> ConfigDict:
     config.evaluate.classifier_learning_rate = 2e-3  # peak of AdamW, decayed by a cosine
     config.evaluate.classifier_shift = 1  # random shifts of up to so many pixels
 
+    config.report = ConfigDict()  # release/report.html
+    config.report.public_neighbours = True  # show public images beside samples; False if they may not be republished
+
     config.audit = ConfigDict()  # `privimage audit`: what it claims of fine-tuning, and how it looks for a refutation
     config.audit.claimed_epsilon = 3.0  # what the audit tries to refute; its own noise is solved for it
     config.audit.claimed_delta = 1e-5  # of that claim

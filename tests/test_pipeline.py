@@ -15,6 +15,7 @@ from privimage_jax.stages import finetune, pretrain, train_query
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
+from privimage_jax.workdir import Workdir
 
 FIDELITY = ("fid", "inception_score", "precision", "recall", "fld", "kid")
 
@@ -52,6 +53,7 @@ def test_every_artefact_is_there(finished):
     assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_real"} <= set(evaluation)
     assert all(type(value) in (str, bool, int, float) for value in evaluation.values())
     assert evaluation["private"] is False
+    assert "Fine-tuning on the sensitive images" in (workdir.internal / "evaluation.html").read_text()
 
 
 def test_the_ledger_adds_up(finished):
@@ -67,6 +69,18 @@ def test_the_ledger_adds_up(finished):
 
 def test_a_fixed_seed_is_stamped_on_the_report(finished):
     assert "NOT PRIVATE" in (finished[1].release / "report.html").read_text()
+
+
+def test_the_report_shows_public_training_and_nothing_of_fine_tuning(copy):
+    config, workdir = copy
+    before = release_bytes(Workdir(workdir))
+    for section in ("neighbours", "training"):
+        assert f'id="{section}"'.encode() in before["report.html"]
+    (workdir / "internal" / "finetune" / "metrics" / "metrics.csv").write_text("step,loss\n6,1.0\n")
+    (workdir / "release" / "report.html").unlink()
+    assert release_bytes(run(config, workdir)) == before
+    config.report.public_neighbours = False
+    assert b'id="neighbours"' not in release_bytes(run(config, workdir))["report.html"]
 
 
 def test_a_finished_run_skips_everything(copy, capsys):

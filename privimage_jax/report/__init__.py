@@ -1,4 +1,4 @@
-"""The self-contained HTML page of a release."""
+"""The self-contained HTML pages: of a release and of its evaluation."""
 
 from privimage_jax.report.page import ReportInputs, render
 

@@ -5,22 +5,23 @@ nothing else: no clock time, no path, no measure on real images. The same inputs
 """
 
 import dataclasses
-import html
-import json
 import math
-import string
 from collections.abc import Iterable, Sequence
-from decimal import ROUND_CEILING, Context, Decimal
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from privimage_jax.report import plots
+from privimage_jax.report import curves, neighbours, plots, text
+from privimage_jax.report.document import document, template
+from privimage_jax.report.gallery import ImageSet, gallery
 
 SEMANTICS_SHOWN = 15
 PICKS_SHOWN = 30
 LEDGER_COLUMNS = ("index", "kind", "mechanism", "noise_multiplier", "sampling_rate", "steps", "epsilon", "previous")
+FOOTER = (
+    "Made by privimage_jax after PrivImage (Li et al., USENIX Security 2024). This page holds outputs of the private "
+    "mechanisms, what follows from them, and public values. It loads nothing from elsewhere."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class ReportInputs:
         labels: int `[M]`, indices into `class_names`.
         class_names: the declared classes.
         settings: public settings, as names and values ready to read.
+        neighbourhoods: some synthetic images beside public ones; none (no section) where these may not be shown.
+        training: titles and values of training on public images alone; fine-tuning's are not public.
     """
 
     title: str
@@ -58,17 +61,18 @@ class ReportInputs:
     labels: np.ndarray
     class_names: Sequence[str]
     settings: dict[str, str]
+    neighbourhoods: Sequence[neighbours.Neighbourhood] = ()
+    training: Sequence[tuple[str, curves.Metric]] = ()
 
 
 def render(inputs: ReportInputs) -> str:
-    """The whole page: one HTML document that needs no other file, no script and no network."""
+    """The whole page: one HTML document that needs no other file and no network."""
     warnings = _warnings(inputs)
-    return _template("page.html").substitute(
-        css=_read("page.css"),
-        title=_text(inputs.title),
+    body = template("release.html").substitute(
+        title=text.escape(inputs.title),
         void=" void" if warnings else "",
-        epsilon=_rounded_up(inputs.epsilon),
-        delta=_rounded_up(inputs.delta),
+        epsilon=text.rounded_up(inputs.epsilon),
+        delta=text.rounded_up(inputs.delta),
         n=f"{inputs.n:,}",
         n_classes=f"{len(inputs.class_names):,}",
         warnings="".join(
@@ -78,9 +82,12 @@ def render(inputs: ReportInputs) -> str:
         samples=_samples(inputs),
         budget=_budget(inputs),
         semantics=_semantics(inputs.semantics),
+        neighbours=_neighbours(inputs.neighbourhoods),
+        training=_training(inputs.training),
         settings=_settings(inputs.settings),
         ledger=_ledger(inputs),
     )
+    return document("release", f"{inputs.title} · private synthetic images", body, FOOTER)
 
 
 def _warnings(inputs: ReportInputs) -> list[tuple[str, str]]:
@@ -123,48 +130,50 @@ def _promise(inputs: ReportInputs, void: bool) -> str:
     epsilon, delta = inputs.epsilon, inputs.delta
     # Beyond e^700 the factor leaves the range of floats; it stops meaning anything long before.
     factor = math.exp(min(epsilon, 700))
-    two_steps = f"ε&nbsp;=&nbsp;{_rounded_up(2 * epsilon)}"
+    two_steps = f"ε&nbsp;=&nbsp;{text.rounded_up(2 * epsilon)}"
     two_delta = delta * (1 + factor)
-    return _template("guarantee.html").substitute(
-        epsilon=_rounded_up(epsilon),
-        delta=_rounded_up(delta),
+    return template("guarantee.html").substitute(
+        epsilon=text.rounded_up(epsilon),
+        delta=text.rounded_up(delta),
         n=f"{inputs.n:,}",
-        factor=_rounded_up(factor),
+        factor=text.rounded_up(factor),
         # The best test between two (epsilon, delta)-close outcomes at even odds (Kairouz, Oh & Viswanath 2015).
-        best_guess=_percent_up((factor + delta) / (factor + 1)),
-        swapped=f"{two_steps} and δ&nbsp;=&nbsp;{_rounded_up(two_delta)}."
+        best_guess=text.percent_up((factor + delta) / (factor + 1)),
+        swapped=f"{two_steps} and δ&nbsp;=&nbsp;{text.rounded_up(two_delta)}."
         if two_delta < 1
         else f"{two_steps}, with a δ so large that nothing follows about swapped images.",
     )
 
 
-def _template(name: str) -> string.Template:
-    return string.Template(_read(name))
-
-
-def _read(name: str) -> str:
-    return resources.files("privimage_jax.report").joinpath(name).read_text(encoding="utf-8")
-
-
 def _samples(inputs: ReportInputs) -> str:
-    per_class = 12 if len(inputs.class_names) <= 20 else 6
-    labels = np.asarray(inputs.labels)
-    figures = []
-    for index, name in enumerate(inputs.class_names):
-        rows = np.flatnonzero(labels == index)[:per_class]
-        if not len(rows):
-            continue
-        pictures = "".join(f'<img alt="" src="{plots.png_data_uri(np.asarray(inputs.images[row]))}">' for row in rows)
-        figures.append(
-            f'<figure role="img" aria-label="Synthetic images of class {_text(name)}">'
-            f'<figcaption>{_text(name)}</figcaption><div class="strip">{pictures}</div></figure>'
-        )
-    if not figures:
+    shown = gallery([ImageSet("synthetic", inputs.images, inputs.labels)], inputs.class_names)
+    if not shown:
         return '<p class="note">No images have been made yet.</p>'
-    narrow = " narrow" if per_class < 12 else ""
     return (
-        f'<p class="note">The first images of each class, of {len(labels):,} in <code>synthetic.npz</code>. '
-        f'Nobody chose them.</p><div class="samples{narrow}">{"".join(figures)}</div>'
+        f'<p class="note">The first images of each class, of {len(inputs.labels):,} in <code>synthetic.npz</code>. '
+        f"Nobody chose them.</p>{shown}"
+    )
+
+
+def _neighbours(neighbourhoods: Sequence[neighbours.Neighbourhood]) -> str:
+    if not neighbourhoods:
+        return ""
+    return (
+        '<section id="neighbours"><h2>Made or copied?</h2>'
+        "<p>The generator first learnt from public images. Here is the first synthetic image of each class beside "
+        "those of its public teachers that the network trained on public images finds most like it, the nearest "
+        "first. No sensitive image was looked at for this.</p>"
+        f"{neighbours.rows(neighbourhoods)}</section>"
+    )
+
+
+def _training(training: Sequence[tuple[str, curves.Metric]]) -> str:
+    if not training:
+        return ""
+    return (
+        '<section id="training"><h2>Training on public images</h2>'
+        "<p>What fine-tuning on the sensitive images looked like is not public.</p>"
+        f"{curves.figures((title, metric, None) for title, metric in training)}</section>"
     )
 
 
@@ -175,11 +184,11 @@ def _budget(inputs: ReportInputs) -> str:
     if not parts:
         return '<p class="note">Nothing has been spent yet.</p>'
     rows = [
-        f'<li><i class="key part-{index}"></i><span>{_text(name)}</span><b>{_rounded_up(cost)}</b></li>'
+        f'<li><i class="key part-{index}"></i><span>{text.escape(name)}</span><b>{text.rounded_up(cost)}</b></li>'
         for index, (name, cost) in enumerate(parts)
     ]
     if whole - spent > 1e-9 * whole:
-        rows.append(f'<li><i class="key rest"></i><span>left</span><b>{_rounded_down(whole - spent)}</b></li>')
+        rows.append(f'<li><i class="key rest"></i><span>left</span><b>{text.rounded_down(whole - spent)}</b></li>')
     return (
         f"{plots.stacked_bar([cost / whole for _, cost in parts])}"
         f'<ul class="legend">{"".join(rows)}</ul>'
@@ -222,7 +231,7 @@ def _semantics(semantics: dict[str, Any] | None) -> str:
         )
         left = len(counts) - len(shown)
         more = f'<p class="more">and {left:,} more</p>' if left else ""
-        cards.append(f'<article><h3>{_text(class_name)}</h3><ol class="histogram">{rows}</ol>{more}</article>')
+        cards.append(f'<article><h3>{text.escape(class_name)}</h3><ol class="histogram">{rows}</ol>{more}</article>')
     noise = semantics.get("noise_std")
     scatter = (
         f" Each count carries noise of standard deviation {float(noise):,.4g}: counts within a few times that of zero, "
@@ -248,7 +257,7 @@ def _blind_selection(semantics: dict[str, Any]) -> str:
         return f"{heading}<p>All public images, with no regard to the sensitive ones.</p></section>"
     names = semantics["semantic_names"]
     rows = "".join(
-        f"<div><dt>{_text(class_name)}</dt><dd>{_text(', '.join(str(names[index]) for index in picks))}</dd></div>"
+        _definition(class_name, ", ".join(str(names[index]) for index in picks))
         for class_name, picks in zip(semantics["class_names"], picked, strict=True)
     )
     return (
@@ -261,8 +270,8 @@ def _semantic_row(name: str, count: int, picked: bool, longest: int) -> str:
     mark = ' class="picked"' if picked else ""
     spoken = '<span class="spoken"> (picked)</span>' if picked else ""
     return (
-        f'<li{mark}><span class="name" title="{_text(name)}">{_text(name)}{spoken}</span>'
-        f"{plots.bar(max(0, count) / longest)}<b>{_signed(count)}</b></li>"
+        f'<li{mark}><span class="name" title="{text.escape(name)}">{text.escape(name)}{spoken}</span>'
+        f"{plots.bar(max(0, count) / longest)}<b>{text.signed(count)}</b></li>"
     )
 
 
@@ -274,17 +283,15 @@ def _settings(settings: dict[str, str]) -> str:
         groups.setdefault(group if dot else "", []).append((rest if dot else name, str(value)))
     blocks = []
     for group, items in groups.items():
-        heading = f"<h3>{_text(_words(group))}</h3>" if group else ""
-        rows = "".join(
-            f"<div><dt>{_text(_words(name))}</dt><dd>{_text(value) or '–'}</dd></div>" for name, value in items
-        )
+        heading = f"<h3>{text.escape(text.words(group))}</h3>" if group else ""
+        rows = "".join(_definition(text.words(name), value or "–") for name, value in items)
         if rows:
             blocks.append(f'<div class="group">{heading}<dl>{rows}</dl></div>')
     return f'<div class="settings">{"".join(blocks)}</div>'
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace(".", " ")
+def _definition(term: str, meaning: str) -> str:
+    return f"<div><dt>{text.escape(term)}</dt><dd>{text.escape(meaning)}</dd></div>"
 
 
 def _ledger(inputs: ReportInputs) -> str:
@@ -295,78 +302,31 @@ def _ledger(inputs: ReportInputs) -> str:
     )
     rows = "".join(_ledger_row(entry) for entry in inputs.entries)
     return (
-        f'{verdict}<div class="scroll" tabindex="0"><table><thead><tr><th class="number">#</th><th>Entry</th>'
-        f'<th class="number">Noise multiplier</th><th class="number">Sampling rate</th><th class="number">Steps</th>'
-        f'<th class="number">ε spent</th><th>Line before</th><th>Further public values</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f'{verdict}<div class="scroll" tabindex="0" role="region" aria-label="Ledger"><table><thead><tr>'
+        f'<th class="number">#</th><th>Entry</th><th class="number">Noise multiplier</th>'
+        f'<th class="number">Sampling rate</th><th class="number">Steps</th><th class="number">ε spent</th>'
+        f"<th>Line before</th><th>Further public values</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
 def _ledger_row(entry: dict[str, Any]) -> str:
     steps = entry.get("steps")
-    steps = f"{steps[0]:,} – {steps[1]:,}" if isinstance(steps, list | tuple) and len(steps) == 2 else _value(steps)
-    kind, mechanism = _value(entry.get("kind")), _value(entry.get("mechanism"))
+    is_span = isinstance(steps, list | tuple) and len(steps) == 2
+    kind, mechanism = text.value(entry.get("kind")), text.value(entry.get("mechanism"))
     previous = str(entry.get("previous") or "")
     epsilon = entry.get("epsilon")
     others = ", ".join(
-        f"{_text(name.replace('_', ' '))}&nbsp;{_value(value)}"
+        f"{text.escape(name.replace('_', ' '))}&nbsp;{text.value(value)}"
         for name, value in sorted(entry.items())
         if name not in LEDGER_COLUMNS and value is not None
     )
     return (
-        f'<tr><td class="number">{_value(entry.get("index"))}</td>'
+        f'<tr><td class="number">{text.value(entry.get("index"))}</td>'
         f"<td><strong>{mechanism or kind}</strong>{f' <small>{kind}</small>' if mechanism else ''}</td>"
-        f'<td class="number">{_value(entry.get("noise_multiplier"))}</td>'
-        f'<td class="number">{_value(entry.get("sampling_rate"))}</td><td class="number">{steps}</td>'
-        f'<td class="number">{"" if epsilon is None else _rounded_up(float(epsilon))}</td>'
-        f'<td><code title="{_text(previous)}">{_text(previous[:10])}</code></td><td class="others">{others}</td></tr>'
+        f'<td class="number">{text.value(entry.get("noise_multiplier"))}</td>'
+        f'<td class="number">{text.value(entry.get("sampling_rate"))}</td>'
+        f'<td class="number">{f"{steps[0]:,} – {steps[1]:,}" if is_span else text.value(steps)}</td>'
+        f'<td class="number">{"" if epsilon is None else text.rounded_up(float(epsilon))}</td>'
+        f'<td><code title="{text.escape(previous)}">{text.escape(previous[:10])}</code></td>'
+        f'<td class="others">{others}</td></tr>'
     )
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _value(value: Any) -> str:
-    """Any public value of the ledger, escaped."""
-    if value is None:
-        return ""
-    if isinstance(value, bool | str):
-        return _text(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return _scientific(Decimal(f"{value:.4g}")) if math.isfinite(value) else _text(value)
-    return _text(json.dumps(value, sort_keys=True))
-
-
-def _signed(count: int) -> str:
-    return f"{count:,}".replace("-", "−")
-
-
-def _rounded_up(value: float) -> str:
-    """Four significant digits, never less than the value: what is spent must not look smaller."""
-    if not math.isfinite(value):
-        return "∞"
-    return _scientific(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(float(value))))
-
-
-def _rounded_down(value: float) -> str:
-    return _scientific(-Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(-float(value))))
-
-
-def _percent_up(share: float) -> str:
-    percent = Context(prec=6, rounding=ROUND_CEILING).create_decimal(repr(100 * share))
-    return f"{_scientific(min(percent, Decimal(100)))}%"
-
-
-def _scientific(value: Decimal) -> str:
-    """Plain between 0.001 and a million, else with a power of ten; no trailing zeros."""
-    if value == 0:
-        return "0"
-    exponent = value.adjusted()
-    if -4 < exponent < 7:
-        plain = f"{value:,f}"
-        return (plain.rstrip("0").rstrip(".") if "." in plain else plain).replace("-", "−")
-    mantissa = f"{value.scaleb(-exponent).normalize():f}".replace("-", "−")
-    return f"{mantissa}&nbsp;×&nbsp;10<sup>{_signed(exponent)}</sup>"

@@ -17,14 +17,15 @@ from privimage_jax.metrics.features import Outputs
 from privimage_jax.metrics.real_features import RealFeatures
 from privimage_jax.metrics.sds import sds
 from privimage_jax.models import registry
-from privimage_jax.stages import sample, selection, train_query
+from privimage_jax.report.gallery import ImageSet
+from privimage_jax.stages import evaluation_page, sample, selection, train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.query import count_semantics
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
 from privimage_jax.workdir import atomic_write_json
 
 NAME = "evaluate"
-OUTPUTS = ("internal/evaluation.json",)  # a missing one makes the stage stale
+OUTPUTS = ("internal/evaluation.json", evaluation_page.PATH)  # a missing one makes the stage stale
 COMPARED = 8  # images of each class and set in the comparison picture
 
 
@@ -55,11 +56,12 @@ def check_extractors(config: ConfigDict, image_shape: tuple[int, int, int]) -> N
 
 
 def run(context: Context) -> None:
-    """Writes `internal/evaluation.json`, one flat object labelled non-private, and `internal/comparison.png`."""
+    """Writes `internal/evaluation.json`, one flat object labelled non-private, and what shows it to people."""
     section = context.config.evaluate
     images, labels = sample.load(context)
     synthetic = Dataset(images, labels, context.sensitive.class_names, "synthetic")
-    save_png(context.workdir.internal / "comparison.png", _comparison(context, synthetic))
+    sets = _sets(context, synthetic)
+    save_png(context.workdir.internal / "comparison.png", _comparison(context, sets))
     results: dict[str, Any] = {"private": False, "note": "computed on real images without noise: keep it internal"}
     results |= _fidelity(context, synthetic)
     results["accuracy_synthetic"] = _accuracy(context, synthetic, "synthetic")
@@ -68,22 +70,31 @@ def run(context: Context) -> None:
     results |= _weights(context.config)
     results |= {"real_test_images": context.held_out.n, "synthetic_images": synthetic.n}
     atomic_write_json(context.workdir.internal / "evaluation.json", results)
+    evaluation_page.write(context, results, sets)
     shown = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")
     headline(NAME, "result", "  ".join(f"{name} {results[name]:.4g}" for name in shown) + "  (not private)")
 
 
-def _comparison(context: Context, synthetic: Dataset) -> np.ndarray:
-    """The first images of each class, one row a class: held-out real, selected public, synthetic; scaled to be seen."""
-    parts = [(context.held_out.images, context.held_out.labels), (synthetic.images, synthetic.labels)]
+def _sets(context: Context, synthetic: Dataset) -> list[ImageSet]:
+    """What is compared by eye: held-out real, selected public and synthetic images."""
+    sets = [
+        ImageSet("real, held out", context.held_out.images, context.held_out.labels),
+        ImageSet("synthetic", synthetic.images, synthetic.labels),
+    ]
     if selection.enabled(context.config) and context.config.selection.method != "all":
-        parts.insert(1, selection.load(context))
+        sets.insert(1, ImageSet("public, picked", *selection.load(context)))
+    return sets
+
+
+def _comparison(context: Context, sets: list[ImageSet]) -> np.ndarray:
+    """The first images of each class, one row a class, the sets side by side; scaled to be seen."""
     rows = range(context.sensitive.n_classes)
     height, width, channels = context.sensitive.image_shape
     scale = max(1, 32 // height)
     blank = np.full((1, height, width, channels), 255, np.uint8)  # parts the columns; fills classes without images
     columns = []
-    for images, labels in parts:
-        firsts = [np.asarray(images[np.flatnonzero(labels == row)[:COMPARED]]) for row in rows]
+    for each in sets:
+        firsts = [np.asarray(each.images[np.flatnonzero(each.labels == row)[:COMPARED]]) for row in rows]
         padded = [np.concatenate([first, blank.repeat(COMPARED - len(first), axis=0), blank]) for first in firsts]
         columns.append(np.stack(padded))
     return image_grid(np.concatenate(columns, axis=1)[:, :-1], scale)

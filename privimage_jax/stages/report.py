@@ -1,11 +1,12 @@
-"""Stage 8: the page that goes with the release, made from the release alone."""
+"""Stage 8: the page that goes with the release, made from the release and public values alone."""
 
 from typing import Any
 
 from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.report import ReportInputs, render
-from privimage_jax.stages import choose_sampler, finetune, sample, selection
+from privimage_jax.report.curves import Metric, read_metrics
+from privimage_jax.stages import choose_sampler, finetune, neighbours, pretrain, sample, selection, train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger
 
@@ -15,7 +16,8 @@ OUTPUTS = ("release/report.html",)  # a missing one makes the stage stale
 
 def reads(config) -> tuple[str, ...]:
     """The stages whose artefacts this one reads."""
-    return (selection.NAME, finetune.NAME, choose_sampler.NAME, sample.NAME)
+    network = (train_query.NAME,) if neighbours.enabled(config) else ()
+    return (*network, selection.NAME, pretrain.NAME, finetune.NAME, choose_sampler.NAME, sample.NAME)
 
 
 def settings(config) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def run(context: Context) -> None:
         labels=labels,
         class_names=context.sensitive.class_names,
         settings=_shown(context),
+        neighbourhoods=neighbours.find(context, images, labels) if neighbours.enabled(context.config) else (),
+        training=_pretraining(context),
     )
     workdir.atomic_write_bytes(release / "report.html", render(inputs).encode())
 
@@ -53,3 +57,10 @@ def _shown(context: Context) -> dict[str, str]:
         shown["sampler_choice.chosen"] = f"{name} = {shown[f'sample.{name}']}"
         shown["sampler_choice.noisy_margins"] = ", ".join(map(str, margins))
     return shown
+
+
+def _pretraining(context: Context) -> list[tuple[str, Metric]]:
+    """The loss of pre-training, which sees public images only; that of fine-tuning never leaves `internal/`."""
+    path = context.workdir.internal / pretrain.NAME / "metrics" / "metrics.csv"
+    metrics = read_metrics(path, context.config.log.every)
+    return [("loss of pre-training", metrics["loss"])] if context.config.pretrain.steps and "loss" in metrics else []

@@ -157,18 +157,23 @@ def _is_table(value: Any, rows: int) -> bool:
 
 
 def load(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """The chosen public images and their new labels: uint8 [M, H, W, C], int32 [M].
+    """The chosen public images and their new labels: uint8 [M, H, W, C], int32 [M]; see `load_rows`."""
+    rows, labels = load_rows(context)
+    return np.asarray(context.public.images[rows]), labels
+
+
+def load_rows(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the chosen public images and their new labels: int64 [M], int32 [M].
 
     Raises:
       UserError: if the choice is missing or damaged.
     """
     path = context.workdir.internal / NAME / "subset.npz"
-    rows, labels = read_subset(path, context.public.n, context.sensitive.n_classes)
-    return np.asarray(context.public.images[rows]), labels
+    return read_subset(path, context.public.n, context.sensitive.n_classes)
 
 
 def read_subset(path: Path, n_public: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows int64 [M] of the public set and labels int32 [M] of a file that `run` wrote; see `load`."""
+    """Rows int64 [M] of the public set and labels int32 [M] of a file that `run` wrote; see `load_rows`."""
     remedy = "delete it, and the same command makes it again"
     with reading.told(path, remedy), Arrays(path, remedy=remedy) as subset:
         rows, labels = subset.read("rows"), subset.read("labels")

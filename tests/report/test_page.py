@@ -2,71 +2,33 @@
 
 import base64
 import dataclasses
+import hashlib
 import html.parser
 import io
 import math
 import re
 
 import numpy as np
+import page_inputs
 import PIL.Image
 import pytest
+from page_inputs import ENTRIES
 
-from privimage_jax.report import ReportInputs, page, plots, render
-
-ENTRIES = [
-    {"index": 0, "kind": "open", "n": 1000, "accountant": "pld", "previous": "0" * 64},
-    {
-        "index": 1,
-        "kind": "gaussian",
-        "mechanism": "semantic query",
-        "noise_multiplier": 50.0,
-        "epsilon": 0.25,
-        "previous": "ab12" * 16,
-    },
-    *(
-        {
-            "index": 2 + block,
-            "kind": "dp-sgd",
-            "mechanism": "fine-tuning",
-            "noise_multiplier": 2.097,
-            "sampling_rate": 0.09102,
-            "steps": [1000 * block, 1000 * (block + 1)],
-            "epsilon": epsilon,
-            "previous": "cd34" * 16,
-        }
-        for block, epsilon in enumerate((0.75, 1.0))
-    ),
-    {"index": 4, "kind": "closed", "mechanism": "fine-tuning", "epsilon": 1.0, "previous": "ef56" * 16},
-]
+from privimage_jax.report import page, plots, render
+from privimage_jax.report.curves import Metric
+from privimage_jax.report.neighbours import Neighbourhood
+from privimage_jax.report.text import rounded_up
 
 
 @pytest.fixture
 def inputs():
-    rng = np.random.default_rng(0)
-    return ReportInputs(
-        title="Cats & <dogs>",
-        epsilon=1.0,
-        delta=1e-5,
-        n=1000,
-        entries=ENTRIES,
-        ledger_ok=True,
-        semantics={
-            "class_names": ["cat", "dog"],
-            "semantic_names": [f"semantic {index}" for index in range(40)],
-            "histogram": [[100 - index for index in range(40)], [index - 20 for index in range(40)]],
-            "picked": [[0, 1], [39, 5]],
-        },
-        images=rng.integers(0, 256, (9, 4, 4, 3), np.uint8),
-        labels=np.array([0, 1] * 4 + [1]),
-        class_names=("cat", "dog"),
-        settings={"name": "pets", "model.kwargs.nf": "32", "finetune.batch_size": "4,096"},
-    )
+    return page_inputs.release()
 
 
 class Outline(html.parser.HTMLParser):
     """Checks that tags nest and collects tags, attributes and text."""
 
-    VOID = {"meta", "img", "rect"}
+    VOID = {"meta", "img", "rect", "polyline"}
 
     def __init__(self, text):
         super().__init__()
@@ -88,7 +50,7 @@ class Outline(html.parser.HTMLParser):
         assert self.open.pop() == tag, f"misplaced </{tag}>"
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if self.open[-1:] not in (["style"], ["script"]):
             self.words.append(data)
 
     @property
@@ -111,11 +73,19 @@ def test_well_formed_and_complete(inputs):
 
 
 def test_needs_nothing_from_elsewhere(inputs):
-    text = render(inputs)
-    outline = Outline(text)
-    assert not {"script", "link", "iframe", "object"} & set(outline.tags)
+    page = render(inputs)
+    outline = Outline(page)
+    assert not {"link", "iframe", "object"} & set(outline.tags)
     assert all(value.startswith("data:image/png;base64,") for name, value in outline.attributes if name == "src")
-    assert not re.search(r"https?:|url\(|@import", text)
+    assert not re.search(r"https?:|url\(|@import", page)
+
+
+def test_the_page_runs_its_own_script_alone(inputs):
+    page = render(inputs)
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy and policy.startswith("default-src 'none'")
 
 
 def test_same_inputs_same_bytes(inputs):
@@ -134,8 +104,8 @@ def test_every_text_is_escaped(inputs):
             semantics={"class_names": [evil], "semantic_names": [evil], "histogram": [[3]], "picked": [[0]]},
         )
     )
-    assert "<script" not in text
-    assert "script" not in Outline(text).tags
+    assert text.count("<script") == 1  # the page's own
+    assert Outline(text).tags.count("script") == 1
     assert "$title" in text
 
 
@@ -233,7 +203,9 @@ def test_many_classes_take_less_room(inputs):
         labels=np.arange(300) % 30,
         class_names=tuple(f"class {index}" for index in range(30)),
     )
-    assert Outline(render(many)).tags.count("img") == 30 * 6
+    outline = Outline(render(many))
+    assert outline.tags.count("img") == 30 * 10
+    assert outline.attributes.count(("class", "extra")) == 30 * 4  # of each class, 6 are seen at first
 
 
 def test_settings_are_grouped(inputs):
@@ -257,11 +229,22 @@ def test_settings_are_grouped(inputs):
     ],
 )
 def test_numbers_are_rounded_up(value, shown):
-    assert page._rounded_up(value) == shown
+    assert rounded_up(value) == shown
 
 
 def test_png_reads_back():
     image = np.random.default_rng(0).integers(0, 256, (3, 5, 1), np.uint8)
-    encoded = plots.png_data_uri(image).removeprefix("data:image/png;base64,")
+    encoded = plots.data_uri(image).removeprefix("data:image/png;base64,")
     with PIL.Image.open(io.BytesIO(base64.b64decode(encoded))) as read:
         assert np.array_equal(np.asarray(read), image[..., 0])
+
+
+def test_neighbours_and_curves_have_a_section_where_they_are_given(inputs):
+    bare = render(inputs)
+    assert 'id="neighbours"' not in bare and 'id="training"' not in bare
+    near = Neighbourhood(inputs.images[0], "cat", inputs.images[1:3], ["lynx", "<i>"])
+    metric = Metric(np.array([10, 20]), np.array([2.0, 1.0]))
+    outline = Outline(render(dataclasses.replace(inputs, neighbourhoods=[near], training=[("a loss", metric)])))
+    assert outline.tags.count("img") == 9 + 3 and outline.tags.count("polyline") == 1
+    assert "cat beside lynx, <i>" in outline.text
+    assert ("aria-label", "a loss: 2 at first, 1 at the end") in outline.attributes

@@ -1,0 +1,75 @@
+"""`internal/evaluation.html`: the numbers of an evaluation with what they mean, images side by side, all curves.
+
+Everything here may come from real images without noise; the page says so on top.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from privimage_jax.report import curves, measures, text
+from privimage_jax.report.document import document, template
+from privimage_jax.report.gallery import ImageSet, gallery
+
+FOOTER = "Made by privimage_jax. Not private. The page loads nothing from elsewhere."
+SAID = ("private", "note")  # on top of the page anyway
+METRICS = {  # of fine-tuning and the networks, with the span of their axis
+    "loss": ("loss", None),
+    "accuracy": ("accuracy", (0.0, 1.0)),
+    "clipped": ("share of gradients that were clipped", (0.0, 1.0)),
+    "norm": ("mean norm of an image's gradient before clipping", None),
+    "drawn": ("images in a batch", None),
+    "nonfinite": ("gradients that were not finite and counted as zero", None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationInputs:
+    """All that the page shows.
+
+    Args:
+        title: of the run.
+        results: the content of `internal/evaluation.json`.
+        sets: of images, to be shown side by side.
+        class_names: the declared classes.
+        training: of each stage that trained, its title and metrics.
+    """
+
+    title: str
+    results: dict[str, Any]
+    sets: Sequence[ImageSet]
+    class_names: Sequence[str]
+    training: Sequence[tuple[str, dict[str, curves.Metric]]]
+
+
+def render(inputs: EvaluationInputs) -> str:
+    """The whole page: one HTML document that needs no other file and no network."""
+    numbers = measures.numbers(inputs.results)
+    body = template("evaluation.html").substitute(
+        title=text.escape(inputs.title),
+        numbers="".join(_row(name, number) for name, number in numbers.items()),
+        further=_further({name: value for name, value in inputs.results.items() if name not in {*numbers, *SAID}}),
+        images=gallery(inputs.sets, inputs.class_names) or '<p class="note">There is no image.</p>',
+        training="".join(_training(title, metrics) for title, metrics in inputs.training if metrics),
+    )
+    return document("evaluation", f"{inputs.title} · evaluation, not private", body, FOOTER)
+
+
+def _row(name: str, number: float) -> str:
+    measure = measures.describe(name) or measures.Measure(text.words(name), "")
+    better = f" {measure.better.capitalize()} is better." if measure.better else ""
+    return (
+        f"<div><dt>{text.escape(measure.title)}</dt><dd><b>{measures.shown(name, number)}</b></dd>"
+        f"<dd>{text.escape(measure.meaning)}{better}</dd></div>"
+    )
+
+
+def _further(values: dict[str, Any]) -> str:
+    """What of the results is no number: how they were measured."""
+    said = [f"{text.escape(text.words(name))}: {text.value(value)}" for name, value in values.items()]
+    return f'<p class="note">{"; ".join(said)}.</p>' if said else ""
+
+
+def _training(title: str, metrics: dict[str, curves.Metric]) -> str:
+    drawn = curves.figures((words, metrics.get(name), span) for name, (words, span) in METRICS.items())
+    return f"<section><h2>{text.escape(title)}</h2>{drawn}</section>" if drawn else ""

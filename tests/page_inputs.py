@@ -1,0 +1,81 @@
+"""What the pages of the tests show."""
+
+import numpy as np
+
+from privimage_jax.report import ReportInputs
+from privimage_jax.report.curves import Metric
+from privimage_jax.report.evaluation import EvaluationInputs
+from privimage_jax.report.gallery import ImageSet
+
+ENTRIES = [
+    {"index": 0, "kind": "open", "n": 1000, "accountant": "pld", "previous": "0" * 64},
+    {
+        "index": 1,
+        "kind": "gaussian",
+        "mechanism": "semantic query",
+        "noise_multiplier": 50.0,
+        "epsilon": 0.25,
+        "previous": "ab12" * 16,
+    },
+    *(
+        {
+            "index": 2 + block,
+            "kind": "dp-sgd",
+            "mechanism": "fine-tuning",
+            "noise_multiplier": 2.097,
+            "sampling_rate": 0.09102,
+            "steps": [1000 * block, 1000 * (block + 1)],
+            "epsilon": epsilon,
+            "previous": "cd34" * 16,
+        }
+        for block, epsilon in enumerate((0.75, 1.0))
+    ),
+    {"index": 4, "kind": "closed", "mechanism": "fine-tuning", "epsilon": 1.0, "previous": "ef56" * 16},
+]
+CURVE = Metric(np.array([10, 20]), np.array([1.0, 0.5]))
+RESULTS = {
+    "private": False,
+    "extractor": "<query>",
+    "accuracy_real": 0.75,
+    "accuracy_synthetic": 0.5,
+    "accuracy_synthetic_cnn_std": 0.015,
+    "fid": 12.3456,
+    "fid_inception": 20,
+    "one_more": 3,
+    "note": "keep it internal",
+}
+
+
+def release() -> ReportInputs:
+    """Two classes with four and five images, a query, two mechanisms."""
+    rng = np.random.default_rng(0)
+    return ReportInputs(
+        title="Cats & <dogs>",
+        epsilon=1.0,
+        delta=1e-5,
+        n=1000,
+        entries=ENTRIES,
+        ledger_ok=True,
+        semantics={
+            "class_names": ["cat", "dog"],
+            "semantic_names": [f"semantic {index}" for index in range(40)],
+            "histogram": [[100 - index for index in range(40)], [index - 20 for index in range(40)]],
+            "picked": [[0, 1], [39, 5]],
+        },
+        images=rng.integers(0, 256, (9, 4, 4, 3), np.uint8),
+        labels=np.array([0, 1] * 4 + [1]),
+        class_names=("cat", "dog"),
+        settings={"name": "pets", "model.kwargs.nf": "32", "finetune.batch_size": "4,096"},
+    )
+
+
+def evaluation() -> EvaluationInputs:
+    """Two sets, of which one has no dog, and one stage with a curve."""
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    return EvaluationInputs(
+        title="Cats",
+        results=RESULTS,
+        sets=[ImageSet("real", images, np.array([0, 1])), ImageSet("synthetic", images, np.array([0, 0]))],
+        class_names=("cat", "dog"),
+        training=[("Fine-tuning", {"clipped": CURVE, "processed": CURVE}), ("Pre-training", {})],
+    )
