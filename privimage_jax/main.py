@@ -30,6 +30,8 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   train-query | query | class-histogram | select | pretrain | finetune | choose-sampler | sample | evaluate | report
                the same, up to and including that stage
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
+  report       with PATHs in place of --config: finished workdirs side by side, in one page that is not private:
+               privimage report W1 W2 ... [--out comparison.html]
   ledger       print what runs have spent and check the hash chains: privimage ledger PATH [PATH ...] [--verify],
                where a PATH is a workdir, a folder release/ or a ledger file; --verify recomputes every epsilon;
                several are added up
@@ -291,6 +293,22 @@ def _ledger(arguments: list[str]) -> None:
     ledgers.show(paths, values.verify)
 
 
+def _report(arguments: list[str]) -> None:
+    """The stage for one run; without its flags, finished runs side by side."""
+    named = {argument.lstrip("-").partition("=")[0].split(".")[0] for argument in arguments if argument.startswith("-")}
+    if named & {"config", "workdir"} or not arguments:
+        _run("report")(arguments)
+        return
+    values, paths = _parse(
+        arguments, optional=["out"], positional="the PATH of one or more finished workdirs", most=100
+    )
+    from privimage_jax import comparison
+
+    out = comparison.DEFAULT if values.out is None else values.out
+    _check_writable("out", out)
+    comparison.write(paths, out)
+
+
 def _prepare(arguments: list[str]) -> None:
     values, names = _parse(arguments, optional=["data_dir"], positional="the NAME of one TFDS set")
     from privimage_jax.data.prepare import prepare
@@ -398,6 +416,7 @@ def _check_writable(name: str, path: str) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": _run(None),
     **{name: _run(name) for name in STAGE_COMMANDS},
+    "report": _report,
     "budget": _budget,
     "ledger": _ledger,
     "prepare": _prepare,

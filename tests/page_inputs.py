@@ -3,6 +3,7 @@
 import numpy as np
 
 from privimage_jax.report import ReportInputs
+from privimage_jax.report.comparison import RunInputs
 from privimage_jax.report.curves import Metric
 from privimage_jax.report.evaluation import EvaluationInputs
 from privimage_jax.report.gallery import ImageSet
@@ -79,3 +80,18 @@ def evaluation() -> EvaluationInputs:
         class_names=("cat", "dog"),
         training=[("Fine-tuning", {"clipped": CURVE, "processed": CURVE}), ("Pre-training", {})],
     )
+
+
+def run(name: str, **changes) -> RunInputs:
+    """One of several runs."""
+    values = {
+        "epsilon": 1.0,
+        "delta": 1e-5,
+        "private": True,
+        "settings": {"name": name, "seed": 1},
+        "results": RESULTS,
+        "images": np.zeros((4, 4, 4, 1), np.uint8),
+        "labels": np.array([0, 1, 0, 1]),
+        "class_names": ("cat", "dog"),
+    }
+    return RunInputs(name, **(values | changes))

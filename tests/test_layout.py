@@ -25,7 +25,7 @@ LAYERS = (
     ("pipeline",),
     ("ledgers",),
     ("benchmark_peers", "sweep_plots", "sweep_subsets"),
-    ("benchmark", "audit", "sweep"),
+    ("benchmark", "audit", "comparison", "sweep"),
     ("main",),
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them

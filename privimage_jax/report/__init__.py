@@ -1,4 +1,4 @@
-"""The self-contained HTML pages: of a release and of its evaluation."""
+"""The self-contained HTML pages: of a release, of its evaluation, and of several runs side by side."""
 
 from privimage_jax.report.page import ReportInputs, render
 

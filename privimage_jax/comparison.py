@@ -1,0 +1,91 @@
+"""`privimage report W W …`: finished runs side by side, in one page. Not private."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from privimage_jax import ledgers, reading, workdir
+from privimage_jax.archives import Arrays
+from privimage_jax.errors import UserError
+from privimage_jax.privacy.ledger import total_epsilon
+from privimage_jax.report import comparison
+from privimage_jax.report.document import MARKED_BYTES, is_page
+from privimage_jax.workdir import Workdir
+
+DEFAULT = "comparison.html"
+MODE = 0o600
+REMEDY = "finish the run by `privimage run`"
+
+
+def write(paths: Sequence[str], out: str) -> None:
+    """Writes the page of the finished runs in the workdirs `paths`, readable by its owner only.
+
+    Raises:
+      UserError: for a workdir that is given twice or holds no finished run, and for a place that the page must not
+        take.
+    """
+    target = Path(out).expanduser().absolute()
+    _check_target(target)
+    runs = [Workdir(path) for path in paths]
+    roots = [run.root.resolve() for run in runs]
+    if twice := [path for path, root in zip(paths, roots, strict=True) if roots.count(root) > 1]:
+        raise UserError(f"{twice[-1]} is given twice; a run is compared with others.")
+    found = [ledgers.find(run.root)[0].entries for run in runs]
+    inputs = [_read(run, name, lines) for run, name, lines in zip(runs, _names(runs), found, strict=True)]
+    joint = ledgers.describe_joint(found) if len(found) > 1 else ""
+    page = comparison.render(inputs, joint[:1].upper() + joint[1:])
+    workdir.atomic_write_bytes(target, page.encode(), MODE)
+    print(f"wrote {target}, which is not private: keep it internal")
+
+
+def _check_target(target: Path) -> None:
+    """Refuses a folder that is handed over, and a file that is something else."""
+    for folder in target.parents:
+        if (folder / "ledger.jsonl").exists():
+            raise UserError(f"--out={target} lies in the release {folder}; this page is not private: choose another.")
+    if target.exists():
+        with reading.told(target, "give another file by --out"):
+            with reading.open_regular(target) as file:
+                ours = is_page(comparison.KIND, file.read(MARKED_BYTES))
+            if not ours:
+                raise reading.Unreadable("exists and is not a page of this kind")
+
+
+def _names(runs: Sequence[Workdir]) -> list[str]:
+    """Names of the folders, or their paths where two have one name."""
+    names = [run.root.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.root) for run in runs]
+
+
+def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
+    run.check()
+    evaluation = run.internal / "evaluation.json"
+    synthetic = run.release / "synthetic.npz"
+    with reading.told(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
+        images, labels = arrays.read("images"), arrays.read("labels")
+        class_names = [str(each) for each in arrays.read("class_names")]
+        shaped = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0
+        if not shaped or labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+            raise reading.Unreadable("does not hold images and their labels")
+        if not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise reading.Unreadable("holds a label that is no class")
+    return comparison.RunInputs(
+        name=name,
+        epsilon=total_epsilon(lines),
+        delta=lines[0]["delta"],
+        private=lines[0]["private"],
+        settings=_object(run.config_json),
+        results=_object(evaluation) if evaluation.exists() else {},
+        images=images,
+        labels=labels,
+        class_names=class_names,
+    )
+
+
+def _object(path: Path) -> dict:
+    with reading.told(path, REMEDY):
+        value = reading.read_json(path)
+        if not isinstance(value, dict):
+            raise reading.Unreadable("is no JSON object")
+    return value

@@ -1,0 +1,98 @@
+"""`privimage report W W …`: finished runs side by side, in a page for its owner alone that replaces no other file."""
+
+import stat
+
+import numpy as np
+import pytest
+from finished_runs import make_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the runs a, b (other settings, classes and numbers) and c (not evaluated); not to be changed."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder / "a")
+    make_run(folder / "b", {"selection.k2": 2}, {"fid": 2.5, "kid": 0.1}, ("dog", "eel"))
+    make_run(folder / "c", evaluation={})
+    return folder
+
+
+@pytest.fixture
+def report(runs, privimage, tmp_path, monkeypatch):
+    """Calls `privimage report` in an empty folder on runs by their names."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: privimage(
+        "report", *(runs / each if (runs / each).exists() else each for each in map(str, arguments))
+    )
+
+
+def test_the_page_shows_what_differs(report, tmp_path):
+    said = report("a", "b", "c").succeeds().out
+    path = tmp_path / "comparison.html"
+    assert said == f"wrote {path}, which is not private: keep it internal\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    page = path.read_text()
+    assert "Not private: keep internal" in page
+    assert '<th scope="row">selection.k2</th><td>1</td><td>2</td><td>1</td>' in page and "privacy.epsilon" not in page
+    assert '<td class="number">3.5</td><td class="number best">2.5</td><td class="number">–</td>' in page
+    assert '<td class="number">–</td><td class="number">0.1</td><td class="number">–</td>' in page
+    assert "Not evaluated: c." in page
+    assert page.count("<figure data-class") == 3  # cat, dog and eel
+    assert page.count("<img") == 3 * 2 * 3  # three runs with two classes of three images each
+
+
+def test_epsilons_are_composed(report, tmp_path):
+    report("a", "b").succeeds()
+    page = (tmp_path / "comparison.html").read_text()
+    assert '<td class="number">0.5</td><td class="number">0.5</td>' in page
+    assert "Together: epsilon = " in page and "the sum of the 2 deltas" in page
+
+
+def test_one_run_alone_has_nothing_to_add_up(report, tmp_path):
+    report("a", "--out", "one.html").succeeds()
+    assert "Together" not in (tmp_path / "one.html").read_text()
+
+
+def test_only_such_a_page_is_replaced(report, runs, tmp_path):
+    report("a").succeeds()
+    before = (tmp_path / "comparison.html").read_text()
+    report("a", "b").succeeds()
+    assert (tmp_path / "comparison.html").read_text() != before
+    (tmp_path / "comparison.html").write_text("mine")
+    report("a").refuses("comparison.html exists and is not a page of this kind", "--out")
+    report("a", "--out", runs / "a" / "release" / "x.html").refuses("lies in the release")
+    report("a", "--out", tmp_path / "nowhere" / "x.html").refuses("--out", "cannot be written")
+    report("a", "--out", tmp_path).refuses("--out", "cannot be written")
+    assert (tmp_path / "comparison.html").read_text() == "mine"
+    assert not (runs / "a" / "release" / "x.html").exists()
+
+
+def test_what_is_no_finished_run_is_refused(report, runs, tmp_path):
+    report("nowhere").refuses("nowhere/release/ledger.jsonl does not exist")
+    report("a", runs / "a" / ".." / "a").refuses("is given twice")
+    report("--out", "x.html").refuses("the PATH of one or more finished workdirs")
+    report("--verify", "a").refuses("verify")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "culprit"),
+    [
+        ("release/synthetic.npz", None, "is missing"),
+        ("release/synthetic.npz", b"PK", "is not a readable .npz file"),
+        ("config.json", b"[]", "is no JSON object"),
+        ("config.json", None, "is missing"),
+        ("internal/evaluation.json", b"{", "is not JSON"),
+    ],
+)
+def test_damage_is_named(report, tmp_path, name, content, culprit):
+    path = make_run(tmp_path / "run") / name
+    path.unlink() if content is None else path.write_bytes(content)
+    report(tmp_path / "run").refuses(name, culprit, "privimage run")
+
+
+@pytest.mark.parametrize("change", [{"labels": np.full(6, 2, np.int32)}, {"images": np.zeros((6, 8, 8), np.uint8)}])
+def test_a_synthetic_set_that_does_not_fit_is_refused(report, tmp_path, change):
+    path = make_run(tmp_path / "run") / "release" / "synthetic.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **(arrays | change))
+    report(tmp_path / "run").refuses("synthetic.npz", "privimage run")
