@@ -39,7 +39,7 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, "hypothesis", "pytest", "pytest-xdist", "pyyaml", "ruff"],
+        "test": [*AUDIT, "hypothesis", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": ["tensorflow"],

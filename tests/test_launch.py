@@ -39,6 +39,37 @@ def test_arguments_of_the_quickstart_reach_the_program(environment):
     assert f"--xla_force_host_platform_device_count={min(8, os.cpu_count())}" in done.stdout  # a device for each core
 
 
+@pytest.mark.parametrize(
+    ("user", "apt_status", "done", "said"),
+    [
+        (0, 0, "update\ninstall --yes --no-install-recommends chromium chromium-driver\n", ""),
+        (0, 1, "update\n", "the pages are not tested in a browser"),
+        (1000, 0, "", "the pages are not tested in a browser"),
+    ],
+)
+def test_the_tests_bring_their_browser_where_they_may(environment, tmp_path, user, apt_status, done, said):
+    programs = tmp_path / "venv" / "bin"
+    log = tmp_path / "apt.log"
+    for name, script in {
+        "id": f"echo {user}",
+        "apt-get": f'echo "$*" >>{log}; exit {apt_status}',
+        "ruff": "",
+        "pytest": 'echo "pytest $*"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    (programs / "dirname").symlink_to(shutil.which("dirname"))
+    os.rename(tmp_path / "venv" / ".installed-plain", tmp_path / "venv" / ".installed-test")
+    log.touch()
+    # Nothing else is on the path: no browser either.
+    variables = {**environment, "PATH": str(programs), "PYTHON": sys.executable}
+    ran = subprocess.run(
+        [shutil.which("bash"), "launch/test.sh", "-x"], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, "pytest --numprocesses 2 -x\n")
+    assert log.read_text() == done and ran.stderr.startswith(said) and bool(ran.stderr) == bool(said)
+
+
 def test_an_old_python_is_named_and_leaves_the_shell_open(environment, tmp_path):
     old = tmp_path / "python3.6"
     old.write_text("#!/bin/sh\nexit 1\n")
