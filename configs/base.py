@@ -6,6 +6,8 @@ overridden on the command line: `privimage run --config configs/cifar10.py --wor
 
 from ml_collections import ConfigDict
 
+CLASSIFIERS = ("cnn", "resnet9", "resnet18", "resnet50", "resnet110", "wide_resnet", "resnext")  # the zoo's
+
 
 def data_section() -> ConfigDict:
     """Where a labelled image set comes from; the same keys serve the sensitive and the public set."""
@@ -153,8 +155,10 @@ def get_config() -> ConfigDict:
     config.evaluate.inception_weights = ""  # inception: its weights, pytorch-fid's .pth or .safetensors
     config.evaluate.max_images = 10000  # of each set, for FID and its kin
     config.evaluate.neighbours = 4  # k of improved precision and recall
-    config.evaluate.classifier = "cnn"  # trained on synthetic, tested on real images: zoo name or package.module:Class
-    config.evaluate.classifier_kwargs = ConfigDict()  # extra arguments of that model
+    config.evaluate.classifiers = ("cnn",)  # learn from synthetic, then from real images; zoo or package.module:Class
+    config.evaluate.classifier_seeds = 1  # how often each is trained; more than one give a mean and a spread
+    config.evaluate.classifier_kwargs = ConfigDict({name: {} for name in CLASSIFIERS})  # extra arguments of each model
+    config.evaluate.recipe = "quick"  # quick (the four settings below) | benchmark | benchmark_cifar (DPImageBench's)
     config.evaluate.classifier_steps = 2000  # training steps of the classifier
     config.evaluate.classifier_batch_size = 128  # images per step
     config.evaluate.classifier_learning_rate = 2e-3  # peak of AdamW, decayed by a cosine

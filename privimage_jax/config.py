@@ -155,6 +155,12 @@ RULES: dict[str, Rule] = {
     ),
     "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
     "evaluate.neighbours": _POSITIVE,
+    "evaluate.classifiers": (
+        lambda v: v and all(isinstance(name, str) and name for name in v) and len(set(map(short_name, v))) == len(v),
+        "a list of one or more models with different names",
+    ),
+    "evaluate.classifier_seeds": _POSITIVE,
+    "evaluate.recipe": _one_of("quick", "benchmark", "benchmark_cifar"),
     "evaluate.classifier_steps": _POSITIVE,
     "evaluate.classifier_batch_size": _POSITIVE,
     "evaluate.classifier_learning_rate": _ABOVE_0,
@@ -266,6 +272,11 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
+def short_name(model: str) -> str:
+    """What results and settings call a model: its name in the zoo, or the class of "package.module:Class"."""
+    return model.rpartition(":")[2]
+
+
 def section(config: ConfigDict, *names: str) -> dict[str, Any]:
     """The leaves of some sections as a flat dict: what a stage's fingerprint covers.
 
@@ -314,6 +325,7 @@ def _check_together(config: ConfigDict) -> None:
         )
     if config.evaluate.enabled:
         _check_extractors(config.evaluate)
+    _check_classifier_kwargs(config.evaluate)
     if config.data.n:
         check_against_n(config, config.data.n)
     if config.diffusion.sigma_min >= config.diffusion.sigma_max:
@@ -382,6 +394,20 @@ def _check_extractors(evaluate: ConfigDict) -> None:
             "path of pt_inception-2015-12-05-6726825d.pth, from the release fid_weights of "
             "https://github.com/mseitzer/pytorch-fid."
         )
+
+
+def _check_classifier_kwargs(evaluate: ConfigDict) -> None:
+    section, names = "config.evaluate.classifier_kwargs", [short_name(name) for name in evaluate.classifiers]
+    for name, value in evaluate.classifier_kwargs.items():
+        if not isinstance(value, ConfigDict):
+            raise UserError(
+                f"{section}.{name}={value!r} is of no model; give it under a model's name: {section}.{names[0]}.{name}."
+            )
+        if value and name not in names:
+            raise UserError(
+                f"{section}.{name} has arguments of a model that config.evaluate.classifiers does not name (it names "
+                f"{', '.join(names)}); add the model or leave them out."
+            )
 
 
 def _check_source(name: str, data: ConfigDict) -> None:

@@ -199,6 +199,9 @@ def _parse(
                 sys_argv=argv,
             )
         rest = values(argv)[1:]
+    except KeyError as error:  # of ConfigDict
+        text = " ".join(str(error.args[0]).split()).rstrip(".")
+        raise UserError(f"a setting lies in a section that is not there ({text}); add it in the config file.") from None
     except flags.Error as error:
         text = " ".join(str(error).split()).rstrip(".")
         where = "every setting and its type is in configs/base.py" if "config." in text else "see privimage --help"

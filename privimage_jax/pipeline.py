@@ -25,6 +25,7 @@ from privimage_jax.stages import (
     sample,
     selection,
     train_query,
+    utility,
 )
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger, terms
@@ -124,9 +125,10 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
         classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
     if evaluate in stages:
         evaluate.check_extractors(config, shape)
-        classifiers.append(
-            ("evaluate.classifier", config.evaluate.classifier, evaluate.build_classifier(config, n_classes))
-        )
+        classifiers += [
+            ("evaluate.classifiers", name, utility.build_classifier(config, name, n_classes))
+            for name in config.evaluate.classifiers
+        ]
     for setting, name, classifier in classifiers:
         with _named_failures(setting, name):
             jax.eval_shape(lambda key, model=classifier: registry.init_classifier(model, key, shape), key)

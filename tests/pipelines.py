@@ -119,7 +119,7 @@ def tiny_config(folder: pathlib.Path):
     config.sampler_choice.n = 10
     config.sampler_choice.classifier = "pipelines:Classifier"
     config.sampler_choice.classifier_steps = 10
-    config.evaluate.classifier = "pipelines:Classifier"
+    config.evaluate.classifiers = ("pipelines:Classifier",)
     config.evaluate.classifier_steps = 10
     config.evaluate.classifier_batch_size = 10
     config.log.every = 2

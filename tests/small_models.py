@@ -47,7 +47,8 @@ class Tied(nn.Module):
 def use_small_models(config):
     """Puts these models in a config's place of the zoo's, and returns the config."""
     config.model.name = "small_models:SmallDenoiser"
-    config.query_net.model = config.evaluate.classifier = "small_models:SmallClassifier"
+    config.query_net.model = "small_models:SmallClassifier"
+    config.evaluate.classifiers = (config.query_net.model,)
     config.sampler_choice.classifier = "small_models:SmallClassifier"
     for kwargs in (config.model.kwargs, config.query_net.kwargs, config.evaluate.classifier_kwargs):
         with kwargs.unlocked():

@@ -8,7 +8,7 @@ import pytest
 from privimage_jax import config as configs
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
-from privimage_jax.models.registry import init_denoiser, parameter_count
+from privimage_jax.models.registry import CLASSIFIERS, init_denoiser, parameter_count
 from privimage_jax.stages.generator import build
 
 EXPERIMENTS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py") if path.stem != "__init__")
@@ -89,6 +89,10 @@ def test_a_wrong_type_is_named():
         config.seed = "zero"
     with pytest.raises(UserError, match=r"config\.seed='zero' is a str; give a whole number"):
         configs.check(config)
+
+
+def test_every_classifier_of_the_zoo_can_be_given_arguments():
+    assert set(base.get_config().evaluate.classifier_kwargs) == set(CLASSIFIERS)
 
 
 def test_arguments_of_a_model_are_free():

@@ -52,6 +52,8 @@ def test_every_artefact_is_there(finished):
     evaluation = json.loads((workdir.internal / "evaluation.json").read_text())
     assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_real"} <= set(evaluation)
     assert all(type(value) in (str, bool, int, float) for value in evaluation.values())
+    assert (evaluation["classifier"], evaluation["recipe"]) == ("pipelines:Classifier", "quick")
+    assert not (workdir.internal / "evaluate" / "accuracies.json").exists()
     assert evaluation["private"] is False
     assert "Fine-tuning on the sensitive images" in (workdir.internal / "evaluation.html").read_text()
 
@@ -191,11 +193,11 @@ def test_a_ledger_that_lost_lines_stops_the_run(copy, kept):
     [
         ("model.name", "pipelines:Nothing", "model.name"),
         ("query_net.model", "resnet7", "query_net.model"),
-        ("evaluate.classifier", "vit", "evaluate.classifier"),
+        ("evaluate.classifiers", ("vit",), "evaluate.classifiers"),
         ("finetune.trainable", "nothing", "finetune.trainable"),
         ("query_net.model", "pipelines:Failing", "query_net.model=pipelines:Failing fails with ZeroDivisionError"),
         ("evaluate.extractors", ("pipelines:nothing",), "evaluate.extractors: the module 'pipelines' has no function"),
-        ("evaluate.classifier", "pipelines:Failing", "evaluate.classifier=pipelines:Failing fails with Zero"),
+        ("evaluate.classifiers", ("pipelines:Failing",), "evaluate.classifiers=pipelines:Failing fails with Zero"),
     ],
 )
 def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, value, named):

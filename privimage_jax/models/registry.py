@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from privimage_jax.errors import UserError
 from privimage_jax.models.cnn import CNN
-from privimage_jax.models.resnet import ResNet9, ResNet18, ResNet50
+from privimage_jax.models.resnet import ResNet9, ResNet18, ResNet50, ResNet110
 from privimage_jax.models.resnext import ResNeXt
 from privimage_jax.models.unet import UNet
 from privimage_jax.models.wide_resnet import WideResNet
@@ -32,6 +32,7 @@ CLASSIFIERS: dict[str, type[nn.Module]] = {
     "resnet9": ResNet9,
     "resnet18": ResNet18,
     "resnet50": ResNet50,
+    "resnet110": ResNet110,
     "wide_resnet": WideResNet,
     "resnext": ResNeXt,
 }

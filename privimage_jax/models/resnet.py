@@ -1,7 +1,7 @@
 """Residual networks (He et al. 2016, arXiv:1512.03385) for small images: the query function and its smaller relatives.
 
-The stem is one 3x3 convolution of stride 1 without pooling, as usual for 32x32 images; the four stages have strides 1,
-2, 2, 2, so that images of 8x8 to 64x64 pixels work. BatchNorm mixes the examples of a batch while training: these
+The stem is one 3x3 convolution of stride 1 without pooling, as usual for 32x32 images; the stages have strides 1, 2,
+2, 2, so that images of 8x8 to 64x64 pixels work. BatchNorm mixes the examples of a batch while training: these
 networks are for public or synthetic data only, and see sensitive images in inference mode alone.
 """
 
@@ -69,11 +69,11 @@ class _Trunk(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network of four stages.
+    """A residual network, of four stages unless `blocks` says otherwise.
 
     Attributes:
       n_classes: classes.
-      blocks: residual blocks per stage.
+      blocks: residual blocks of each stage.
       bottleneck: three-layer blocks with fourfold output channels.
       width: channels of the first stage; each later stage doubles them.
       dtype: "float32" or "bfloat16", of activations; parameters, statistics, features and logits are float32.
@@ -113,3 +113,10 @@ class ResNet50(ResNet):
 
     blocks: Sequence[int] = (3, 4, 6, 3)
     bottleneck: bool = True
+
+
+class ResNet110(ResNet):
+    """The residual network for CIFAR-10 of the original paper: three stages of 18 basic blocks, from 16 channels."""
+
+    blocks: Sequence[int] = (18, 18, 18)
+    width: int = 16

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.data import Dataset
-from privimage_jax.metrics import downstream
+from privimage_jax.metrics.downstream import fit, quick
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.models import registry
 from privimage_jax.stages import class_histogram, finetune, generator, noisy_counts
@@ -135,7 +135,7 @@ def _score(context: Context, params: Any, labels: np.ndarray, value: Any) -> int
     model = build_classifier(config, sensitive.n_classes)
     with progress(f"{name}, classifier", section.classifier_steps) as bar:
         drawn = Dataset(images, labels, sensitive.class_names, name)
-        variables = downstream.fit(model, drawn, steps=section.classifier_steps, seed=config.seed, on_steps=bar.advance)
+        variables = fit(model, drawn, quick(section.classifier_steps), seed=config.seed, on_steps=bar.advance)
     classify = forward(model, variables, method="__call__")
     noisy_counts.check_images_apart(
         classify, sensitive.image_shape, f"config.sampler_choice.classifier={section.classifier}"

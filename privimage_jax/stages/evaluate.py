@@ -4,25 +4,22 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax.data import Dataset
 from privimage_jax.metrics import extractors, fidelity, real_features
-from privimage_jax.metrics.downstream import train_and_score
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.features import Outputs
 from privimage_jax.metrics.real_features import RealFeatures
 from privimage_jax.metrics.sds import sds
-from privimage_jax.models import registry
 from privimage_jax.report.gallery import ImageSet
-from privimage_jax.stages import evaluation_page, sample, selection, train_query
+from privimage_jax.stages import evaluation_page, sample, selection, train_query, utility
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.query import count_semantics
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
-from privimage_jax.workdir import atomic_write_json
+from privimage_jax.workdir import atomic_write_json, remove
 
 NAME = "evaluate"
 OUTPUTS = ("internal/evaluation.json", evaluation_page.PATH)  # a missing one makes the stage stale
@@ -64,15 +61,16 @@ def run(context: Context) -> None:
     save_png(context.workdir.internal / "comparison.png", _comparison(context, sets))
     results: dict[str, Any] = {"private": False, "note": "computed on real images without noise: keep it internal"}
     results |= _fidelity(context, synthetic)
-    results["accuracy_synthetic"] = _accuracy(context, synthetic, "synthetic")
-    results["accuracy_real"] = _accuracy(context, context.sensitive, "real")
-    results |= {"classifier": section.classifier, "extractor": section.extractors[0]}
-    results |= _weights(context.config)
+    accuracies = context.folder(NAME) / "accuracies.json"
+    useful = utility.measure(context, synthetic, accuracies)
+    results |= useful | {"classifier": section.classifiers[0], "classifier_seeds": section.classifier_seeds}
+    results |= {"recipe": section.recipe, "extractor": section.extractors[0]} | _weights(context.config)
     results |= {"real_test_images": context.held_out.n, "synthetic_images": synthetic.n}
     atomic_write_json(context.workdir.internal / "evaluation.json", results)
     evaluation_page.write(context, results, sets)
-    shown = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")
-    headline(NAME, "result", "  ".join(f"{name} {results[name]:.4g}" for name in shown) + "  (not private)")
+    remove(accuracies)
+    shown = [f"{name} {results[name]:.4g}" for name in ("fid", "precision", "recall")]
+    headline(NAME, "result", "  ".join([*shown, utility.describe(useful)]) + "  (not private)")
 
 
 def _sets(context: Context, synthetic: Dataset) -> list[ImageSet]:
@@ -161,34 +159,6 @@ def _semantic_similarity(context: Context, network: Extractor, logits: np.ndarra
         return count_semantics(logits, labels[: len(logits)], context.sensitive.n_classes, k1)
 
     return sds(histogram(logits, labels), histogram(real.logits, context.held_out.labels))
-
-
-def _accuracy(context: Context, train: Dataset, name: str) -> float:
-    section = context.config.evaluate
-    model = build_classifier(context.config, train.n_classes)
-    with progress(f"{NAME}: classifier on {name}", section.classifier_steps) as bar:
-        return train_and_score(
-            model,
-            train,
-            context.held_out,
-            steps=section.classifier_steps,
-            batch_size=section.classifier_batch_size,
-            learning_rate=section.classifier_learning_rate,
-            shift=section.classifier_shift,
-            seed=context.config.seed,
-            on_steps=bar.advance,
-        )
-
-
-def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
-    """The module of the downstream classifier."""
-    return registry.build_classifier(
-        config.evaluate.classifier,
-        n_classes,
-        name_key="evaluate.classifier",
-        kwargs_key="evaluate.classifier_kwargs",
-        **config.evaluate.classifier_kwargs,
-    )
 
 
 def _weights(config: ConfigDict) -> dict[str, str]:

@@ -16,6 +16,7 @@ from privimage_jax.models.registry import init_classifier
 from privimage_jax.pixels import to_float
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
+from privimage_jax.training.state import moved_average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,42 +24,63 @@ class Recipe:
     """How a classifier is trained, without any choice among checkpoints.
 
     The learning rate rises linearly over the first twentieth of the steps (500 at most), then falls to 0 as one cosine.
+    With `drop_every` > 0 it is constant instead, but for a multiplication by `drop_factor` every so many steps.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
-    optimizer: str = "adamw"  # adamw | sgd
+    optimizer: str = "adamw"  # adamw (which is Adam where weight_decay is 0) | sgd
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
+    decays: str = "kernels"  # kernels (arrays of two or more axes) | all
     label_smoothing: float = 0.0
     flip: bool = False
     shift: int = 0
+    drop_every: int = 0
+    drop_factor: float = 1.0
+    ema: float = 0.0  # >0: decay of averaged parameters, which are then the result
+
+    def schedule(self) -> optax.Schedule:
+        """The learning rate of every step."""
+        if self.drop_every:
+            return optax.exponential_decay(self.learning_rate, self.drop_every, self.drop_factor, staircase=True)
+        return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, min(self.steps // 20, 500), self.steps)
 
     def make_optimizer(self) -> optax.GradientTransformation:
-        """The optax transformation; weight decay is applied to kernels (arrays of two or more axes) only."""
-        warmup = min(self.steps // 20, 500)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, self.steps)
+        """The optax transformation."""
 
-        def kernels(params):
-            return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        def decayed(params):
+            return jax.tree.map(lambda leaf: self.decays == "all" or leaf.ndim > 1, params)
 
         if self.optimizer == "sgd":
             return optax.chain(
-                optax.add_decayed_weights(self.weight_decay, kernels),
-                optax.sgd(schedule, momentum=self.momentum, nesterov=True),
+                optax.add_decayed_weights(self.weight_decay, decayed),
+                optax.sgd(self.schedule(), momentum=self.momentum, nesterov=self.nesterov),
             )
-        return optax.adamw(schedule, weight_decay=self.weight_decay, mask=kernels)
+        return optax.adamw(self.schedule(), weight_decay=self.weight_decay, mask=decayed)
 
 
 def init(model: nn.Module, recipe: Recipe, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """A state `{variables, opt_state, step}`; `variables` holds params and, where the model has them, batch_stats."""
+    """A state `{variables, opt_state, step}`; `variables` holds params and, where the model has them, batch_stats.
+
+    A recipe that averages parameters has them as `ema` beside these.
+    """
     variables = init_classifier(model, key, image_shape)
-    return {
+    state = {
         "variables": variables,
         "opt_state": recipe.make_optimizer().init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
     }
+    if recipe.ema:
+        state["ema"] = jax.tree.map(jnp.array, variables["params"])  # a copy: donated buffers must not be shared
+    return state
+
+
+def result(state: dict[str, Any]) -> dict[str, Any]:
+    """The variables that a state stands for: with averaged parameters where the recipe has them."""
+    return {**state["variables"], "params": state["ema"]} if "ema" in state else state["variables"]
 
 
 def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
@@ -90,9 +112,9 @@ def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
         (loss, (new, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], params)
         variables = {**new, "params": optax.apply_updates(params, updates)}
-        return (
-            {"variables": variables, "opt_state": opt_state, "step": t + 1},
-            {"loss": loss, "accuracy": accuracy},
-        )
+        state = {**state, "variables": variables, "opt_state": opt_state, "step": t + 1}
+        if recipe.ema:
+            state["ema"] = moved_average(state["ema"], variables["params"], t + 1, recipe.ema)
+        return state, {"loss": loss, "accuracy": accuracy}
 
     return step

@@ -30,21 +30,26 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, frozen: Any
 
 
 def make_update(optimizer: optax.GradientTransformation, ema_decay: float) -> Callable[[State, Any], State]:
-    """`update(state, gradients) -> state`: one optimizer step and one step of the moving average.
-
-    The average is `ema = d * ema + (1 - d) * params` with d = min(ema_decay, (1 + t) / (10 + t)), so that a short run
-    is not dominated by its first parameters.
-    """
+    """`update(state, gradients) -> state`: one optimizer step and one step of the moving average."""
 
     def update(state: State, gradients: Any) -> State:
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         step = state["step"] + 1
-        decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
-        ema = jax.tree.map(lambda average, new: decay * average + (1.0 - decay) * new, state["ema"], params)
+        ema = moved_average(state["ema"], params, step, ema_decay)
         return {**state, "params": params, "ema": ema, "opt_state": opt_state, "step": step}
 
     return update
+
+
+def moved_average(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The moving average of parameters after `step` steps, the last of which led to `params`.
+
+    It is d * average + (1 - d) * params with d = min(decay, (1 + step) / (10 + step)), so that a short run is not
+    dominated by its first parameters.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
 
 
 def split_params(params: dict, trainable: str) -> tuple[dict, dict]:

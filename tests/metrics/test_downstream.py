@@ -7,8 +7,10 @@ import sklearn.datasets
 
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.errors import UserError
-from privimage_jax.metrics.downstream import train_and_score
+from privimage_jax.metrics import downstream
+from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
 from privimage_jax.models.registry import build_classifier
+from privimage_jax.training.classifier import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +51,18 @@ class Normalised(nn.Module):
 def test_the_cnn_learns_digits(digits):
     train, test = digits
     model = build_classifier("cnn", 10, width=8)
-    assert train_and_score(model, train, test, steps=250, batch_size=64, learning_rate=1e-2) > 0.9
+    assert train_and_score(model, train, test, quick(250, 64, 1e-2)) > 0.9
 
 
 def test_shuffled_labels_teach_nothing(digits):
     train, test = digits
     shuffled = Dataset(train.images, np.random.default_rng(0).permutation(train.labels), train.class_names, "shuffled")
     model = build_classifier("cnn", 10, width=8)
-    assert train_and_score(model, shuffled, test, steps=150, batch_size=64, learning_rate=1e-2) < 0.3
+    assert train_and_score(model, shuffled, test, quick(150, 64, 1e-2)) < 0.3
 
 
 def test_a_model_with_batch_statistics():
-    assert (
-        train_and_score(Normalised(2), bars(200, 0), bars(100, 1), steps=80, batch_size=32, learning_rate=2e-2) > 0.95
-    )
+    assert train_and_score(Normalised(2), bars(200, 0), bars(100, 1), quick(80, 32, 2e-2)) > 0.95
 
 
 def test_the_seed_decides_everything():
@@ -72,8 +72,7 @@ def test_the_seed_decides_everything():
             Normalised(2),
             bars(60, 0),
             bars(40, 1),
-            steps=8,
-            batch_size=16,
+            quick(8, 16),
             seed=seed,
             on_steps=lambda n, **info: losses.append((n, info["loss"])),
         )
@@ -85,7 +84,7 @@ def test_the_seed_decides_everything():
 
 
 def test_a_set_smaller_than_the_batch():
-    assert 0 <= train_and_score(Normalised(2), bars(10, 0), bars(20, 1), steps=3, batch_size=64) <= 1
+    assert 0 <= train_and_score(Normalised(2), bars(10, 0), bars(20, 1), quick(3, 64)) <= 1
 
 
 def test_sets_that_do_not_fit():
@@ -94,8 +93,64 @@ def test_sets_that_do_not_fit():
     small = Dataset(train.images[:, :4], train.labels, train.class_names, "small")
     empty = Dataset(train.images[:0], train.labels[:0], train.class_names, "empty")
     with pytest.raises(UserError, match="three.*same classes"):
-        train_and_score(Normalised(2), train, three)
+        train_and_score(Normalised(2), train, three, quick())
     with pytest.raises(UserError, match="small.*image shape"):
-        train_and_score(Normalised(2), train, small)
+        train_and_score(Normalised(2), train, small, quick())
     with pytest.raises(UserError, match="empty has no images"):
-        train_and_score(Normalised(2), train, empty)
+        train_and_score(Normalised(2), train, empty, quick())
+    with pytest.raises(UserError, match=r"bars 0 has 10 image\(s\), of which 10 would only choose"):
+        train_and_score(Normalised(2), train, train, Protocol(Recipe(4, 4, 1e-2), held_back=10, candidate_every=2))
+
+
+def test_the_checkpoint_is_chosen_on_images_of_the_training_set(monkeypatch):
+    """The test images are looked at once, by the checkpoint that did best on those held back, the later of equals."""
+    seen, found = [], iter([0.5, 0.9, 0.9, 0.4, 0.1])
+
+    def accuracy(model, variables, images):
+        seen.append((images, variables["params"]["Dense_0"]["kernel"].copy()))
+        return next(found)
+
+    monkeypatch.setattr(downstream, "accuracy", accuracy)
+    protocol = Protocol(Recipe(8, 16, 1e-2, ema=0.5), held_back=20, candidate_every=2)
+    train, test = bars(60, 0), bars(40, 1)
+    assert train_and_score(Normalised(2), train, test, protocol) == 0.1
+    *candidates, (scored_on, scored) = seen
+    assert scored_on is test and [images.n for images, _ in candidates] == [20] * 4
+    np.testing.assert_array_equal(scored, candidates[2][1])
+    assert all((scored != candidates[other][1]).any() for other in (0, 1, 3))
+    whole = {image.tobytes() for image in train.images}
+    assert {image.tobytes() for image in candidates[0][0].images} < whole
+
+
+def test_what_is_held_back_is_not_trained_on():
+    learnt, held_back = downstream._part(bars(60, 0), 20, seed=3)
+    rows = [image.tobytes() for part in (learnt, held_back) for image in part.images]
+    assert (learnt.n, held_back.n) == (40, 20)
+    assert sorted(rows) == sorted(image.tobytes() for image in bars(60, 0).images)
+    other = downstream._part(bars(60, 0), 20, seed=4)[1]
+    assert {image.tobytes() for image in other.images} != {image.tobytes() for image in held_back.images}
+
+
+@pytest.mark.parametrize(
+    ("cifar", "batch_size", "epochs", "rate", "drop"), [(False, 256, 50, 0.01, 20), (True, 126, 200, 0.1, 60)]
+)
+def test_the_schedule_of_the_benchmark(cifar, batch_size, epochs, rate, drop):
+    protocol = benchmark(60_000, cifar)
+    recipe, epoch = protocol.recipe, 55_000 // batch_size
+    assert (protocol.held_back, protocol.candidate_every) == (5000, epoch)
+    assert (recipe.steps, recipe.batch_size) == (epochs * epoch, batch_size)
+    last = drop * epoch
+    found = [float(recipe.schedule()(step)) for step in (0, last - 1, last, 2 * last - 1, 2 * last)]
+    np.testing.assert_allclose(found, [rate, rate, rate / 5, rate / 5, rate / 25], rtol=1e-5)
+
+
+def test_the_cnn_learns_digits_as_the_benchmark_does(digits):
+    train, test = digits
+    few = Dataset(train.images[:600], train.labels[:600], train.class_names, "few")
+    model = build_classifier("cnn", 10, width=8)
+    assert train_and_score(model, few, test, benchmark(few.n)) > 0.7
+
+
+def test_the_benchmark_on_a_very_small_set():
+    protocol = benchmark(3)
+    assert (protocol.held_back, protocol.candidate_every, protocol.recipe.steps) == (1, 1, 50)

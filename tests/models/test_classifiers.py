@@ -12,6 +12,7 @@ from privimage_jax.models.registry import build_classifier, init_classifier, par
         ("resnet50", 23.52),
         ("resnet18", 11.17),
         ("resnet9", 4.90),
+        ("resnet110", 1.734),
         ("cnn", 0.0664),
         ("wide_resnet", 36.48),
         ("resnext", 34.43),

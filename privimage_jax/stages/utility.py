@@ -1,0 +1,100 @@
+"""How useful the synthetic set is: classifiers that learn from it, and from real images, tested on held-out real ones.
+
+Not private: what is found here stays in `internal/`, and nothing is chosen by it.
+"""
+
+from pathlib import Path
+
+import flax.linen as nn
+import numpy as np
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax.data import Dataset
+from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
+from privimage_jax.models import registry
+from privimage_jax.stages.context import Context
+from privimage_jax.training.writers import progress
+from privimage_jax.workdir import atomic_write_json, read_record
+
+SPREAD = "_std"  # ends the name of a standard deviation over seeds
+
+
+def measure(context: Context, synthetic: Dataset, record: Path) -> dict[str, float]:
+    """`accuracy_synthetic` and `accuracy_real`, named by what the classifiers learnt from.
+
+    Where there are several classifiers these are the first one's, and each also has its own name at their end. Several
+    seeds give their mean, and their sample standard deviation under the name with `_std`.
+
+    Args:
+      context: its `config.evaluate` names the classifiers; real images are the sensitive training part.
+      synthetic: the released set.
+      record: a file of every accuracy found so far, so that an interrupted run need not train for it again.
+    """
+    section = context.config.evaluate
+    found = read_record(record)
+    results: dict[str, float] = {}
+    for name in section.classifiers:
+        for kind, train in (("synthetic", synthetic), ("real", context.sensitive)):
+            trained = [f"{name} {kind} {seed}" for seed in range(section.classifier_seeds)]
+            for seed, one in enumerate(trained):
+                if not isinstance(found.get(one), float):
+                    found[one] = _accuracy(context, name, train, kind, seed)
+                    atomic_write_json(record, found)
+            keys = [f"accuracy_{kind}"] * (name == section.classifiers[0])
+            keys += [f"accuracy_{kind}_{configs.short_name(name)}"] * (len(section.classifiers) > 1)
+            for key in keys:
+                results |= _summary(key, [found[one] for one in trained])
+    return results
+
+
+def describe(results: dict[str, float]) -> str:
+    """What `measure` has found, in one line."""
+    shown = []
+    for key, value in results.items():
+        if not key.endswith(SPREAD):
+            spread = f" ± {results[key + SPREAD]:.2g}" if key + SPREAD in results else ""
+            shown.append(f"{key} {value:.4g}{spread}")
+    return "  ".join(shown)
+
+
+def build_classifier(config: ConfigDict, name: str, n_classes: int) -> nn.Module:
+    """The module of one of `config.evaluate.classifiers`."""
+    short = configs.short_name(name)
+    return registry.build_classifier(
+        name,
+        n_classes,
+        name_key="evaluate.classifiers",
+        kwargs_key=f"evaluate.classifier_kwargs.{short}",
+        **config.evaluate.classifier_kwargs.get(short, {}),
+    )
+
+
+def _accuracy(context: Context, name: str, train: Dataset, kind: str, seed: int) -> float:
+    section = context.config.evaluate
+    protocol = _protocol(section, train.n)
+    title = f"evaluate: {configs.short_name(name)} on {kind}"
+    if section.classifier_seeds > 1:
+        title += f", seed {seed + 1} of {section.classifier_seeds}"
+    with progress(title, protocol.recipe.steps) as bar:
+        return train_and_score(
+            build_classifier(context.config, name, train.n_classes),
+            train,
+            context.held_out,
+            protocol,
+            seed=(context.config.seed + seed) % 2**32,
+            on_steps=bar.advance,
+        )
+
+
+def _protocol(section: ConfigDict, n: int) -> Protocol:
+    """How a classifier is trained on a set of n images."""
+    if section.recipe == "quick":
+        steps, batch_size = section.classifier_steps, section.classifier_batch_size
+        return quick(steps, batch_size, section.classifier_learning_rate, section.classifier_shift)
+    return benchmark(n, cifar=section.recipe == "benchmark_cifar")
+
+
+def _summary(key: str, values: list[float]) -> dict[str, float]:
+    spread = {key + SPREAD: float(np.std(values, ddof=1))} if len(values) > 1 else {}
+    return {key: float(np.mean(values)), **spread}
