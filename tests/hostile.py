@@ -176,7 +176,7 @@ def spoilt(name: str, seed: bytes, chance: random.Random) -> bytes:
     kinds = {"json": mutated_json, "jsonl": mutated_lines, "zip": mutated_zip, "npz": mutated_zip}
     try:
         return kinds.get(name.rpartition(".")[2], mutated)(seed, chance)
-    except (ValueError, IndexError, zipfile.BadZipFile, AttributeError):  # it has been spoilt before
+    except Exception:  # it has been spoilt before, and is none of its kind
         return mutated(seed, chance)
 
 
