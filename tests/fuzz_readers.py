@@ -8,6 +8,8 @@ import math
 import os
 import random
 import re
+import shutil
+import struct
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +17,7 @@ import hostile
 import numpy as np
 import pipelines
 from data.prepared import write_tfds
+from finished_runs import make_run
 from fuzz import Reader
 
 from privimage_jax import config as configs
@@ -22,14 +25,16 @@ from privimage_jax import main
 from privimage_jax.configs import base
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
+from privimage_jax.metrics import weight_files
 from privimage_jax.privacy import verification
 from privimage_jax.privacy.ledger import Ledger
-from privimage_jax.report import ReportInputs, render
+from privimage_jax.report import ReportInputs, curves, render
 from privimage_jax.stages import generator, noisy_counts, plan, sample, selection
 from privimage_jax.training import checkpoint
 from privimage_jax.training.writers import MetricWriter
 from privimage_jax.workdir import Workdir
 
+WEIGHTS = Path(__file__).with_name("metrics")
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 PARAMS = {"Dense_0": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1], np.int32)
@@ -299,6 +304,19 @@ def read_cache(folder: Path) -> None:
         load({"source": "npz", "path": "set.npz", "test_fraction": 0.0}, "train", 8, 1, Path("cache"))
 
 
+def make_weights(folder: Path) -> None:
+    numbers = np.arange(6, dtype="<f4").tobytes()
+    header = json.dumps({"kernel": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}).encode()
+    hostile.written(folder / "new.safetensors", struct.pack("<Q", len(header)) + header + numbers)
+    for path in WEIGHTS.glob("*.pth"):
+        shutil.copy(path, folder)
+
+
+def read_weights(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        weight_files.read(path, str(path), "download it again")
+
+
 def make_metrics(folder: Path) -> None:
     with MetricWriter(folder / "metrics") as writer:
         for step in (1, 2, 3):
@@ -306,9 +324,24 @@ def make_metrics(folder: Path) -> None:
 
 
 def read_metrics(folder: Path) -> None:
-    """Goes on with them, as a resumed stage does."""
+    """Draws them, and goes on with them, as a resumed stage does."""
+    curves.figures([(name, found, None) for name, found in read_curves(folder).items()])
     with MetricWriter(folder / "metrics", start_step=3) as writer:
         writer.scalars(3, {"loss": 0.5, "more": 1.0})
+
+
+def read_curves(folder: Path) -> dict[str, curves.Metric]:
+    return curves.read_metrics(folder / "metrics" / "metrics.csv", every=1)
+
+
+def make_runs(folder: Path) -> None:
+    make_run(folder / "a")
+    make_run(folder / "b", {"selection.k2": 2}, {"kid": 0.1}, ("dog", "eel"))
+
+
+def read_runs(folder: Path) -> None:
+    """Compares them."""
+    command("report", folder / "a", folder / "b", "--out", folder / "page.html")
 
 
 def read_run(folder: Path) -> None:
@@ -343,6 +376,8 @@ READERS = {
     "synthetic": of_run(make_synthetic, read_synthetic),
     "subset": of_run(make_subset, read_subset),
     "cache": of_run(make_cache, read_cache, spoils="cache/**/*"),
+    "weights": Reader(make_weights, read_weights, named=True),
+    "comparison": Reader(make_runs, read_runs, named=True),
     "metrics": of_run(make_metrics, read_metrics),
     "plan": Reader(make_config, read_plan, give_settings, program=True, named=True),
     "run": Reader(read_run, read_run, spoils="run/**/*"),

@@ -12,7 +12,7 @@ import numpy as np
 from privimage_jax.errors import UserError
 
 QUICK = ["folder", "zip", "npz", "tfds", "config", "ledger", "checkpoint", "generator", "semantics", "histogram"]
-QUICK += ["synthetic", "subset", "cache", "metrics"]
+QUICK += ["synthetic", "subset", "cache", "metrics", "weights", "comparison"]
 SEED = 20
 
 

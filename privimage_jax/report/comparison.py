@@ -121,8 +121,9 @@ def _row(title: str, cells: Sequence[str]) -> str:
 def _images(runs: Sequence[RunInputs]) -> str:
     """Images of all runs by the classes of all runs; classes of one name are one class."""
     class_names = list(dict.fromkeys(name for run in runs for name in run.class_names))
+    place = {name: number for number, name in enumerate(class_names)}
     sets = []
     for run in runs:
-        places = np.array([class_names.index(name) for name in run.class_names])
+        places = np.array([place[name] for name in run.class_names])
         sets.append(ImageSet(run.name, run.images, places[run.labels]))
     return gallery(sets, class_names) or '<p class="note">There is no image.</p>'
