@@ -138,7 +138,6 @@ def get_config() -> ConfigDict:
     config.sample.s_max = 50.0  # heun: and below this one
     config.sample.s_noise = 1.003  # heun: standard deviation of the added noise, relative to what the level asks for
     config.sample.class_weights = ()  # relative frequency of each class; () = equal, or as config.class_histogram finds
-    config.sample.png_folders = False  # also write release/synthetic/<class>/<number>.png
 
     config.sampler_choice = ConfigDict()  # choose one setting of config.sample by a look at the sensitive images
     config.sampler_choice.enabled = False  # True = a mechanism of its own, paid from the budget; False costs nothing

@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
@@ -35,6 +36,8 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   ledger       print what runs have spent and check the hash chains: privimage ledger PATH [PATH ...] [--verify],
                where a PATH is a workdir, a folder release/ or a ledger file; --verify recomputes every epsilon;
                several are added up
+  export       write the synthetic set of a finished run in other formats, with a datasheet: privimage export
+               --workdir FOLDER --format npz|png|zip|tfds[,...] --out PATH
   prepare      download a TFDS set: privimage prepare NAME [--data_dir FOLDER] (needs the extra [prepare])
   benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
                [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
@@ -312,6 +315,18 @@ def _report(arguments: list[str]) -> None:
     comparison.write(paths, out)
 
 
+def _export(arguments: list[str]) -> None:
+    values, _ = _parse(arguments, "workdir", "format", "out")
+    out = os.path.abspath(os.path.expanduser(values.out))
+    if os.path.lexists(out):
+        raise UserError(f"--out={values.out} exists, and nothing is written over; remove it or give another path.")
+    _check_writable("out", out)
+    from privimage_jax import export
+    from privimage_jax.workdir import Workdir
+
+    export.run(Workdir(values.workdir), list(dict.fromkeys(values.format.split(","))), Path(out))
+
+
 def _prepare(arguments: list[str]) -> None:
     values, names = _parse(arguments, optional=["data_dir"], positional="the NAME of one TFDS set")
     from privimage_jax.data.prepare import prepare
@@ -412,7 +427,7 @@ def _check_writable(name: str, path: str) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"--{name}={path} cannot be written ({error.strerror}); give a file in a writable folder that exists."
+            f"--{name}={path} cannot be written ({error.strerror}); give a path in a writable folder that exists."
         ) from None
 
 
@@ -422,6 +437,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "budget": _budget,
     "ledger": _ledger,
+    "export": _export,
     "prepare": _prepare,
     "benchmark": _benchmark,
     "audit": _audit,

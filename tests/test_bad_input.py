@@ -16,7 +16,7 @@ from pipelines import CLASSES, SEMANTICS, SIDE, release_bytes, write_npz
 from privimage_jax.stages import finetune, pretrain, query, report, sample, selection, train_query
 from privimage_jax.workdir import Workdir
 
-QUICK = ("--config.privacy.accountant=rdp", "--config.evaluate.enabled=False", "--config.sample.png_folders=True")
+QUICK = ("--config.privacy.accountant=rdp", "--config.evaluate.enabled=False")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
 
 LAUNCHER = TESTS.parent / "launch" / "local.py"
-SHORT = ("--config.privacy.accountant=rdp", "--config.sample.png_folders=True")
+SHORT = ("--config.privacy.accountant=rdp",)
 ONLY_FINETUNING = (
     "--config.selection.method=random",
     "--config.pretrain.steps=0",
@@ -50,7 +50,6 @@ def folder(tmp_path_factory):
 def short_config(folder, *, only_finetuning=False):
     config = tiny_config(folder)
     config.privacy.accountant = "rdp"
-    config.sample.png_folders = True
     if only_finetuning:
         config.selection.method, config.pretrain.steps, config.evaluate.enabled = "random", 0, False
     return config

@@ -23,7 +23,7 @@ LAYERS = (
     ("report",),
     ("stages",),
     ("pipeline",),
-    ("ledgers",),
+    ("ledgers", "export"),
     ("benchmark_peers", "sweep_plots", "sweep_subsets"),
     ("benchmark", "audit", "comparison", "sweep"),
     ("main",),
@@ -38,7 +38,7 @@ WRITES = {"write_text", "write_bytes", "mkdir", "makedirs", "touch", "unlink", "
 WRITES |= {"symlink_to", "chmod", "savez", "savez_compressed", "os.replace", "os.remove", "os.write", "np.save", "open"}
 MAY_WRITE = {  # besides workdir.py, through which all durable writes go
     "data/cache.py": {"open", "np.save", "write_text"},  # inside `atomic_dir`; and a lock
-    "stages/sample.py": {"mkdir", "write_bytes"},  # inside `atomic_dir`
+    "export.py": {"mkdir", "write_bytes"},  # inside `atomic_dir`
     "training/writers.py": {"open", "unlink"},  # metrics: a crash loses their last rows, and a resumed run drops more
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 
+from privimage_jax import export
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.privacy import noise
@@ -83,6 +84,12 @@ def test_the_report_shows_public_training_and_nothing_of_fine_tuning(copy):
     assert release_bytes(run(config, workdir)) == before
     config.report.public_neighbours = False
     assert b'id="neighbours"' not in release_bytes(run(config, workdir))["report.html"]
+
+
+def test_a_fixed_seed_is_stamped_on_an_export(finished, tmp_path):
+    export.run(finished[1], ["png"], tmp_path / "out")
+    assert "NOT PRIVATE: fixed seed" in (tmp_path / "out" / "README.md").read_text()
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == 12
 
 
 def test_a_finished_run_skips_everything(copy, capsys):

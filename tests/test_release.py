@@ -52,7 +52,6 @@ def make_config(folder):
     config.clipping.norm = CLIP_NORM
     config.finetune.noise_multiplicity = 1
     config.privacy.accountant = "rdp"  # the quicker one; which one is asked changes nothing here
-    config.sample.png_folders = True
     config.log.checkpoint_every = 100
     return config
 

@@ -51,7 +51,7 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    unused = (f"sample.{config.sampler_choice.setting}", "sample.n", "sample.png_folders")
+    unused = (f"sample.{config.sampler_choice.setting}", "sample.n")
     found = configs.section(config, "seed", "sampler_choice", "privacy", "data", "sample", "model", "diffusion")
     return {key: value for key, value in found.items() if key not in unused}
 

@@ -8,15 +8,15 @@ import numpy as np
 from privimage_jax import config as configs
 from privimage_jax import reading
 from privimage_jax.archives import Arrays
-from privimage_jax.processes import written_once
 from privimage_jax.stages import choose_sampler, class_histogram, finetune, generator
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.generator import make_labels
-from privimage_jax.training.writers import encode_png, progress
-from privimage_jax.workdir import atomic_dir, atomic_write_npz, remove
+from privimage_jax.training.writers import progress
+from privimage_jax.workdir import atomic_write_npz
 
 NAME = "sample"
 OUTPUTS = ("release/synthetic.npz",)  # a missing one makes the stage stale
+REMEDY = "delete it, and the same command makes it again"
 
 
 def reads(config) -> tuple[str, ...]:
@@ -39,23 +39,6 @@ def run(context: Context) -> None:
         params = generator.read_params(release / "generator", generator.shapes(context))
         images = sampler.all(params, context.key("synthetic set"), labels, section.batch_size, bar.advance)
     atomic_write_npz(release / "synthetic.npz", images=images, labels=labels, class_names=np.array(class_names))
-    remove(release / "synthetic")
-    if section.png_folders:
-        _write_folders(release / "synthetic", images, labels, class_names)
-
-
-@written_once
-def _write_folders(folder, images, labels, class_names) -> None:
-    with atomic_dir(folder) as partial:
-        for number, name in enumerate(class_names):
-            (partial / f"{number}_{_safe(name)}").mkdir()
-        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = partial / f"{label}_{_safe(class_names[label])}" / f"{row:06d}.png"
-            path.write_bytes(encode_png(image))
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:50]
 
 
 def load(context: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -69,9 +52,10 @@ def load(context: Context) -> tuple[np.ndarray, np.ndarray]:
     return read_synthetic(path, shape, context.sensitive.n_classes)
 
 
-def read_synthetic(path: Path, shape: tuple[int, ...], n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def read_synthetic(
+    path: Path, shape: tuple[int, ...], n_classes: int, remedy: str = REMEDY
+) -> tuple[np.ndarray, np.ndarray]:
     """Images of this shape and labels below `n_classes`, of a file that `run` wrote; see `load`."""
-    remedy = "delete it, and the same command makes it again"
     with reading.told(path, remedy), Arrays(path, remedy=remedy) as arrays:
         images, labels = arrays.read("images"), arrays.read("labels")
         if images.dtype != np.uint8 or images.shape != shape or labels.dtype != np.int32 or labels.shape != shape[:1]:
