@@ -12,6 +12,7 @@ from privimage_jax import export
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.privacy import noise
+from privimage_jax.report import measures
 from privimage_jax.stages import finetune, pretrain, train_query
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
@@ -56,6 +57,7 @@ def test_every_artefact_is_there(finished):
     assert (evaluation["classifier"], evaluation["recipe"]) == ("pipelines:Classifier", "quick")
     assert not (workdir.internal / "evaluate" / "accuracies.json").exists()
     assert evaluation["private"] is False
+    assert all(measures.describe(name) for name in measures.numbers(evaluation))
     assert "Fine-tuning on the sensitive images" in (workdir.internal / "evaluation.html").read_text()
 
 

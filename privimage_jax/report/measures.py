@@ -74,6 +74,7 @@ MEASURES = {
         "higher",
         True,
     ),
+    "classifier_seeds": Measure("Seeds", "Classifiers that each accuracy is the mean of."),
     "real_test_images": Measure("Held-out real images", "Images that everything here was measured against."),
     "synthetic_images": Measure("Synthetic images", "Images of the synthetic set."),
 }

@@ -15,8 +15,8 @@ from privimage_jax.report import curves, neighbours, plots, text
 from privimage_jax.report.document import document, template
 from privimage_jax.report.gallery import ImageSet, gallery
 
-SEMANTICS_SHOWN = 15
-PICKS_SHOWN = 30
+SEMANTICS_SHOWN = 15  # of each class, the strongest; fewer where there are many classes
+SEMANTICS_SHOWN_IN_ALL = 2000
 LEDGER_COLUMNS = ("index", "kind", "mechanism", "noise_multiplier", "sampling_rate", "steps", "epsilon", "previous")
 FOOTER = (
     "Made by privimage_jax after PrivImage (Li et al., USENIX Security 2024). This page holds outputs of the private "
@@ -219,16 +219,15 @@ def _semantics(semantics: dict[str, Any] | None) -> str:
         return _blind_selection(semantics)
     histogram = np.asarray(semantics["histogram"])
     names, longest = semantics["semantic_names"], max(1, int(histogram.max(initial=0)))
+    most = max(2, min(SEMANTICS_SHOWN, SEMANTICS_SHOWN_IN_ALL // max(1, len(histogram))))
     cards = []
     for class_name, counts, picked in zip(semantics["class_names"], histogram, semantics["picked"], strict=True):
         # Ties are broken by index, so that the order never depends on the sorting routine.
         order = sorted(range(len(counts)), key=lambda index: (-int(counts[index]), index))
-        shown = order[:SEMANTICS_SHOWN]
-        shown_picks = [index for index in order if index in set(picked)][:PICKS_SHOWN]
+        shown, picks = order[:most], set(picked)
+        shown_picks = [index for index in order if index in picks][: 2 * most]
         shown += [index for index in shown_picks if index not in shown]
-        rows = "".join(
-            _semantic_row(str(names[index]), int(counts[index]), index in picked, longest) for index in shown
-        )
+        rows = "".join(_semantic_row(str(names[index]), int(counts[index]), index in picks, longest) for index in shown)
         left = len(counts) - len(shown)
         more = f'<p class="more">and {left:,} more</p>' if left else ""
         cards.append(f'<article><h3>{text.escape(class_name)}</h3><ol class="histogram">{rows}</ol>{more}</article>')

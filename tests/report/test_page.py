@@ -248,3 +248,23 @@ def test_neighbours_and_curves_have_a_section_where_they_are_given(inputs):
     assert outline.tags.count("img") == 9 + 3 and outline.tags.count("polyline") == 1
     assert "cat beside lynx, <i>" in outline.text
     assert ("aria-label", "a loss: 2 at first, 1 at the end") in outline.attributes
+
+
+def test_the_page_stays_small_however_much_there_is(inputs):
+    n = 1000
+    names = [f"a class of a thousand, number {index}" for index in range(n)]
+    large = dataclasses.replace(
+        inputs,
+        images=np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), np.uint8),
+        labels=np.arange(n),
+        class_names=names,
+        semantics={
+            "class_names": names,
+            "semantic_names": names,
+            "histogram": np.random.default_rng(0).integers(0, 50, (n, n)),
+            "picked": np.arange(n)[:, None].repeat(40, 1).tolist(),
+        },
+    )
+    text = render(large)
+    assert len(text) < 3_000_000
+    assert "more classes, for which this page has no room" in text and "and 997 more" in text
