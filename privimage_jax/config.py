@@ -234,6 +234,7 @@ def check(config: ConfigDict) -> ConfigDict:
     given = dict(flatten(config))
     for key, value in given.items():
         check_key(key)
+        _check_storable(key, value)
         if key in reference and not key.startswith(FREE_SECTIONS):
             _check_type(key, value, reference[key])
     for key in reference:
@@ -313,6 +314,15 @@ def _check_type(key: str, value: Any, reference: Any) -> None:
         return
     if type(value) is not wanted:
         raise UserError(f"config.{key}={value!r} is a {type(value).__name__}; give {TYPES[wanted]}.")
+
+
+def _check_storable(key: str, value: Any) -> None:
+    """Refuses numbers and texts that arrays, JSON or the report cannot hold; a path may have any bytes."""
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if type(one) is int and not -(2**63) <= one < 2**63:
+            raise UserError(f"config.{key} holds a whole number of more than 64 bits; give a smaller one.")
+        if isinstance(one, str) and key.rsplit(".", 1)[-1] not in PLACES and re.search("[\ud800-\udfff]", one):
+            raise UserError(f"config.{key} holds bytes that are not UTF-8; give a text.")
 
 
 def _check_together(config: ConfigDict) -> None:
