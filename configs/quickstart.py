@@ -58,6 +58,10 @@ def get_config():
     config.sample.batch_size = 500
     config.sample.steps = 30
 
+    config.sampler_choice.n = 1000
+    config.sampler_choice.classifier_steps = 500
+    config.sampler_choice.noise_multiplier = 10.0
+
     config.evaluate.classifier_steps = 1500
 
     config.log.every = 10
