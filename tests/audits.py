@@ -20,6 +20,7 @@ from jax.experimental import io_callback
 from privimage_jax.metrics import downstream, features
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise
 from privimage_jax.stages import choose_sampler, class_histogram, finetune, noisy_counts, query
+from privimage_jax.training import loop
 from privimage_jax.training.mesh import make_mesh
 
 # As they are when the tests are collected: what the checks expect must not change with a planted bug.
@@ -103,6 +104,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         patch.setattr(features, "_apply", _Program(features._apply, trace))
         compile_program = jax.jit
         patch.setattr(jax, "jit", lambda fun, **options: _Program(compile_program(fun, **options), trace))
+        patch.setattr(loop, "DISPATCH_SECONDS", 1e6)  # a slow machine must not cut the steps otherwise than a quick one
         downstream._runner.cache_clear()  # a program that an earlier run compiled would note its calls there
         yield
         downstream._runner.cache_clear()

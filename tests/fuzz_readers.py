@@ -245,7 +245,7 @@ def read_checkpoints(folder: Path) -> None:
 
 
 def make_generator(folder: Path) -> None:
-    generator.publish(folder / "generator", PARAMS, {"name": "tiny"})
+    generator.write(folder / "generator", PARAMS, {"name": "tiny"})
 
 
 def read_generator(folder: Path) -> None:

@@ -741,7 +741,7 @@ PARAMS = {"Dense_0": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3
     ],
 )
 def test_generators_made_to_harm(tmp_path, spoilt):
-    generator.publish(tmp_path / "generator", PARAMS, {})
+    generator.write(tmp_path / "generator", PARAMS, {})
     assert generator.read_params(tmp_path / "generator", PARAMS).keys() == PARAMS.keys()
     hostile.written(tmp_path / "generator" / "params.npz", hostile.npz_bytes(**spoilt))
     refuses(lambda: generator.read_params(tmp_path / "generator", PARAMS), "params.npz")

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 
+from privimage_jax import config as configs
 from privimage_jax import export
+from privimage_jax import workdir as workdirs
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.privacy import noise
 from privimage_jax.report import measures
-from privimage_jax.stages import finetune, pretrain, train_query
+from privimage_jax.stages import finetune, pretrain, publication, train_query
+from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
@@ -23,10 +26,33 @@ FIDELITY = ("fid", "inception_score", "precision", "recall", "fld", "kid")
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def recorded(tmp_path_factory):
+    """A folder with the tiny data, an uninterrupted run of it, and what was written when to its release.
+
+    The last is a list of (the artefact that was being published, the path of a durable step).
+    """
+    folder, publishing, written = tmp_path_factory.mktemp("finished"), [], []
+    original = publication.publish
+
+    def publish(context, name, write):
+        publishing.append(name)
+        original(context, name, write)
+        publishing.remove(name)
+
+    def observe(step, path):
+        if path.is_relative_to(folder / "run" / "release"):
+            written.append((publishing[-1] if publishing else None, path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publication, "publish", publish)
+        patch.setattr(workdirs, "observers", [observe])
+        return folder, run(tiny_config(folder), folder / "run"), written
+
+
+@pytest.fixture(scope="session")
+def finished(recorded):
     """A folder with the tiny data and an uninterrupted run of it; tests must not change it."""
-    folder = tmp_path_factory.mktemp("finished")
-    return folder, run(tiny_config(folder), folder / "run")
+    return recorded[:2]
 
 
 @pytest.fixture
@@ -35,6 +61,25 @@ def copy(finished, tmp_path):
     folder, workdir = finished
     shutil.copytree(workdir.root, tmp_path / "run")
     return tiny_config(folder), tmp_path / "run"
+
+
+def test_the_release_is_written_by_one_function(recorded):
+    _, workdir, written = recorded
+    assert {name for name, _ in written} == {None, "generator", "semantics.json", "synthetic.npz", "report.html"}
+    for name, path in written:
+        if name is None:
+            assert path in (workdir.release, workdir.ledger), path
+        else:
+            assert path.relative_to(workdir.release).parts[0].strip(".").removesuffix(".partial") == name, path
+
+
+@pytest.mark.parametrize("name", publication.ARTEFACTS)
+def test_nothing_is_published_before_it_is_paid_for(tmp_path, name):
+    config = tiny_config(tmp_path)
+    config.class_histogram.enabled = config.sampler_choice.enabled = True
+    context = Context(configs.check(config), Workdir(tmp_path / "run"))
+    with pytest.raises(UserError, match=f"{name} would show the .*, of which .*ledger.jsonl has no line"):
+        publication.publish(context, name, lambda path: pytest.fail("written"))
 
 
 def test_every_artefact_is_there(finished):
@@ -281,7 +326,7 @@ def interrupt(monkeypatch, owner, name, after):
         (Checkpoints, "save", 5),  # in pre-training
         (Mechanism, "spend", 2),  # one block reserved and run
         (Checkpoints, "save", 9),  # within the second block
-        (finetune.generator, "publish", 0),  # all steps run, nothing published
+        (finetune.generator, "write", 0),  # all steps run, nothing published
         (Mechanism, "close", 1),  # published, not closed
         (pretrain, "save_tree", 0),
         (train_query, "save_tree", 0),

@@ -126,9 +126,10 @@ def replay_of_sampling(folder):
         arrays["train_labels"][0] = label
         np.savez(folder / name / "data.npz", **arrays)
         context = tiny_context(folder / name / "run", folder / name)
+        context.config.selection.method, context.config.finetune.enabled = "random", False  # no mechanism to pay for
         model = generator.build(context.config, context.sensitive.n_classes)
         params = registry.init_denoiser(model, jax.random.key(0), context.sensitive.image_shape)
-        generator.publish(context.workdir.release / "generator", params, {})
+        generator.write(context.workdir.release / "generator", params, {})
         sample.run(context)
         releases.append(release_bytes(context.workdir))
     assert "synthetic.npz" in releases[0]

@@ -28,7 +28,7 @@ from privimage_jax.data import Dataset
 from privimage_jax.metrics.downstream import fit, quick
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.models import registry
-from privimage_jax.stages import class_histogram, finetune, generator, noisy_counts
+from privimage_jax.stages import class_histogram, finetune, generator, noisy_counts, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.plan import SAMPLER_CHOICE
 from privimage_jax.training.state import tree_digest
@@ -77,16 +77,18 @@ def run(context: Context) -> None:
         labels = generator.make_labels(section.n, context.sensitive.n_classes, frequencies)
         return inputs, lambda: margins(np.array([_score(context, params, labels, v) for v in section.candidates]))
 
-    def describe(noisy: np.ndarray) -> dict[str, Any]:
-        return {
+    def save(noisy: np.ndarray) -> None:
+        described = {
             "setting": section.setting,
             "candidates": list(section.candidates),
             "noisy_margins": noisy.tolist(),
             "noise_std": noisy_counts.noise_std(context, MECHANISM, bound),
             "chosen": section.candidates[pick(noisy)],
         }
+        publication.publish_json(context, output.name, described)
 
-    noisy_counts.release(context, MECHANISM, NAME, context.workdir.root / OUTPUTS[0], bound, prepare, describe)
+    output = context.workdir.root / OUTPUTS[0]
+    noisy_counts.release(context, MECHANISM, NAME, output, bound, prepare, save)
 
 
 def margins(scores: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from privimage_jax import config as configs
 from privimage_jax import workdir
-from privimage_jax.stages import noisy_counts
+from privimage_jax.stages import noisy_counts, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.plan import CLASS_HISTOGRAM
 
@@ -48,15 +48,16 @@ def run(context: Context) -> None:
         inputs = {"settings": workdir.fingerprint(settings(context.config))}
         return inputs, lambda: count_classes(sensitive.labels, sensitive.n_classes)
 
-    def describe(noisy: np.ndarray) -> dict[str, Any]:
-        return {
+    def save(noisy: np.ndarray) -> None:
+        described = {
             "class_names": list(sensitive.class_names),
             "counts": noisy.tolist(),
             "noise_std": noisy_counts.noise_std(context, MECHANISM, L2_SENSITIVITY),
         }
+        publication.publish_json(context, output.name, described)
 
     output = context.workdir.root / OUTPUTS[0]
-    noisy_counts.release(context, MECHANISM, NAME, output, L2_SENSITIVITY, prepare, describe)
+    noisy_counts.release(context, MECHANISM, NAME, output, L2_SENSITIVITY, prepare, save)
 
 
 def count_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from privimage_jax import processes, workdir
 from privimage_jax.diffusion import PerExampleLoss, batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import bookkeeping, dp_sgd
-from privimage_jax.stages import generator, pretrain
+from privimage_jax.stages import generator, pretrain, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.stages.plan import FINE_TUNING, reserved
@@ -49,7 +49,7 @@ def run(context: Context) -> None:
     params = pretrain.load(context)
     if not context.config.finetune.enabled:
         Mechanism(context, MECHANISM, NAME).promise()
-        generator.publish(target, params, describe(context))
+        _publish(context, params)
         return
     mechanism = Mechanism(context, MECHANISM, NAME)
     if mechanism.is_closed:
@@ -64,9 +64,13 @@ def run(context: Context) -> None:
         parameters=tree_digest(params),
         settings=workdir.fingerprint(settings(context.config)),
     )
-    generator.publish(target, _train(context, mechanism, params), describe(context))
+    _publish(context, _train(context, mechanism, params))
     mechanism.close()
     Checkpoints(mechanism.folder / "checkpoints").clear()
+
+
+def _publish(context: Context, params: Any) -> None:
+    publication.publish(context, "generator", lambda folder: generator.write(folder, params, describe(context)))
 
 
 def describe(context: Context) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def make_labels(n: int, n_classes: int, weights: tuple = ()) -> np.ndarray:
     return labels[np.argsort(position, kind="stable")]
 
 
-def publish(folder: Path, params: Any, description: dict) -> None:
+def write(folder: Path, params: Any, description: dict) -> None:
     """Writes the released generator: `params.npz` (path -> array) and `model.json`; no clock time, no path."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(params).items()}
     with workdir.atomic_dir(folder) as partial:
@@ -115,7 +115,7 @@ def publish(folder: Path, params: Any, description: dict) -> None:
 
 
 def read_params(folder: Path, shapes: Any) -> Any:
-    """The parameters that `publish` wrote.
+    """The parameters that `write` wrote.
 
     Args:
       folder: of the released generator.

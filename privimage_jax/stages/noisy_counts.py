@@ -6,11 +6,10 @@ the L2 sensitivity of H. Rounding is post-processing, so that the accounting is 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from privimage_jax import reading, workdir
+from privimage_jax import reading
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract
 from privimage_jax.privacy import noise
@@ -25,9 +24,9 @@ def release(
     output: Path,
     l2_sensitivity: float,
     prepare: Callable[[], tuple[dict[str, str], Callable[[], np.ndarray]]],
-    describe: Callable[[np.ndarray], dict[str, Any]],
+    save: Callable[[np.ndarray], None],
 ) -> None:
-    """Spends the mechanism's share of the budget, once, and writes its output.
+    """Spends the mechanism's share of the budget, once, and saves its output.
 
     Args:
       context: of the run; its plan holds the mechanism's noise multiplier.
@@ -38,7 +37,7 @@ def release(
       l2_sensitivity: the most by which the counts move, in L2 norm, when one record is struck out.
       prepare: gives the digests of all that the counts depend on beside the sensitive images, and the function that
         counts (integers, of a shape that does not depend on the data).
-      describe: from the noisy counts, int64, to what `output` holds.
+      save: writes `output` from the noisy counts, int64.
 
     Raises:
       UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
@@ -64,8 +63,7 @@ def release(
             l2_sensitivity=l2_sensitivity,
             key_generation=0,
         )
-    noisy = add_noise(name, key, counts, noise_std(context, name, l2_sensitivity))
-    workdir.atomic_write_json(output, describe(noisy))
+    save(add_noise(name, key, counts, noise_std(context, name, l2_sensitivity)))
     mechanism.close()
 
 

@@ -57,11 +57,11 @@ def run(context: Context) -> None:
         }
         return inputs, count
 
-    def describe(noisy: np.ndarray) -> dict[str, Any]:
-        return {"histogram": noisy.tolist(), "k1": section.k1}
+    def save(noisy: np.ndarray) -> None:
+        workdir.atomic_write_json(output, {"histogram": noisy.tolist(), "k1": section.k1})
 
     output = context.workdir.root / OUTPUTS[0]
-    noisy_counts.release(context, MECHANISM, NAME, output, sensitivity(context.config), prepare, describe)
+    noisy_counts.release(context, MECHANISM, NAME, output, sensitivity(context.config), prepare, save)
 
 
 def sensitivity(config) -> float:

@@ -6,7 +6,16 @@ from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.report import ReportInputs, render
 from privimage_jax.report.curves import Metric, read_metrics
-from privimage_jax.stages import choose_sampler, finetune, neighbours, pretrain, sample, selection, train_query
+from privimage_jax.stages import (
+    choose_sampler,
+    finetune,
+    neighbours,
+    pretrain,
+    publication,
+    sample,
+    selection,
+    train_query,
+)
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger
 
@@ -46,7 +55,8 @@ def run(context: Context) -> None:
         neighbourhoods=neighbours.find(context, images, labels) if neighbours.enabled(context.config) else (),
         training=_pretraining(context),
     )
-    workdir.atomic_write_bytes(release / "report.html", render(inputs).encode())
+    page = render(inputs).encode()
+    publication.publish(context, "report.html", lambda path: workdir.atomic_write_bytes(path, page))
 
 
 def _shown(context: Context) -> dict[str, str]:

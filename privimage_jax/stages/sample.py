@@ -8,7 +8,7 @@ import numpy as np
 from privimage_jax import config as configs
 from privimage_jax import reading
 from privimage_jax.archives import Arrays
-from privimage_jax.stages import choose_sampler, class_histogram, finetune, generator
+from privimage_jax.stages import choose_sampler, class_histogram, finetune, generator, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.generator import make_labels
 from privimage_jax.training.writers import progress
@@ -31,14 +31,15 @@ def settings(config) -> dict[str, Any]:
 
 def run(context: Context) -> None:
     """Writes `release/synthetic.npz`: images uint8 [N, H, W, C], labels int32 [N], class_names str [classes]."""
-    config, release = choose_sampler.chosen(context), context.workdir.release
-    section, class_names = config.sample, context.sensitive.class_names
+    config, class_names = choose_sampler.chosen(context), context.sensitive.class_names
+    section = config.sample
     labels = make_labels(section.n, len(class_names), class_histogram.frequencies(context))
     sampler = generator.Sampler(config, generator.build(config, len(class_names)), context.mesh)
     with progress(NAME, section.n, unit="images") as bar:
-        params = generator.read_params(release / "generator", generator.shapes(context))
+        params = generator.read_params(context.workdir.release / "generator", generator.shapes(context))
         images = sampler.all(params, context.key("synthetic set"), labels, section.batch_size, bar.advance)
-    atomic_write_npz(release / "synthetic.npz", images=images, labels=labels, class_names=np.array(class_names))
+    arrays = {"images": images, "labels": labels, "class_names": np.array(class_names)}
+    publication.publish(context, "synthetic.npz", lambda path: atomic_write_npz(path, **arrays))
 
 
 def load(context: Context) -> tuple[np.ndarray, np.ndarray]:

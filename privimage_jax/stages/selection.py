@@ -14,9 +14,9 @@ from privimage_jax import config as configs
 from privimage_jax import reading
 from privimage_jax.archives import Arrays
 from privimage_jax.errors import UserError
-from privimage_jax.stages import query
+from privimage_jax.stages import publication, query
 from privimage_jax.stages.context import Context
-from privimage_jax.workdir import atomic_write_json, atomic_write_npz
+from privimage_jax.workdir import atomic_write_npz
 
 NAME = "select"
 OUTPUTS = (
@@ -62,8 +62,9 @@ def run(context: Context) -> None:
     if len(rows) == 0:
         raise UserError("no public image belongs to a picked semantic; raise config.selection.k2.")
     atomic_write_npz(context.folder(NAME) / "subset.npz", rows=rows.astype(np.int64), labels=labels)
-    atomic_write_json(
-        context.workdir.release / "semantics.json",
+    publication.publish_json(
+        context,
+        "semantics.json",
         {
             "method": section.method,
             "class_names": list(sensitive.class_names),

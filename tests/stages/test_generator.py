@@ -8,7 +8,7 @@ from small_models import SmallDenoiser
 
 from privimage_jax import config as configs
 from privimage_jax.models.registry import init_denoiser
-from privimage_jax.stages.generator import Sampler, make_labels, publish, read_params
+from privimage_jax.stages.generator import Sampler, make_labels, read_params, write
 from privimage_jax.training.mesh import make_mesh
 
 LABELS = np.array([2, 0, 1, 1, 0, 2, 2], np.int32)
@@ -54,7 +54,7 @@ def test_an_image_depends_on_its_number_alone(images):
 
 def test_published_parameters_come_back_and_name_no_time(params, tmp_path):
     for name in ("one", "two"):
-        publish(tmp_path / name, params, {"class_names": ["a"]})
+        write(tmp_path / name, params, {"class_names": ["a"]})
     one, two = ((tmp_path / name / "params.npz").read_bytes() for name in ("one", "two"))
     assert one == two
     jax.tree.map(np.testing.assert_array_equal, params, read_params(tmp_path / "one", params))
