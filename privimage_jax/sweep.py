@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax import pipeline, reading, workdir
 from privimage_jax.combinations import Run, as_file_name
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, printable
 from privimage_jax.ledgers import describe_joint
 from privimage_jax.privacy.ledger import spent, total_epsilon
 from privimage_jax.stages import train_query
@@ -212,7 +212,8 @@ def _show(rows: Sequence[Row], fields: Sequence[str], measure: str, folder: Work
     spending = [ledger.entries for ledger in ledgers if spent(ledger.entries)]
     if len(spending) > 1:
         print(describe_joint(spending))
-    print(f"{CAUTION}\nOnly each run's release/ may leave {folder.root}; the table is {folder.internal / 'sweep.csv'}.")
+    print(CAUTION)
+    print(printable(f"Only each run's release/ may leave {folder.root}; the table is {folder.internal / 'sweep.csv'}."))
 
 
 def _check_measure(rows: Sequence[Row], fields: Sequence[str], measure: str) -> None:
@@ -236,6 +237,6 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], left: Se
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right")
     for row in rows:
-        cells = [f"{cell:g}" if type(cell) is float else str(cell) for cell in row]
+        cells = [f"{cell:g}" if type(cell) is float else printable(str(cell)) for cell in row]
         table.add_row(*map(rich.markup.escape, cells))
     console.print(table)
