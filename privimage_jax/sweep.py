@@ -32,7 +32,7 @@ from privimage_jax.workdir import Workdir
 
 DEFAULT_MEASURE = "fid"
 SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers
-MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # settings that no mechanism reads, even later
+MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
 CAUTION = (
     "To choose among these runs by their evaluation is to look at the real images without noise: the epsilon of the "
     "chosen run does not cover it."
