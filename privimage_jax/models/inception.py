@@ -12,12 +12,14 @@ which change FID by whole points and are kept here:
 Modules are named as in the PyTorch copy of the graph (pytorch-fid), so that its weights load by name.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from privimage_jax.errors import UserError
 
@@ -58,7 +60,7 @@ def tf1_resize(x: jax.Array, size: int) -> jax.Array:
       [B,size,size,C].
     """
     rows, columns = (jnp.asarray(_resize_matrix(n, size), x.dtype) for n in x.shape[1:3])
-    return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision=lax.Precision.HIGHEST)
 
 
 def _resize_matrix(source: int, size: int) -> np.ndarray:
@@ -88,16 +90,29 @@ class _Conv(nn.Module):
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))
 
 
+def _reduce_windows(x: jax.Array, reduce: Callable, stride: int = 1) -> jax.Array:
+    """Reduces every 3x3 window. XLA's own operation for it is not vectorised on CPUs and took a tenth of all time."""
+    for axis in (1, 2):
+        last = x.shape[axis] - 3
+        x = functools.reduce(reduce, [lax.slice_in_dim(x, k, k + last + 1, stride, axis) for k in range(3)])
+    return x
+
+
+def _padded(x: jax.Array, value: float) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=value)
+
+
 def _mean_pool(x: jax.Array) -> jax.Array:
-    return nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=False)
+    inside = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    return _reduce_windows(_padded(x, 0), jnp.add) / _reduce_windows(_padded(inside, 0), jnp.add)
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+    return _reduce_windows(_padded(x, -jnp.inf), jnp.maximum)
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), strides=(2, 2))
+    return _reduce_windows(x, jnp.maximum, stride=2)
 
 
 class _Mixed35(nn.Module):

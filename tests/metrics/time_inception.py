@@ -2,7 +2,8 @@
 
 `PYTHONPATH=tests python tests/metrics/time_inception.py [IMAGES] [ROUNDS]`
 
-Both take turns in one process, on as many threads as there are processors, with the same random weights and images.
+Both take turns in one process, on as many threads as there are processors, with the same random weights and images. On
+a shared machine compare processor seconds, on one processor (`taskset -c 0`): threads of PyTorch spin while they wait.
 """
 
 import os
@@ -32,15 +33,17 @@ def main(n=64, rounds=5):
     }
     features = {name: run() for name, run in contestants.items()}
     difference = np.abs(features["jax"] - features["torch"]).max() / np.abs(features["torch"]).max()
-    rates = {name: [] for name in contestants}
+    rates, busy = ({name: [] for name in contestants} for _ in range(2))
     for _ in range(rounds):
         for name, run in contestants.items():
-            begin = time.perf_counter()
+            begin, busy_begin = time.perf_counter(), time.process_time()
             run()
             rates[name].append(n / (time.perf_counter() - begin))
+            busy[name].append((time.process_time() - busy_begin) / n)
     print(f"largest difference {difference:.1e} of the largest feature; PyTorch has {torch.get_num_threads()} threads")
     for name, values in rates.items():
-        print(f"{name}: {statistics.median(values):.2f} images/s (from {min(values):.2f} to {max(values):.2f})")
+        spread, seconds = f"from {min(values):.2f} to {max(values):.2f}", statistics.median(busy[name])
+        print(f"{name}: {statistics.median(values):.2f} images/s ({spread}), {seconds:.3f} processor seconds an image")
 
 
 if __name__ == "__main__":
