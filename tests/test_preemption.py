@@ -155,5 +155,5 @@ def test_the_state_of_the_very_step_is_saved(tmp_path, number, reason):
     with pytest.raises(reason) as raised, preemption.heeded():
         train(tmp_path, seconds=end_in_the_eleventh)
     assert raised.type is reason
-    state = Checkpoints(tmp_path / "checkpoints").restore_latest({"sum": jnp.int32(0)})
+    state = Checkpoints(tmp_path / "checkpoints").restore_latest({"sum": jnp.int32(0)}, pytest.fail)
     np.testing.assert_array_equal(state["sum"], sum(range(16)))  # the end of the dispatch that step 11 was in

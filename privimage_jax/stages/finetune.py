@@ -52,20 +52,19 @@ def run(context: Context) -> None:
         _publish(context, params)
         return
     mechanism = Mechanism(context, MECHANISM, NAME)
-    if mechanism.is_closed:
-        if target.exists():
-            return
+    if not mechanism.is_closed:
+        mechanism.fix_inputs(
+            data=context.sensitive.digest(),
+            parameters=tree_digest(params),
+            settings=workdir.fingerprint(settings(context.config)),
+        )
+        _publish(context, _train(context, mechanism, params))
+        mechanism.close()
+    elif not target.exists():
         raise UserError(
             f"the {MECHANISM} in {context.workdir.root} has spent its budget, but its output {target} was deleted; "
             "start a new workdir."
         )
-    mechanism.fix_inputs(
-        data=context.sensitive.digest(),
-        parameters=tree_digest(params),
-        settings=workdir.fingerprint(settings(context.config)),
-    )
-    _publish(context, _train(context, mechanism, params))
-    mechanism.close()
     Checkpoints(mechanism.folder / "checkpoints").clear()
 
 

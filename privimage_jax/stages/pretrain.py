@@ -1,5 +1,6 @@
 """Stage 4: pre-train the generator on the selected public images. Public data only; no privacy cost."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.state import init_state, make_update
+from privimage_jax.training.writers import headline
 
 NAME = "pretrain"
 OUTPUTS = ("internal/pretrain/params",)  # a missing one makes the stage stale
@@ -58,7 +60,7 @@ def _train(context: Context, model, optimizer, state, n_classes):
         meshes.replicated(context.mesh),
     )
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
-    state = checkpoints.restore_latest(state) or state
+    state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
     return loop.train(
         NAME,

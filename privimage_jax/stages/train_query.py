@@ -1,5 +1,6 @@
 """Stage 1: train the query function, a classifier of the public set. Public data only; no privacy cost."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from privimage_jax.stages.context import Context
 from privimage_jax.training import classifier, loop
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.mesh import place, replicated
+from privimage_jax.training.writers import headline
 from privimage_jax.workdir import Workdir
 
 NAME = "train-query"
@@ -57,7 +59,7 @@ def run(context: Context) -> None:
     state = classifier.init(model, recipe, context.key("query network"), public.image_shape)
     state = place(state, replicated(context.mesh))
     checkpoints = Checkpoints(folder / "checkpoints", context.config.log.keep)
-    state = checkpoints.restore_latest(state) or state
+    state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
     inputs = place(
         {"image": np.asarray(public.images), "label": public.labels, "key": context.key("query batches")},
         replicated(context.mesh),

@@ -5,7 +5,6 @@ every file matches it; `restore_latest` otherwise falls back to the one before a
 """
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,9 @@ TREE = "tree"
 def save_tree(path: Path, tree: Any) -> None:
     """Writes a pytree of arrays to the folder `path`, durably and all at once, with its manifest."""
     with workdir.atomic_dir(path) as partial:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / TREE, tree)
+        # Not the asynchronous `StandardCheckpointer`, which gives up when the clock is set forward while it waits.
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(partial / TREE, args=ocp.args.StandardSave(tree))
         workdir.atomic_write_json(partial / MANIFEST, _digests(partial / TREE))
 
 
@@ -103,7 +103,7 @@ class Checkpoints:
         for old in self.steps()[: -self.keep]:
             workdir.remove(self.root / str(old))
 
-    def restore_latest(self, target: Any, warn: Callable[[str], None] = logging.warning) -> Any | None:
+    def restore_latest(self, target: Any, warn: Callable[[str], None]) -> Any | None:
         """The newest intact state, or None; damaged checkpoints are named through `warn` and removed."""
         for step in reversed(self.steps()):
             path = self.root / str(step)

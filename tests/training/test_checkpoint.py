@@ -1,3 +1,6 @@
+import itertools
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,7 +28,7 @@ def test_the_newest_is_restored_and_old_ones_are_dropped(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save(step, state_at(step))
     assert checkpoints.steps() == [2, 3]
-    restored = checkpoints.restore_latest(state_at(0))
+    restored = checkpoints.restore_latest(state_at(0), pytest.fail)
     assert int(restored["step"]) == 3
     np.testing.assert_array_equal(restored["params"]["w"], 3.0)
 
@@ -39,6 +42,13 @@ def test_a_flipped_bit_falls_back_to_the_one_before(tmp_path):
     assert int(checkpoints.restore_latest(state_at(0), warnings.append)["step"]) == 1
     assert "checkpoint" in warnings[0]
     assert "damaged" in warnings[0]
+
+
+def test_a_clock_that_is_set_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    clock = itertools.cycle((2e9, 1.0, 4e9, 1e9))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    save_tree(tmp_path / "network", {"w": np.ones(3)})
+    np.testing.assert_array_equal(restore_tree(tmp_path / "network")["w"], 1)
 
 
 def test_without_manifest_it_is_no_checkpoint(tmp_path):
