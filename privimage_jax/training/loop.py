@@ -143,10 +143,12 @@ def train(
                 writer.scalars(done, metrics)
                 bar.advance(done - begin, **{key: metrics[key] for key in SHOWN if key in metrics})
             if done < end:
+                writer.sync()
                 checkpoints.save(done, state)
                 raise preemption.reason()
             if sample_every and (end % sample_every == 0 or end == stop):
                 writer.image(end, "samples", draw(state))
             if end % log.checkpoint_every == 0 or end == stop:
+                writer.sync()
                 checkpoints.save(end, state)
     return state

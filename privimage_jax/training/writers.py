@@ -65,6 +65,11 @@ class MetricWriter:
             self._events.scalars(int(step), values)
 
     @by_first
+    def sync(self) -> None:
+        """Returns when the rows so far are on the disk, so that no checkpoint is ahead of them."""
+        workdir.sync(self._path)
+
+    @by_first
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes an image, uint8 `[H, W, C]` with C = 1 or 3, as `<name>_<step, six digits>.png` and to TensorBoard."""
         with self._writing():
