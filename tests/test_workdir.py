@@ -1,3 +1,4 @@
+import errno
 import os
 import resource
 import signal
@@ -57,6 +58,36 @@ def test_a_failed_folder_keeps_the_old_one(tmp_path, size_limit):
     with pytest.raises(UserError), workdir.atomic_dir(path) as partial:
         (partial / "x").write_bytes(bytes(1 << 20))
     assert (path / "x").read_text() == "old"
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_every_file_of_a_folder_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, fsync, replace = [], os.fsync, os.replace
+
+    def note(descriptor):
+        flushed.append(os.stat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def rename(source, target):
+        paths = [source, *source.rglob("*")]
+        assert len(paths) == 203 and {path.stat().st_ino for path in paths} <= set(flushed)
+        replace(source, target)
+
+    def refuse(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fill(path):
+        with workdir.atomic_dir(path) as partial:
+            (partial / "inner").mkdir()
+            for i in range(201):
+                (partial / ("inner" * (i % 2)) / f"{i}.txt").write_text("x")
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", rename)
+    fill(tmp_path / "folder")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(UserError, match="the disk reports an error"):
+        fill(tmp_path / "other")
     assert os.listdir(tmp_path) == ["folder"]
 
 
