@@ -232,10 +232,10 @@ def _show_correlations(found: Sequence[Row], measure: str) -> None:
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[str]) -> None:
     console = rich.console.Console()
-    console = console if console.is_terminal else rich.console.Console(width=120)
+    console = console if console.is_terminal else rich.console.Console(width=200)
     table = rich.table.Table()
     for name in columns:
-        table.add_column(name, justify="left" if name in left else "right")
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
     for row in rows:
         cells = [f"{cell:g}" if type(cell) is float else printable(str(cell)) for cell in row]
         table.add_row(*map(rich.markup.escape, cells))

@@ -113,6 +113,7 @@ def test_the_same_command_goes_on_and_correlates(privimage, config, copy):
         assert name in result.out
     assert all(0 <= float(row["subset_sds"]) <= 1 for row in rows[:3])
     assert "Pearson, with accuracy_synthetic" in result.out
+    assert all(f" {name} " in result.out for name in ("selection.method", "selection.k2", "epsilon", "accuracy_real"))
     assert (copy / "internal" / "plots" / "accuracy_synthetic_by_selection.k2.png").exists()
 
 
