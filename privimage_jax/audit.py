@@ -103,7 +103,7 @@ def _take(folder: workdir.Workdir) -> None:
         raise UserError(f"{folder.root} holds {kind}; give the audit a --workdir of its own.")
     if folder.audit_json.exists():
         raise UserError(f"{folder.audit_json} holds the result of an audit; give this one a --workdir of its own.")
-    workdir.make_dir(folder.internal, mode=0o700)
+    folder.make_internal()
 
 
 def audit(config: ConfigDict, mesh: Mesh) -> Result:

@@ -127,7 +127,7 @@ def _take(folder: Workdir, runs: Sequence[Run]) -> None:
                     f"{folder.root} holds a sweep with config.{key}={old!r}, which is now {new!r}; restore that, or "
                     "choose another --workdir."
                 )
-    workdir.make_dir(folder.internal, mode=0o700)
+    folder.make_internal()
 
 
 def _identity(runs: Sequence[Run]) -> dict[str, Any]:

@@ -304,16 +304,23 @@ class Workdir:
         """
         waiting = [self.root] if os.path.isdir(self.root) else []
         while waiting:
-            with explain_os_errors(waiting[-1]), os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-                    elif not entry.is_file(follow_symlinks=False):
-                        what = "a link" if entry.is_symlink() else "a pipe, socket or device"
-                        raise UserError(
-                            f"{entry.path} is {what}, and a workdir holds files and folders only; remove it, or choose "
-                            "another --workdir."
-                        )
+            folder = waiting.pop()
+            try:
+                with explain_os_errors(folder), os.scandir(folder) as entries:
+                    found = list(entries)
+            except UserError as error:
+                if isinstance(error.__cause__, FileNotFoundError) and folder != self.root:
+                    continue  # another process is at work here, and the lock is going to say so
+                raise
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    what = "a link" if entry.is_symlink() else "a pipe, socket or device"
+                    raise UserError(
+                        f"{entry.path} is {what}, and a workdir holds files and folders only; remove it, or choose "
+                        "another --workdir."
+                    )
 
     def holds(self) -> str:
         """What a command has made of the folder: "a run", "an audit", "a sweep", or "" if none has."""
@@ -339,11 +346,15 @@ class Workdir:
         if (kind := self.holds()) not in ("", "a run"):
             raise UserError(f"{self.root} holds {kind}; choose another --workdir.")
         make_dir(self.release)
+        self.make_internal()
+        make_dir(self.cache, mode=0o700)
+        make_dir(self._marks, mode=0o700)
+
+    def make_internal(self) -> None:
+        """Makes `internal/`, or makes that which is there readable by its owner only."""
         make_dir(self.internal, mode=0o700)
         with explain_os_errors(self.internal):
             self.internal.chmod(0o700)
-        make_dir(self.cache, mode=0o700)
-        make_dir(self._marks, mode=0o700)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -176,3 +176,26 @@ def test_a_folder_goes_all_at_once(tmp_path, monkeypatch):
 def test_fingerprints_ignore_the_order_of_keys():
     assert workdir.fingerprint({"a": 1, "b": (2,)}) == workdir.fingerprint({"b": [2], "a": 1})
     assert workdir.fingerprint({"a": 1}) != workdir.fingerprint({"a": 2})
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    """The lock then says that another process is at work."""
+    run = workdir.Workdir(tmp_path)
+    run.create()
+    (run.release / ".generator.partial").mkdir()
+    scandir = os.scandir
+
+    def late(path):
+        if path.name.endswith(".partial"):
+            path.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    run.check()
+    assert not (run.release / ".generator.partial").exists()
+
+
+def test_an_internal_folder_that_others_may_read_is_closed(tmp_path):
+    (tmp_path / "internal").mkdir(mode=0o755)
+    workdir.Workdir(tmp_path).make_internal()
+    assert stat.S_IMODE((tmp_path / "internal").stat().st_mode) == 0o700
