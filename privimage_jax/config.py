@@ -30,6 +30,10 @@ SOURCE_KEYS = {  # the settings that only some sources read
     "glyphs": ("characters", "per_class", "style"),
 }
 PLACES = ("path", "data_dir", "workdir", "cache", "inception_weights")
+INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
+    "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
+    "https://github.com/mseitzer/pytorch-fid"
+)
 FREE_SECTIONS = ("model.kwargs.", "query_net.kwargs.", "evaluate.classifier_kwargs.")
 TYPES = {
     bool: "True or False",
@@ -273,9 +277,9 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def short_name(model: str) -> str:
-    """What results and settings call a model: its name in the zoo, or the class of "package.module:Class"."""
-    return model.rpartition(":")[2]
+def short_name(name: str) -> str:
+    """What results and settings call a model or extractor: its own name, or the last part of "package.module:Class"."""
+    return name.rpartition(":")[2]
 
 
 def section(config: ConfigDict, *names: str) -> dict[str, Any]:
@@ -392,7 +396,7 @@ def _check_candidates(config: ConfigDict) -> None:
 
 
 def _check_extractors(evaluate: ConfigDict) -> None:
-    names = [name.rpartition(":")[2] for name in evaluate.extractors]
+    names = [short_name(name) for name in evaluate.extractors]
     if len(set(names)) < len(names):
         raise UserError(
             f"config.evaluate.extractors={evaluate.extractors} names {max(names, key=names.count)} twice, and the "
@@ -400,9 +404,8 @@ def _check_extractors(evaluate: ConfigDict) -> None:
         )
     if "inception" in evaluate.extractors and not evaluate.inception_weights:
         raise UserError(
-            "config.evaluate.inception_weights is empty, but config.evaluate.extractors names inception; give the "
-            "path of pt_inception-2015-12-05-6726825d.pth, from the release fid_weights of "
-            "https://github.com/mseitzer/pytorch-fid."
+            "config.evaluate.inception_weights is empty, but config.evaluate.extractors names inception; "
+            f"{INCEPTION_WEIGHTS}, and give its path."
         )
 
 

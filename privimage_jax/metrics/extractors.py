@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from privimage_jax import workdir
+from privimage_jax.config import INCEPTION_WEIGHTS
 from privimage_jax.errors import UserError
 from privimage_jax.metrics import weight_files
 from privimage_jax.metrics.features import Outputs, extract, forward_both
@@ -24,8 +25,6 @@ from privimage_jax.models.inception import InceptionV3, variables_from_torch
 from privimage_jax.training.state import tree_digest
 
 QUERY, INCEPTION = "query", "inception"
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
-WHERE = f"download {WEIGHTS} from the release fid_weights of https://github.com/mseitzer/pytorch-fid"
 _VERSION = 1  # raise it when the same weights give other features, so that kept features are not used
 _PROBES = 8
 
@@ -90,11 +89,6 @@ class Extractor:
         return outputs
 
 
-def key(name: str) -> str:
-    """What the keys of an extractor's figures end with: its name, or the function's."""
-    return name.rpartition(":")[2]
-
-
 def of_network(module: nn.Module, variables: Any) -> Extractor:
     """The public query network, a classifier of `models.registry` with its variables."""
     return _of_module(QUERY, module, variables)
@@ -120,7 +114,9 @@ def load(name: str, inception_weights: str, image_shape: tuple[int, int, int]) -
     if name == INCEPTION:
         inception_sha256(inception_weights)  # before a byte of it is believed
         where = _where(inception_weights)
-        return of_inception(variables_from_torch(weight_files.read(Path(inception_weights), where, WHERE), where))
+        return of_inception(
+            variables_from_torch(weight_files.read(Path(inception_weights), where, INCEPTION_WEIGHTS), where)
+        )
     function = registry.import_function(name, "config.evaluate.extractors")
     if not isinstance(function, jax.tree_util.Partial):
         function = jax.tree_util.Partial(function)
@@ -137,11 +133,12 @@ def inception_sha256(path: str) -> str:
     Raises:
       UserError: if the file cannot be read or is not what its name says.
     """
-    digest = weight_files.sha256(Path(path), _where(path), WHERE)
+    digest = weight_files.sha256(Path(path), _where(path), INCEPTION_WEIGHTS)
     named = re.search(r"-([0-9a-f]{8,64})\.pth$", path)
     if named and not digest.startswith(named[1]):
         raise UserError(
-            f"{_where(path)} has the SHA-256 {digest[:16]}…, but its name says that it begins with {named[1]}; {WHERE}."
+            f"{_where(path)} has the SHA-256 {digest[:16]}…, but its name says that it begins with {named[1]}; "
+            f"{INCEPTION_WEIGHTS}."
         )
     return digest
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.report import measures, text
-from privimage_jax.report.document import document, template
+from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
 
 KIND = "comparison"
-FOOTER = "Made by privimage_jax. Not private. The page loads nothing from elsewhere."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def render(runs: Sequence[RunInputs], joint: str) -> str:
         settings=_settings(runs),
         images=_images(runs),
     )
-    return document(KIND, f"{title} · comparison, not private", body, FOOTER)
+    return document(KIND, f"{title} · comparison, not private", body, NOT_PRIVATE)
 
 
 def _budgets(runs: Sequence[RunInputs]) -> str:

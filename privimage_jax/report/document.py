@@ -12,6 +12,7 @@ from importlib import resources
 from privimage_jax.report.text import escape
 
 MARKED_BYTES = 1000  # within which a page says what kind it is
+NOT_PRIVATE = "Made by privimage_jax. Not private. The page loads nothing from elsewhere."  # a footer
 
 
 def document(kind: str, title: str, body: str, footer: str) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from privimage_jax.report import curves, measures, text
-from privimage_jax.report.document import document, template
+from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
 
-FOOTER = "Made by privimage_jax. Not private. The page loads nothing from elsewhere."
 SAID = ("private", "note")  # on top of the page anyway
 METRICS = {  # of fine-tuning and the networks, with the span of their axis
     "loss": ("loss", None),
@@ -52,7 +51,7 @@ def render(inputs: EvaluationInputs) -> str:
         images=gallery(inputs.sets, inputs.class_names) or '<p class="note">There is no image.</p>',
         training="".join(_training(title, metrics) for title, metrics in inputs.training if metrics),
     )
-    return document("evaluation", f"{inputs.title} · evaluation, not private", body, FOOTER)
+    return document("evaluation", f"{inputs.title} · evaluation, not private", body, NOT_PRIVATE)
 
 
 def _row(name: str, number: float) -> str:

@@ -119,7 +119,7 @@ def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
         if name == section.extractors[0]:
             results |= measured
         if len(section.extractors) > 1:
-            results |= {f"{measure}_{extractors.key(name)}": value for measure, value in measured.items()}
+            results |= {f"{measure}_{configs.short_name(name)}": value for measure, value in measured.items()}
     return results
 
 

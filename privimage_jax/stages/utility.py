@@ -13,11 +13,10 @@ from privimage_jax import config as configs
 from privimage_jax.data import Dataset
 from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
 from privimage_jax.models import registry
+from privimage_jax.report.measures import SPREAD
 from privimage_jax.stages.context import Context
 from privimage_jax.training.writers import progress
 from privimage_jax.workdir import atomic_write_json, read_record
-
-SPREAD = "_std"  # ends the name of a standard deviation over seeds
 
 
 def measure(context: Context, synthetic: Dataset, record: Path) -> dict[str, float]:

@@ -51,7 +51,7 @@ def test_a_function_of_the_user(images, monkeypatch):
     extractor = extractors.load("pipelines:coarse", "", SHAPE)
     outputs = extractor.outputs(images, "real")
     np.testing.assert_allclose(outputs.features, (images[:, ::4, ::4, 0].reshape(21, 4) / 127.5 - 1), atol=1e-6)
-    assert outputs.logits is None and extractors.key(extractor.name) == "coarse"
+    assert outputs.logits is None
     assert extractors.load("pipelines:coarse", "", SHAPE).digest == extractor.digest
     monkeypatch.setattr(pipelines, "coarse", lambda x: x[:, 0, :, 0])
     assert extractors.load("pipelines:coarse", "", SHAPE).digest != extractor.digest
