@@ -50,7 +50,7 @@ def test_wrong_sections_name_the_key(name, kwargs, message, here):
 
 def test_classifier_errors_name_the_key():
     with pytest.raises(
-        UserError, match=r"config\.query_net\.model: unknown model 'vgg'; choose cnn, resnet18, resnet50, resnet9"
+        UserError, match=r"config\.query_net\.model: unknown model 'vgg'; choose cnn, resnet110, resnet18, resnet50, resnet9"
     ):
         build_classifier("vgg", 3)
     with pytest.raises(UserError, match=r"config\.evaluate\.classifier_kwargs: cnn takes no argument depth"):
