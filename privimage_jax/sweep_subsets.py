@@ -15,6 +15,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.metrics.fid import fid
 from privimage_jax.metrics.kid import mmd
+from privimage_jax.metrics.real_features import measured_rows
 from privimage_jax.metrics.sds import sds
 from privimage_jax.stages import query, selection, train_query
 from privimage_jax.stages.context import Context
@@ -63,7 +64,7 @@ def _describe(
 
     Each image counts for its likeliest semantic. An image of the label `n_classes`, "no label", counts for every class.
     """
-    rows = np.sort(np.random.default_rng(0).permutation(len(images))[:most])
+    rows = measured_rows(len(images), most)
     images, labels = np.asarray(images[rows]), np.asarray(labels[rows])
     logits = extract(forward(model, variables, method="__call__"), images)
     counts = query.count_semantics(logits, labels, n_classes + 1, 1)

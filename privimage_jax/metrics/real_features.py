@@ -33,28 +33,39 @@ class RealFeatures(NamedTuple):
     logits: np.ndarray | None = None
 
 
+def measured_rows(total: int, n: int) -> np.ndarray:
+    """Which of `total` images are measured where at most n may be: int64 [min(n, total)], rising.
+
+    A draw that is the same for ever. The first n would not do: many sources list class by class.
+    """
+    return np.sort(np.random.default_rng(0).permutation(total)[:n])
+
+
 def load_or_make(
     cache: Path, extractor: Extractor, dataset: Dataset, n: int, on_images: Callable[[int], None] | None = None
 ) -> RealFeatures:
-    """The features of the first n images of a real set, from the folder `cache` or computed and kept there.
+    """The features of `measured_rows` of a real set, from the folder `cache` or computed and kept there.
 
     Args:
       cache: a private folder that exists.
       extractor: the network.
-      dataset: the images; their digest is a part of the file's name, as is the network's.
-      n: at most so many images; the set's order must have nothing to do with its content.
+      dataset: the images; their digest, the rows and the network's digest decide the file's name.
+      n: at most so many images are measured.
       on_images: called as `on_images(count)` while features are computed.
 
     Raises:
       UserError: if features cannot be computed or the disk refuses them.
     """
-    n = min(n, dataset.n)
-    path = cache / f"features-{workdir.fingerprint([extractor.digest, dataset.digest(), n])[:16]}.npz"
-    found = _read(path, extractor, dataset, n)
+    rows = measured_rows(dataset.n, n)
+    identity = [extractor.digest, dataset.digest(), rows.tolist()]
+    path = cache / f"features-{workdir.fingerprint(identity)[:16]}.npz"
+    found = _read(path, extractor, dataset, len(rows))
     # Computing features takes all processes, so all of them do it unless each has found them.
     if processes.current().least(f"the features {path.name}", int(found is not None)):
         return found
-    features, logits = extractor.outputs(dataset.images[:n], "real", on_images)
+    # A whole set stays where it is: it may be memory-mapped and large.
+    images = dataset.images if len(rows) == dataset.n else dataset.images[rows]
+    features, logits = extractor.outputs(images, "real", on_images)
     made = RealFeatures(features, *mean_and_covariance(features), logits)
     workdir.atomic_write_npz(path, **{name: value for name, value in made._asdict().items() if value is not None})
     return made

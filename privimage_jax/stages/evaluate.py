@@ -124,7 +124,7 @@ def _fidelity(context: Context, synthetic: Dataset) -> dict[str, float]:
 
 
 def _synthetic_features(context: Context, extractor: Extractor, synthetic: Dataset) -> Outputs:
-    images = synthetic.images[: context.config.evaluate.max_images]  # in an order that has nothing to do with content
+    images = synthetic.images[: context.config.evaluate.max_images]  # its classes are spread evenly
     with _progress(extractor, "synthetic", len(images)) as advance:
         return extractor.outputs(images, "synthetic", advance)
 
@@ -152,13 +152,15 @@ def _progress(extractor: Extractor, part: str, n: int) -> Iterator[Callable[[int
 
 def _semantic_similarity(context: Context, network: Extractor, logits: np.ndarray, labels: np.ndarray) -> float:
     """Similarity of the semantics in the synthetic set (its first logits and labels are given) and the held-out one."""
-    real = _real_features(context, network, context.held_out, "held-out")
+    held_out = context.held_out
+    real = _real_features(context, network, held_out, "held-out")
+    real_labels = held_out.labels[real_features.measured_rows(held_out.n, context.config.evaluate.max_images)]
     k1 = min(context.config.query.k1, logits.shape[1])
 
     def histogram(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return count_semantics(logits, labels[: len(logits)], context.sensitive.n_classes, k1)
+        return count_semantics(logits, labels, context.sensitive.n_classes, k1)
 
-    return sds(histogram(logits, labels), histogram(real.logits, context.held_out.labels))
+    return sds(histogram(logits, labels[: len(logits)]), histogram(real.logits, real_labels))
 
 
 def _weights(config: ConfigDict) -> dict[str, str]:

@@ -4,7 +4,7 @@ import pytest
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.features import Outputs
-from privimage_jax.metrics.real_features import load_or_make
+from privimage_jax.metrics.real_features import load_or_make, measured_rows
 
 
 def dataset(seed=0):
@@ -29,7 +29,7 @@ def made(tmp_path):
 
 def test_features_are_computed_once(made, tmp_path):
     first, computed = made(extractor(), dataset())
-    images = dataset().images[:20].astype(np.float64) / 127.5 - 1
+    images = dataset().images[measured_rows(30, 20)].astype(np.float64) / 127.5 - 1
     np.testing.assert_allclose(first.features, images[:, 0, :, 0], atol=1e-6)
     np.testing.assert_allclose(first.mean, images[:, 0, :, 0].mean(0), atol=1e-6)
     np.testing.assert_allclose(first.covariance, np.cov(images[:, 0, :, 0], rowvar=False), atol=1e-6)
@@ -45,6 +45,21 @@ def test_other_images_numbers_or_networks_are_other_features(made):
     assert made(extractor(), dataset(1))[1]
     assert made(extractor(), dataset(), n=10)[1]
     assert not made(extractor(), dataset(), n=20)[1]
+
+
+def test_of_a_set_listed_class_by_class_every_class_is_measured(made):
+    labels = np.repeat(np.arange(3, dtype=np.int32), 10)
+    images = labels.astype(np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
+    features = made(extractor(), Dataset(images, labels, ("a", "b", "c"), "set"))[0].features
+    assert len(np.unique(features[:, 0])) == 3  # the first 20 images would hold none of "c"
+
+
+def test_each_row_is_measured_once_and_all_where_there_is_room():
+    rows = measured_rows(1000, 100)
+    assert len(np.unique(rows)) == 100 and (np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < 1000
+    assert 300 < rows.mean() < 700
+    for n in (30, 31):
+        np.testing.assert_array_equal(measured_rows(30, n), np.arange(30))
 
 
 def test_a_network_without_logits(made):
