@@ -18,14 +18,13 @@ MODE = 0o600
 REMEDY = "finish the run by `privimage run`"
 
 
-def write(paths: Sequence[str], out: str) -> None:
-    """Writes the page of the finished runs in the workdirs `paths`, readable by its owner only.
+def write(paths: Sequence[str], target: Path) -> None:
+    """Writes the page of the finished runs in the workdirs `paths` as `target`, readable by its owner only.
 
     Raises:
       UserError: for a workdir that is given twice or holds no finished run, and for a place that the page must not
         take.
     """
-    target = Path(out).expanduser().absolute()
     _check_target(target)
     runs = [Workdir(path) for path in paths]
     roots = [run.root.resolve() for run in runs]

@@ -310,9 +310,9 @@ def _report(arguments: list[str]) -> None:
     )
     from privimage_jax import comparison
 
-    out = comparison.DEFAULT if values.out is None else values.out
+    out = os.path.abspath(os.path.expanduser(comparison.DEFAULT if values.out is None else values.out))
     _check_writable("out", out)
-    comparison.write(paths, out)
+    comparison.write(paths, Path(out))
 
 
 def _export(arguments: list[str]) -> None:

@@ -53,6 +53,13 @@ def test_one_run_alone_has_nothing_to_add_up(report, tmp_path):
     assert "Together" not in (tmp_path / "one.html").read_text()
 
 
+def test_a_page_in_the_home_folder(report, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    report("a", "--out=~/x.html").succeeds()
+    assert (tmp_path / "home" / "x.html").exists()
+
+
 def test_only_such_a_page_is_replaced(report, runs, tmp_path):
     report("a").succeeds()
     before = (tmp_path / "comparison.html").read_text()
