@@ -11,7 +11,6 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from privimage_jax.archives import Arrays
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.privacy.verification import verify
+from privimage_jax.rounding import plain_up
 from privimage_jax.stages import choose_sampler, finetune, pretrain, report, sample
 from privimage_jax.stages.mechanism import open_ledger
 from privimage_jax.training.writers import encode_png
@@ -270,7 +270,7 @@ def datasheet(release: Release, name: str) -> str:
             line["noise_multiplier"],
             line.get("sampling_rate", ""),
             "{} to {}".format(*line["steps"]) if "steps" in line else "",
-            _up(line["epsilon"]),
+            plain_up(line["epsilon"]),
         ]
         for line in release.ledger
         if "epsilon" in line
@@ -282,9 +282,9 @@ def datasheet(release: Release, name: str) -> str:
         promise=promise.format(
             note=terms.get("note", "NOT PRIVATE"),
             n=f"{terms['n']:,}",
-            epsilon=_up(terms["epsilon_target"]),
-            delta=_up(terms["delta"]),
-            spent=_up(total_epsilon(release.ledger)),
+            epsilon=plain_up(terms["epsilon_target"]),
+            delta=plain_up(terms["delta"]),
+            spent=plain_up(total_epsilon(release.ledger)),
         ),
         ledger=_table(["mechanism", "noise multiplier", "sampling rate", "steps", "ε spent so far"], spending)
         if spending
@@ -305,11 +305,6 @@ def _what(release: Release) -> str:
     colour = "grey" if channels == 1 else "RGB"
     void = "" if release.ledger[0]["private"] else "NOT PRIVATE: "
     return f"{void}{n:,} synthetic images, {height}×{width} {colour}, in {len(release.class_names)} classes."
-
-
-def _up(value: float) -> str:
-    """Four significant digits, never less than the value: what is spent must not look smaller."""
-    return f"{Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(value)).normalize():f}"
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:

@@ -8,9 +8,11 @@ from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger, spent, total_epsilon
 from privimage_jax.privacy.verification import verify
+from privimage_jax.rounding import plain_up
 from privimage_jax.stages.mechanism import open_ledger
 from privimage_jax.workdir import Workdir
 
+DIGITS = 6  # of an epsilon
 HIDDEN = ("index", "kind", "previous")
 
 
@@ -66,10 +68,20 @@ def describe_joint(ledgers: Sequence[list[dict[str, Any]]]) -> str:
     runs = [(accounting.events_from(spent(lines)), lines[0]["delta"]) for lines in ledgers]
     epsilon, delta = accounting.joint_epsilon(runs, accountant)
     return (
-        f"together: epsilon = {epsilon:g} at delta = {delta:.4g}, the sum of the {len(runs)} deltas; all mechanisms of "
-        f"all runs composed by {accountant}. It counts only if all these runs read the same images: then it is what "
-        "one image risks by all of them; runs on different images do not add up."
+        f"together: epsilon = {plain_up(epsilon, DIGITS)} at delta = {delta:.4g}, the sum of the "
+        f"{len(runs)} deltas{_in_brackets(void_note(ledgers))}; all mechanisms of all runs composed by {accountant}. "
+        "It counts only if all these runs read the same images: then it is what one image risks by all of them; runs "
+        "on different images do not add up."
     )
+
+
+def void_note(ledgers: Sequence[list[dict[str, Any]]]) -> str:
+    """Why the guarantee of a ledger among these is void: its note that it is NOT PRIVATE; "" if none is."""
+    return next((lines[0].get("note", "NOT PRIVATE") for lines in ledgers if not lines[0]["private"]), "")
+
+
+def _in_brackets(note: str) -> str:
+    return f" ({note})" if note else ""
 
 
 def _verdict(lines: list[dict[str, Any]], verified: bool) -> str:
@@ -77,8 +89,7 @@ def _verdict(lines: list[dict[str, Any]], verified: bool) -> str:
     checked = "the hash chain is intact"
     if verified:
         checked += f" and every epsilon is what dp-accounting ({terms['accountant']}) computes from the lines"
-    void = "" if terms["private"] else f" ({terms.get('note', 'NOT PRIVATE')})"
     return (
-        f"{checked}; spent in all: epsilon = {total_epsilon(lines):g} of {terms['epsilon_target']:g} at delta = "
-        f"{terms['delta']:.4g}{void}"
+        f"{checked}; spent in all: epsilon = {plain_up(total_epsilon(lines), DIGITS)} of {terms['epsilon_target']:g} "
+        f"at delta = {terms['delta']:.4g}{_in_brackets(void_note([lines]))}"
     )

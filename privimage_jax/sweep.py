@@ -20,8 +20,9 @@ from privimage_jax import config as configs
 from privimage_jax import pipeline, reading, workdir
 from privimage_jax.combinations import Run, as_file_name
 from privimage_jax.errors import UserError, printable
-from privimage_jax.ledgers import describe_joint
+from privimage_jax.ledgers import DIGITS, describe_joint, void_note
 from privimage_jax.privacy.ledger import spent, total_epsilon
+from privimage_jax.rounding import plain_up
 from privimage_jax.stages import train_query
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger
@@ -207,13 +208,19 @@ def _show(rows: Sequence[Row], fields: Sequence[str], measure: str, folder: Work
     """Prints the table, what all runs cost together, and what may be done with it."""
     wanted = ("status", *fields, "epsilon", *dict.fromkeys([measure, *SHOWN]), *MEASURES)
     columns = [name for name in wanted if any(name in row for row in rows)]
-    _print_table(columns, [[row.get(name, "") for name in columns] for row in rows], left=("status",))
+    _print_table(columns, [[_cell(row, name) for name in columns] for row in rows], left=("status",))
     ledgers = [open_ledger(Workdir(path.parents[1])) for path in sorted(folder.root.glob("*/release/ledger.jsonl"))]
     spending = [ledger.entries for ledger in ledgers if spent(ledger.entries)]
     if len(spending) > 1:
         print(describe_joint(spending))
+    elif note := void_note(spending):
+        print(note)
     print(CAUTION)
     print(printable(f"Only each run's release/ may leave {folder.root}; the table is {folder.internal / 'sweep.csv'}."))
+
+
+def _cell(row: Row, name: str) -> Any:
+    return plain_up(row[name], DIGITS) if name == "epsilon" and name in row else row.get(name, "")
 
 
 def _check_measure(rows: Sequence[Row], fields: Sequence[str], measure: str) -> None:

@@ -16,6 +16,7 @@ from privimage_jax.data import load
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.rounding import plain_up
 from privimage_jax.workdir import Workdir
 
 DELTA, N = 1.23451e-5, 12345
@@ -138,7 +139,7 @@ def test_the_datasheet(exported, run):
     spent = Ledger.open(run.ledger).entries[1]["epsilon"]
     assert "ε = 5 and δ = 0.00001235: no outcome" in sheet and "each one of the 12,345 sensitive records" in sheet
     assert "NOT PRIVATE" not in sheet
-    assert f"| semantic query | 4.0 |  |  | {export._up(spent)} |" in sheet and float(export._up(spent)) >= spent
+    assert f"| semantic query | 4.0 |  |  | {plain_up(spent)} |" in sheet and float(plain_up(spent)) >= spent
     assert "44 synthetic images, 8×8 RGB, in 11 classes" in sheet
     for row in ("| 0 | zebra | 00_zebra | 8 |", "| 1 | cat | 01_cat | 0 |", "| 3 | a\\|b | 03_a_b | 4 |"):
         assert row in sheet

@@ -9,7 +9,7 @@ import privimage_jax
 
 ROOT = pathlib.Path(privimage_jax.__file__).parent
 LAYERS = (
-    ("errors",),
+    ("errors", "rounding"),
     ("reading",),
     ("archives", "processes", "preemption"),
     ("workdir", "distributed", "configs", "augment", "pixels"),

@@ -14,7 +14,7 @@ from commands import Result, in_process
 from pipelines import CLASSES, release_bytes, tiny_config, write_npz
 
 from privimage_jax import config as configs
-from privimage_jax import main, pipeline
+from privimage_jax import main, pipeline, sweep
 from privimage_jax.errors import UserError
 from privimage_jax.ledgers import describe_joint
 from privimage_jax.stages.context import Context
@@ -96,8 +96,14 @@ def test_what_all_runs_cost_together_is_told_and_what_no_epsilon_covers(made):
     folder, result = made
     spending = [open_ledger(Workdir(folder / name)).entries for name in sorted(FINISHED)]
     assert describe_joint(spending) in result.out
+    assert "deltas (NOT PRIVATE: fixed seed);" in result.out
     assert CAUTION in result.out
     assert f"Only each run's release/ may leave {folder}" in result.out
+
+
+def test_the_table_rounds_epsilon_up(tmp_path, capsys):
+    sweep._show([{"run": "k=1", "status": "done", "epsilon": 1.0000001}], [], "fid", Workdir(tmp_path))
+    assert " 1.00001 " in capsys.readouterr().out
 
 
 def test_the_same_command_goes_on_and_correlates(privimage, config, copy):

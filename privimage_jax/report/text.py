@@ -3,8 +3,10 @@
 import html
 import json
 import math
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import Decimal
 from typing import Any
+
+from privimage_jax import rounding
 
 
 def escape(value: Any) -> str:
@@ -34,18 +36,17 @@ def rounded_up(number: float) -> str:
     """Four significant digits, never less than the value: what is spent must not look smaller."""
     if not math.isfinite(number):
         return "∞"
-    return _scientific(Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(float(number))))
+    return _scientific(rounding.rounded_up(number))
 
 
 def rounded_down(number: float) -> str:
     """Four significant digits, never more than the value."""
-    return _scientific(-Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(-float(number))))
+    return _scientific(-rounding.rounded_up(-number))
 
 
 def percent_up(share: float) -> str:
     """A share as a percentage with six significant digits, rounded up, at most 100%."""
-    percent = Context(prec=6, rounding=ROUND_CEILING).create_decimal(repr(100 * share))
-    return f"{_scientific(min(percent, Decimal(100)))}%"
+    return f"{_scientific(min(rounding.rounded_up(100 * share, 6), Decimal(100)))}%"
 
 
 def words(name: str) -> str:

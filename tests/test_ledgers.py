@@ -1,0 +1,44 @@
+"""What is said of one or several ledgers: never less than was spent, and whether it is void."""
+
+import pytest
+
+from privimage_jax import ledgers
+from privimage_jax.privacy import accounting
+from privimage_jax.privacy.ledger import Ledger
+
+TERMS = {
+    "epsilon_target": 5.0,
+    "delta": 1e-5,
+    "n": 1000,
+    "adjacency": "zero-out of one record",
+    "accountant": "rdp",
+    "mechanisms": ["query"],
+    "private": True,
+}
+QUERY = {"mechanism": "query", "key_generation": 0, "noise_multiplier": 8.0, "l2_sensitivity": 1.0}
+BARELY_MORE = 1.0000001  # the nearest of six digits is below it
+
+
+def write(path, **terms) -> Ledger:
+    ledger = Ledger.open(path)
+    ledger.spend("gaussian", lambda events: BARELY_MORE, TERMS | terms, **QUERY)
+    return ledger
+
+
+def test_epsilons_are_printed_rounded_up(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(accounting, "joint_epsilon", lambda runs, accountant: (2 * BARELY_MORE, 2e-5))
+    paths = [write(tmp_path / name).path for name in ("a", "b")]
+    ledgers.show(list(map(str, paths)), verified=False)
+    out = capsys.readouterr().out
+    assert out.count("spent in all: epsilon = 1.00001 of 5 at delta = 1e-05\n") == 2
+    assert "together: epsilon = 2.00001 at delta = 2e-05, the sum of the 2 deltas; all" in out
+
+
+@pytest.mark.parametrize(
+    ("note", "told"), [({"note": "NOT PRIVATE: a test"}, "NOT PRIVATE: a test"), ({}, "NOT PRIVATE")]
+)
+def test_one_void_ledger_voids_the_sum(tmp_path, note, told):
+    kept, void = write(tmp_path / "a").entries, write(tmp_path / "b", private=False, **note).entries
+    assert f"the sum of the 2 deltas ({told}); all" in ledgers.describe_joint([kept, void])
+    assert "NOT PRIVATE" not in ledgers.describe_joint([kept, kept])
+    assert (ledgers.void_note([kept]), ledgers.void_note([kept, void])) == ("", told)
