@@ -6,10 +6,11 @@ from privimage_jax.metrics.features import extract, forward
 from privimage_jax.report.neighbours import Neighbourhood
 from privimage_jax.stages import selection, train_query
 from privimage_jax.stages.context import Context
+from privimage_jax.training.writers import progress
 
 MAX_IMAGES = 20  # synthetic ones, the first of each class
 NEIGHBOURS = 6  # of each
-MAX_SEARCHED = 10_000  # public images, spread evenly over those that taught the generator
+CHUNK = 1024  # public images in memory at a time
 
 
 def enabled(config) -> bool:
@@ -18,7 +19,7 @@ def enabled(config) -> bool:
 
 
 def find(context: Context, images: np.ndarray, labels: np.ndarray) -> list[Neighbourhood]:
-    """The nearest of the public images that the generator was pre-trained on, by features of the query network.
+    """The nearest of all the public images that the generator was pre-trained on, by features of the query network.
 
     Args:
       images: synthetic, uint8 [N, H, W, C].
@@ -28,22 +29,35 @@ def find(context: Context, images: np.ndarray, labels: np.ndarray) -> list[Neigh
       One entry for the first image of each class, of at most `MAX_IMAGES` classes.
     """
     public = context.public
-    rows, _ = selection.load_rows(context)
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_SEARCHED)).astype(np.int64)]
     shown = np.unique(labels, return_index=True)[1][:MAX_IMAGES]
-    features = forward(*train_query.load(context))
-    of_public = extract(features, np.asarray(public.images[rows]))
-    of_images = extract(features, images[shown])
-    found = []
-    for image, feature in zip(shown, of_images, strict=True):
-        distances = np.square(of_public - feature).sum(axis=1, dtype=np.float64)
-        nearest = rows[np.argsort(distances, kind="stable")[:NEIGHBOURS]]
-        found.append(
-            Neighbourhood(
-                images[image],
-                context.sensitive.class_names[labels[image]],
-                np.asarray(public.images[nearest]),
-                [public.class_names[label] for label in public.labels[nearest]],
-            )
+    return [
+        Neighbourhood(
+            images[image],
+            context.sensitive.class_names[labels[image]],
+            np.asarray(public.images[rows]),
+            [public.class_names[label] for label in public.labels[rows]],
         )
-    return found
+        for image, rows in zip(shown, _nearest(context, images[shown]), strict=True)
+    ]
+
+
+def _nearest(context: Context, images: np.ndarray) -> np.ndarray:
+    """Rows of the public set nearest to each of `images` [N, H, W, C]: int64 [N, at most `NEIGHBOURS`], nearest first.
+
+    All that taught the generator are searched, a chunk after the other, for they may be more than memory holds.
+    """
+    rows, _ = selection.load_rows(context)
+    features = forward(*train_query.load(context))
+    of_images = extract(features, images)
+    nearest, distances = np.empty((len(images), 0), np.int64), np.empty((len(images), 0))
+    with progress("report: public images compared", len(rows), unit="images") as bar:
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            of_public = extract(features, np.asarray(context.public.images[chunk]))
+            reached = [np.square(of_public - feature).sum(axis=1, dtype=np.float64) for feature in of_images]
+            nearest = np.concatenate([nearest, np.tile(chunk, (len(images), 1))], axis=1)
+            distances = np.concatenate([distances, reached], axis=1)
+            best = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBOURS]
+            nearest, distances = (np.take_along_axis(values, best, axis=1) for values in (nearest, distances))
+            bar.advance(len(chunk))
+    return nearest

@@ -36,11 +36,28 @@ def test_the_first_image_of_each_class_and_its_nearest_teachers(context):
     np.testing.assert_array_equal(eel.neighbours, grey(30, 10, 40))  # 20 is nearer but was not picked
 
 
-def test_a_large_set_is_searched_in_part(context, monkeypatch):
-    monkeypatch.setattr(neighbours, "MAX_SEARCHED", 2)
-    monkeypatch.setattr(neighbours, "NEIGHBOURS", 1)
-    (cat,) = neighbours.find(context, grey(30), np.array([0]))
-    np.testing.assert_array_equal(cat.neighbours, grey(40))  # of the first and the last
+def test_all_teachers_are_searched_however_few_are_in_memory_at_a_time(context, monkeypatch):
+    rng = np.random.default_rng(0)
+    values, rows = rng.integers(0, 100, 60), np.arange(0, 60, 2)  # some values are the same: the first then goes first
+    context.public = Dataset(grey(*values), np.zeros(60, np.int32), ("lynx",), "public")
+    monkeypatch.setattr(neighbours.selection, "load_rows", lambda context: (rows, np.zeros(30, np.int32)))
+    monkeypatch.setattr(neighbours, "CHUNK", 7)
+    for value in (0, 50, 99):
+        expected = rows[np.argsort(np.abs(values[rows] - value), kind="stable")[: neighbours.NEIGHBOURS]]
+        (found,) = neighbours._nearest(context, grey(value))
+        np.testing.assert_array_equal(found, expected)
+        (cat,) = neighbours.find(context, grey(value), np.array([0]))
+        np.testing.assert_array_equal(cat.neighbours, grey(*values[expected]))
+
+
+def test_neighbours_are_found_far_behind_the_first_ten_thousand(context, monkeypatch):
+    n = 25_000
+    values = np.zeros(n, np.uint8)
+    values[19_999] = 200
+    context.public = Dataset(grey(*values), np.zeros(n, np.int32), ("lynx",), "public")
+    monkeypatch.setattr(neighbours.selection, "load_rows", lambda context: (np.arange(n), np.zeros(n, np.int32)))
+    (found,) = neighbours._nearest(context, grey(201))
+    assert found.tolist() == [19_999, 0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
