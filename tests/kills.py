@@ -1,0 +1,275 @@
+"""Kills small runs with SIGKILL, starts them again, and compares what they release with an undisturbed run.
+
+    python tests/kills.py --kills 100 --entropy_kills 40
+
+With a fixed seed, a run is killed again and again at random points of all its stages; what it releases in the end must
+be that of the undisturbed run, byte by byte. With keys from entropy, a run is killed once in each mechanism, right
+after one of the durable steps on a key or the ledger; the ledger must be that of the undisturbed run, and no file may
+hold a key. After every kill nothing is half-written and no output is ahead of the ledger. `--seed` chooses others.
+
+Every run is a fork of this process, which has imported everything, but has not started jax's backend.
+"""
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # it would start threads, which do not survive a fork
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax  # noqa: E402
+import pipelines  # noqa: E402
+import tensorboardX  # noqa: E402, F401
+from crashes import Step, WriteLog, files_of, is_partial, problems  # noqa: E402
+from small_models import use_small_models  # noqa: E402
+
+from privimage_jax import pipeline, workdir  # noqa: E402
+from privimage_jax.privacy import verification  # noqa: E402
+from privimage_jax.privacy.ledger import Ledger  # noqa: E402
+from privimage_jax.stages import context  # noqa: E402
+from privimage_jax.stages.plan import make_plan  # noqa: E402
+from privimage_jax.workdir import Workdir  # noqa: E402
+
+LONGEST_PAUSE = 0.5  # seconds between a durable step and the kill
+N = 60  # sensitive images of `pipelines.tiny_config`
+KILLED = -signal.SIGKILL  # the status of a run that was
+EVALUATION = "internal/evaluation.json"
+SPENDING = [stage.NAME for stage in pipeline.STAGES if hasattr(stage, "MECHANISM")]
+Observer = Callable[[str, pathlib.Path], None]
+
+
+@dataclasses.dataclass
+class Tally:
+    """What has been killed, and what differed."""
+
+    kills: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    differences: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        places = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items()))
+        return f"{self.kills.total()} kills ({places}), {len(self.differences)} differences"
+
+
+def make_config(folder: pathlib.Path, fixed_seed: int):
+    """A small experiment that goes through every stage; a seed of -1 means keys from entropy."""
+    config = use_small_models(pipelines.tiny_config(folder))
+    config.privacy.fixed_seed = fixed_seed
+    config.privacy.accountant = "rdp"
+    config.query_net.epochs = 2.0
+    config.class_histogram.enabled = True
+    config.pretrain.steps = config.finetune.steps = 4
+    config.finetune.block, config.finetune.noise_multiplicity = 2, 1
+    config.clipping.method = "vmap"  # traced in less time
+    config.evaluate.classifier_steps = 2
+    return config
+
+
+class Runs:
+    """Runs of one config in processes of their own, which share a compilation cache."""
+
+    def __init__(self, folder: pathlib.Path, fixed_seed: int):
+        self.config = make_config(folder, fixed_seed)
+        self.reference = folder / f"undisturbed{fixed_seed}"
+        self.root = folder / "killed"
+        self._cache = folder / "cache"
+        plan = make_plan(self.config, N)  # solved once, in place of once a run
+        context.make_plan = lambda config, n: plan
+        self.steps = self._record()
+
+    def _start(self, root: pathlib.Path, observer: Observer) -> int:
+        """Forks a process that runs the pipeline; returns its id. Its exit status is 0 when the run is finished."""
+        sys.stdout.flush()
+        if child := os.fork():
+            return child
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            jax.config.update("jax_compilation_cache_dir", str(self._cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+            workdir.observers.append(observer)
+            pipelines.run(self.config, root)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _record(self) -> list[Step]:
+        """The durable steps of an undisturbed run, without their content."""
+        log, path = WriteLog(self.reference), self.reference.with_suffix(".steps")
+
+        def note(what: str, where: pathlib.Path) -> None:
+            log(what, where)
+            path.write_text(json.dumps([(step.what, str(step.path)) for step in log.steps]))
+
+        if status := _finish(self._start(self.reference, note)):
+            raise RuntimeError(f"the undisturbed run ended with status {status}")
+        return [Step(what, pathlib.Path(where)) for what, where in json.loads(path.read_text())]
+
+    def finish(self) -> int:
+        """Runs to the end, unless something is wrong; returns the status."""
+        return _finish(self._start(self.root, lambda what, where: None))
+
+    def kill_around(self, number: int, pause: float) -> int:
+        """Runs, and kills the run from outside so many seconds after its durable step of this number (from 1)."""
+        receiver, sender = os.pipe()
+        log = WriteLog(self.root)
+
+        def note(what: str, where: pathlib.Path) -> None:
+            log(what, where)
+            if len(log.steps) == number:
+                os.write(sender, b".")
+
+        child = self._start(self.root, note)
+        os.close(sender)
+        select.select([receiver], [], [])
+        if os.read(receiver, 1):
+            time.sleep(pause)
+            os.kill(child, signal.SIGKILL)
+        os.close(receiver)
+        return _finish(child)
+
+    def kill_right_after(self, stage: str, number: int) -> int:
+        """Runs, and the run kills itself right after a step on a key or the ledger: of this number in a stage."""
+        log = WriteLog(self.root)
+
+        def note(what: str, where: pathlib.Path) -> None:
+            log(what, where)
+            if len(on_keys(stage, log.steps)) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return _finish(self._start(self.root, note))
+
+    def stage(self) -> str:
+        """The stage that a killed run was in: the first one that has no done mark."""
+        run, stages = Workdir(self.root), pipeline.enabled_stages(self.config)
+        return next((stage.NAME for stage in stages if run.done_mark(stage.NAME) is None), "the end")
+
+    def differences(self, compared: Callable[[str], bool]) -> list[str]:
+        """What of a finished run is not as in the undisturbed one, or should have gone."""
+        here, there = (
+            {name: content for name, content in files_of(root).items() if compared(name)}
+            for root in (self.root, self.reference)
+        )
+        found = [f"{name} differs" for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
+        found += [f"{path} is left" for path in self.root.rglob("*") if is_partial(path) or path.suffix == ".key"]
+        try:
+            verification.verify(Ledger.open(self.root / "release" / "ledger.jsonl"), finished=True)
+        except Exception as error:
+            found.append(str(error))
+        return found + problems(self.root)
+
+
+def _finish(child: int) -> int:
+    """Waits for a process; its status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def at_random_points(folder: pathlib.Path, kills: int, numbers: random.Random) -> Tally:
+    """Kills runs under a fixed seed at random points until there are so many kills, or a difference."""
+    runs, tally = Runs(folder, 7), Tally()
+    while tally.kills.total() < kills and not tally.differences:
+        status = KILLED
+        while status == KILLED and tally.kills.total() < kills:
+            number = numbers.randint(1, len(runs.steps) // 4)
+            status = runs.kill_around(number, numbers.choice((0.0, numbers.uniform(0, LONGEST_PAUSE))))
+            if status == KILLED:
+                tally.kills[runs.stage()] += 1
+                tally.differences += problems(runs.root, runs.reference)
+        if status == KILLED:
+            status = runs.finish()
+        if status:
+            tally.differences.append(f"a run ended with status {status}")
+        tally.differences += runs.differences(lambda name: name.startswith("release/") or name == EVALUATION)
+        shutil.rmtree(runs.root)
+        print(f"{tally.kills.total()} kills so far", flush=True)
+    return tally
+
+
+def around_keys(folder: pathlib.Path, kills: int, numbers: random.Random) -> Tally:
+    """Kills runs with keys from entropy until there are so many kills, or a difference.
+
+    Each run is killed once in every stage that spends, right after a durable step on a key or the ledger.
+    """
+    runs, tally, points = Runs(folder, -1), Tally(), {}
+    for stage in SPENDING:
+        if some := list(enumerate(on_keys(stage, runs.steps), start=1)):
+            numbers.shuffle(some)
+            points[stage] = itertools.cycle(some)
+    while tally.kills.total() < kills and not tally.differences:
+        keys = set()
+        for stage, turns in points.items():
+            number, step = next(turns)
+            if (status := runs.kill_right_after(stage, number)) != KILLED:
+                tally.differences.append(f"a run that was to be killed ended with status {status}")
+            tally.kills[_in_words(step)] += 1
+            tally.differences += problems(runs.root)
+            keys |= {path.read_bytes() for path in runs.root.rglob("*.key*")}
+        if status := runs.finish():
+            tally.differences.append(f"a run ended with status {status}")
+        tally.differences += runs.differences(lambda name: name == "release/ledger.jsonl")
+        for name, content in files_of(runs.root).items():
+            if any(key in content or key.hex().encode() in content for key in keys):
+                tally.differences.append(f"{name} holds a key")
+        shutil.rmtree(runs.root)
+        print(f"{tally.kills.total()} kills so far", flush=True)
+    return tally
+
+
+def on_keys(stage: str, steps: list[Step]) -> list[Step]:
+    """The steps on a key or the ledger from the beginning of a stage to its end, as far as it has come."""
+    begin, end = (
+        Step("made", pathlib.Path("internal", stage)),
+        Step("renamed", pathlib.Path(f"internal/done/{stage}.json")),
+    )
+    if begin not in steps:
+        return []
+    inside = steps[steps.index(begin) : steps.index(end) if end in steps else None]
+    return [step for step in inside if ".key" in step.path.name or "ledger" in step.path.name]
+
+
+def _in_words(step: Step) -> str:
+    if ".key" in step.path.name:
+        return "key deleted" if step.what == "removed" else "key made"
+    return "ledger line"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="under a fixed seed, at random points")
+    parser.add_argument("--entropy_kills", type=int, default=40, help="with keys, around keys and ledger lines")
+    parser.add_argument("--seed", type=int, default=0, help="of the random points")
+    options = parser.parse_args()
+    numbers, differences = random.Random(options.seed), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, count, attack in (
+            ("fixed seed", options.kills, at_random_points),
+            ("real entropy", options.entropy_kills, around_keys),
+        ):
+            if count:
+                tally = attack(pathlib.Path(folder), count, numbers)
+                print(f"{name}: {tally}", flush=True)
+                differences += tally.differences
+    print(*differences, sep="\n", end="")
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
