@@ -1,7 +1,8 @@
 """`privimage export`: the synthetic set of a finished run in the formats that other programs read, with a datasheet.
 
 An export is post-processing of `release/` and of public settings. It is refused unless the ledger verifies, and says
-NOT PRIVATE if the ledger does. The same release gives the same bytes: no clock time and no path is written.
+NOT PRIVATE if the ledger does. The same release under the same name gives the same bytes: no clock time is written, and
+of the path nothing but a file's own name.
 """
 
 import dataclasses
@@ -130,7 +131,7 @@ def _write_npz(release: Release, path: Path) -> None:
     sheet = path.with_name(f"{path.stem}.{DATASHEET}")
     if os.path.lexists(sheet):
         raise UserError(f"{sheet} exists, and the datasheet is to lie there; remove it or choose another --out.")
-    atomic_write_bytes(sheet, datasheet(release, "npz").encode())
+    atomic_write_bytes(sheet, datasheet(release, "npz", path.name).encode())
     try:
         atomic_write_bytes(path, release.npz)
     except BaseException:
@@ -140,7 +141,7 @@ def _write_npz(release: Release, path: Path) -> None:
 
 def _write_png(release: Release, path: Path) -> None:
     with atomic_dir(path) as partial:
-        (partial / DATASHEET).write_bytes(datasheet(release, "png").encode())
+        (partial / DATASHEET).write_bytes(datasheet(release, "png", path.name).encode())
         for folder in release.folders():
             (partial / folder).mkdir()
         for name, content in release.pictures():
@@ -150,7 +151,7 @@ def _write_png(release: Release, path: Path) -> None:
 def _write_zip(release: Release, path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(_entry(DATASHEET), datasheet(release, "zip"))
+        archive.writestr(_entry(DATASHEET), datasheet(release, "zip", path.name).encode())
         for folder in release.folders():
             archive.writestr(_entry(f"{folder}/"), b"")
         for name, content in release.pictures():
@@ -204,12 +205,15 @@ def _write_tfds(release: Release, path: Path) -> None:
             ],
         }
         (partial / "dataset_info.json").write_bytes(json.dumps(info, indent=1).encode())
-        (partial / DATASHEET).write_bytes(datasheet(release, "tfds").encode())
+        (partial / DATASHEET).write_bytes(datasheet(release, "tfds", path.name).encode())
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One of the formats: what it is called among several, how it is written, and how a reader loads it (Python)."""
+    """One of the formats: what it is called among several, how it is written, and how a reader loads it.
+
+    The last is in Python, with `{file}` for the file's name as a literal.
+    """
 
     name: str
     write: Callable[[Release, Path], None]
@@ -222,7 +226,7 @@ FORMATS = {
         "synthetic.npz",
         _write_npz,
         "One NumPy archive with `images` (uint8, one image a row), `labels` (int32) and `class_names`.",
-        'import numpy as np\n\nwith np.load("synthetic.npz") as arrays:\n'
+        "import numpy as np\n\nwith np.load({file}) as arrays:\n"
         '    images, labels, class_names = (arrays[name] for name in ("images", "labels", "class_names"))',
     ),
     "png": Format(
@@ -236,7 +240,7 @@ FORMATS = {
         _write_zip,
         "One folder for each class, whose name begins with the label, with PNG files named by their row.",
         "import zipfile\n\nfrom PIL import Image\n\n"
-        'with zipfile.ZipFile("synthetic.zip") as archive:\n'
+        "with zipfile.ZipFile({file}) as archive:\n"
         '    names = [name for name in archive.namelist() if name.endswith(".png")]\n'
         "    images = [Image.open(archive.open(name)) for name in names]\n"
         '    labels = [int(name.partition("_")[0]) for name in names]',
@@ -251,8 +255,14 @@ FORMATS = {
 }
 
 
-def datasheet(release: Release, name: str) -> str:
-    """The Markdown page that goes with an export: guarantee, content, origin, how to load it, and licence."""
+def datasheet(release: Release, name: str, file: str) -> str:
+    """The Markdown page that goes with an export: guarantee, content, origin, how to load it, and licence.
+
+    Args:
+      release: what is exported.
+      name: one of `FORMATS`.
+      file: the export's own name, without its folder.
+    """
     terms = release.ledger[0]
     counts = np.bincount(release.labels, minlength=len(release.class_names))
     classes = [
@@ -293,7 +303,7 @@ def datasheet(release: Release, name: str) -> str:
         digest=release.ledger_digest,
         classes=_table(["label", "class", "folder", "images"], classes),
         stored=FORMATS[name].stored,
-        load=FORMATS[name].load,
+        load=FORMATS[name].load.replace("{file}", repr(file)),
         version=privimage_jax.__version__,
         settings=settings,
     )

@@ -148,6 +148,18 @@ def test_the_datasheet(exported, run):
     assert str(run.root) not in "".join(sheets)
 
 
+def test_the_snippets_load_the_file_under_its_own_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export.run(run, ["npz"], tmp_path / 'cat\'s "best".npz')
+    export.run(run, ["zip"], tmp_path / "cats.zip")
+    with zipfile.ZipFile("cats.zip") as archive:
+        sheets = [(tmp_path / 'cat\'s "best".README.md').read_text(), archive.read("README.md").decode()]
+    for sheet in sheets:
+        loaded = {}
+        exec(sheet.partition("```python\n")[2].partition("```")[0], loaded)
+        assert len(loaded["images"]) == len(loaded["labels"]) == 44
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_run_that_is_not_private_says_so(tmp_path, channels, capsys):
     run = make_run(tmp_path / "run", private=False, channels=channels)
@@ -166,7 +178,7 @@ def test_a_setting_that_was_chosen_by_a_mechanism(tmp_path):
     with pytest.raises(UserError, match="sampler.json is missing; restore it"):
         export.read(run)
     (run.release / "sampler.json").write_text(json.dumps({"setting": "guidance", "chosen": 1.5}))
-    assert "sample.guidance = 1.5\n" in export.datasheet(export.read(run), "png")
+    assert "sample.guidance = 1.5\n" in export.datasheet(export.read(run), "png", "cats")
 
 
 def test_one_class_in_every_format(tmp_path):
