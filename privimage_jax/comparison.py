@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from privimage_jax import ledgers, reading, workdir
+from privimage_jax import export, ledgers, reading, workdir
 from privimage_jax.archives import Arrays
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.report import comparison
 from privimage_jax.report.document import MARKED_BYTES, is_page
+from privimage_jax.stages import evaluate
 from privimage_jax.workdir import Workdir
 
 DEFAULT = "comparison.html"
@@ -59,7 +61,8 @@ def _names(runs: Sequence[Workdir]) -> list[str]:
 
 def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
     run.check()
-    evaluation = run.internal / "evaluation.json"
+    settings = export.finished_settings(run)
+    evaluated = _evaluated_settings(run, settings)
     synthetic = run.release / "synthetic.npz"
     with reading.told(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
         images, labels = arrays.read("images"), arrays.read("labels")
@@ -74,12 +77,26 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
         epsilon=total_epsilon(lines),
         delta=lines[0]["delta"],
         private=lines[0]["private"],
-        settings=_object(run.config_json),
-        results=_object(evaluation) if evaluation.exists() else {},
+        # A later command may have left another config.json: it gives only what no stage depends on, such as paths.
+        settings=_object(run.config_json) | settings | evaluated,
+        results=_object(run.root / evaluate.OUTPUTS[0]) if evaluated else {},
         images=images,
         labels=labels,
         class_names=class_names,
     )
+
+
+def _evaluated_settings(run: Workdir, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the evaluation of a finished run's synthetic set was made with; {} without a whole one of this very set.
+
+    A run evaluates before it reports. An evaluation older than the set has therefore lost its mark, or the report was
+    made with evaluation off. One that was repeated with other settings of its own is still of this set.
+    """
+    made_with = (run.done_mark(evaluate.NAME) or {}).get("settings")
+    there = isinstance(made_with, dict) and (run.root / evaluate.OUTPUTS[0]).exists()
+    if not there or not settings.get("evaluate.enabled"):
+        return {}
+    return {key: value for key, value in made_with.items() if key.startswith("evaluate.")}
 
 
 def _object(path: Path) -> dict:

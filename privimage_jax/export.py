@@ -102,13 +102,7 @@ def read(workdir: Workdir) -> Release:
     Raises:
       UserError: if something is missing, damaged, older than what it describes, or does not verify.
     """
-    path = workdir.release / "synthetic.npz"
-    marks = {stage: (workdir.done_mark(stage.NAME) or {}).get("settings") for stage in (*_MADE_BY, report)}
-    settings = marks[report]
-    if not path.exists() or not all(isinstance(mark, dict) for mark in marks.values()):
-        raise UserError(f"{workdir.root} holds no finished run; finish it with `privimage run`.")
-    if any(settings[key] != value for mark in marks.values() for key, value in mark.items() if key in settings):
-        raise UserError(f"{path} was made with other settings than its report; finish the run with `privimage run`.")
+    path, settings = workdir.release / "synthetic.npz", finished_settings(workdir)
     ledger = open_ledger(workdir)
     verify(ledger, finished=True)
     remedy = "delete it, and `privimage run` makes it again"
@@ -125,6 +119,22 @@ def read(workdir: Workdir) -> Release:
     images, labels = sample.read_synthetic(path, shape, len(class_names), remedy)
     digest = hashlib.sha256(workdir.ledger.read_bytes()).hexdigest()
     return Release(images, labels, class_names, path.read_bytes(), ledger.entries, digest, settings)
+
+
+def finished_settings(workdir: Workdir) -> dict[str, Any]:
+    """The settings that the synthetic set and the report of a finished run were made with, without paths.
+
+    Raises:
+      UserError: if something is missing or older than what it describes.
+    """
+    path = workdir.release / "synthetic.npz"
+    marks = {stage: (workdir.done_mark(stage.NAME) or {}).get("settings") for stage in (*_MADE_BY, report)}
+    settings = marks[report]
+    if not path.exists() or not all(isinstance(mark, dict) for mark in marks.values()):
+        raise UserError(f"{workdir.root} holds no finished run; finish it with `privimage run`.")
+    if any(settings[key] != value for mark in marks.values() for key, value in mark.items() if key in settings):
+        raise UserError(f"{path} was made with other settings than its report; finish the run with `privimage run`.")
+    return settings
 
 
 def _write_npz(release: Release, path: Path) -> None:

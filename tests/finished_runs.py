@@ -6,9 +6,17 @@ import pathlib
 import numpy as np
 
 from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.workdir import Workdir
 
 EVALUATION = {"fid": 3.5, "precision": 0.5, "recall": 0.25, "accuracy_synthetic": 0.75, "private": False}
-SETTINGS = {"name": "tiny", "privacy.epsilon": 5.0, "selection.k2": 1}
+SETTINGS = {"name": "tiny", "privacy.epsilon": 5.0, "selection.k2": 1, "sample.guidance": 0.0, "evaluate.enabled": True}
+STAGES = ("train-query", "pretrain", "finetune", "sample", "evaluate", "report")
+
+
+def mark(root: pathlib.Path, stage: str, settings: dict) -> None:
+    """Marks a stage as done: with the settings of its own section, the report with all."""
+    own = {key: value for key, value in settings.items() if stage == "report" or key.startswith(f"{stage}.")}
+    Workdir(root).mark_done(stage, {"fingerprint": "f", "settings": own})
 
 
 def make_run(
@@ -20,8 +28,8 @@ def make_run(
     side: int = 8,
 ) -> pathlib.Path:
     """A workdir with a ledger of one Gaussian mechanism, a config, an evaluation (unless {}) and a synthetic set."""
-    (root / "release").mkdir(parents=True)
-    (root / "internal").mkdir(mode=0o700)
+    run = Workdir(root)
+    run.create()
     terms = {
         "epsilon_target": 5.0,
         "delta": 1e-5,
@@ -33,7 +41,10 @@ def make_run(
     }
     query = {"mechanism": "query", "key_generation": 0, "noise_multiplier": 8.0, "l2_sensitivity": 1.0}
     Ledger.open(root / "release" / "ledger.jsonl").spend("gaussian", lambda events: 0.5, terms, **query)
-    (root / "config.json").write_text(json.dumps({**SETTINGS, **(settings or {})}))
+    settings = {**SETTINGS, **(settings or {})}
+    run.config_json.write_text(json.dumps(settings))
+    for stage in STAGES:
+        mark(root, stage, settings)
     if evaluation != {}:
         (root / "internal" / "evaluation.json").write_text(json.dumps({**EVALUATION, **(evaluation or {})}))
     labels = np.tile(np.arange(len(class_names), dtype=np.int32), per_class)

@@ -1,10 +1,13 @@
 """`privimage report W W …`: finished runs side by side, in a page for its owner alone that replaces no other file."""
 
+import json
 import stat
 
 import numpy as np
 import pytest
-from finished_runs import make_run
+from finished_runs import SETTINGS, make_run, mark
+
+from privimage_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def test_the_page_shows_what_differs(report, tmp_path):
     assert '<th scope="row">selection.k2</th><td>1</td><td>2</td><td>1</td>' in page and "privacy.epsilon" not in page
     assert '<td class="number">3.5</td><td class="number best">2.5</td><td class="number">–</td>' in page
     assert '<td class="number">–</td><td class="number">0.1</td><td class="number">–</td>' in page
-    assert "Not evaluated: c." in page
+    assert "Without a finished evaluation of these images: c." in page
     assert page.count("<figure data-class") == 3  # cat, dog and eel
     assert page.count("<img") == 3 * 2 * 3  # three runs with two classes of three images each
 
@@ -77,14 +80,45 @@ def test_only_such_a_page_is_replaced(report, runs, tmp_path):
 def test_what_is_no_finished_run_is_refused(report, runs, tmp_path):
     report("nowhere").refuses("nowhere/release/ledger.jsonl does not exist")
     report("a", runs / "a" / ".." / "a").refuses("is given twice")
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "release" / "synthetic.npz").unlink()
+    report(tmp_path / "run").refuses("run holds no finished run", "privimage run")
     report("--out", "x.html").refuses("the PATH of one or more finished workdirs")
     report("--verify", "a").refuses("verify")
+
+
+def test_images_that_were_drawn_again_are_not_shown_with_what_is_older(report, tmp_path):
+    root = make_run(tmp_path / "run")
+    mark(root, "sample", SETTINGS | {"sample.guidance": 2.0})
+    report(root).refuses("synthetic.npz was made with other settings than its report", "`privimage run`")
+    mark(root, "report", SETTINGS | {"sample.guidance": 2.0, "evaluate.enabled": False})
+    report(root).succeeds()
+    page = (tmp_path / "comparison.html").read_text()
+    assert "Without a finished evaluation of these images: run." in page and "FID" not in page
+
+
+def test_an_interrupted_evaluation_is_none(report, tmp_path):
+    root = make_run(tmp_path / "run")
+    Workdir(root).clear_mark("evaluate")
+    report(root).succeeds()
+    page = (tmp_path / "comparison.html").read_text()
+    assert "Without a finished evaluation of these images: run." in page and "FID" not in page
+
+
+def test_the_settings_are_those_of_the_images_and_the_numbers(report, runs, tmp_path):
+    root = make_run(tmp_path / "run")
+    (root / "config.json").write_text(json.dumps(SETTINGS | {"sample.guidance": 2.0, "data.path": "elsewhere"}))
+    mark(root, "evaluate", SETTINGS | {"evaluate.max_images": 50})
+    report("a", root).succeeds()
+    page = (tmp_path / "comparison.html").read_text()
+    assert '<th scope="row">data.path</th><td>–</td><td>elsewhere</td>' in page and "sample.guidance" not in page
+    assert '<th scope="row">evaluate.max_images</th><td>–</td><td>50</td>' in page
+    assert "Without a finished evaluation" not in page
 
 
 @pytest.mark.parametrize(
     ("name", "content", "culprit"),
     [
-        ("release/synthetic.npz", None, "is missing"),
         ("release/synthetic.npz", b"PK", "is not a readable .npz file"),
         ("config.json", b"[]", "is no JSON object"),
         ("config.json", None, "is missing"),

@@ -26,7 +26,7 @@ class RunInputs:
         delta: of its guarantee.
         private: False for a run with a fixed seed.
         settings: its config as names and values.
-        results: the content of its `evaluation.json`; empty where it was not evaluated.
+        results: the content of its `evaluation.json`; empty where this set was not evaluated.
         images: synthetic, uint8 `[N, H, W, C]`, C = 1 or 3.
         labels: int `[N]`, indices into `class_names`.
         class_names: its classes.
@@ -95,7 +95,7 @@ def _numbers(runs: Sequence[RunInputs]) -> str:
 
 def _unevaluated(runs: Sequence[RunInputs]) -> str:
     names = [run.name for run in runs if not run.results]
-    return f"Not evaluated: {text.escape(', '.join(names))}." if names else ""
+    return f"Without a finished evaluation of these images: {text.escape(', '.join(names))}." if names else ""
 
 
 def _settings(runs: Sequence[RunInputs]) -> str:
