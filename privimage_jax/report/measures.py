@@ -75,7 +75,11 @@ MEASURES = {
         True,
     ),
     "classifier_seeds": Measure("Seeds", "Classifiers that each accuracy is the mean of."),
-    "real_test_images": Measure("Held-out real images", "Images that everything here was measured against."),
+    "real_test_images": Measure(
+        "Held-out real images",
+        "Real images that training never saw; the accuracies use all of them, the Inception Score none, the rest at "
+        "most config.evaluate.max_images.",
+    ),
     "synthetic_images": Measure("Synthetic images", "Images of the synthetic set."),
 }
 
