@@ -12,7 +12,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.report import comparison
 from privimage_jax.report.document import MARKED_BYTES, is_page
-from privimage_jax.stages import evaluate
+from privimage_jax.stages import evaluate, train_query
 from privimage_jax.workdir import Workdir
 
 DEFAULT = "comparison.html"
@@ -63,6 +63,7 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
     run.check()
     settings = export.finished_settings(run)
     evaluated = _evaluated_settings(run, settings)
+    network = run.done_mark(train_query.NAME)
     synthetic = run.release / "synthetic.npz"
     with reading.told(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
         images, labels = arrays.read("images"), arrays.read("labels")
@@ -79,6 +80,7 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
         private=lines[0]["private"],
         # A later command may have left another config.json: it gives only what no stage depends on, such as paths.
         settings=_object(run.config_json) | settings | evaluated,
+        query_network=network["fingerprint"] if network else str(run.root),  # unknown, it may be like no other
         results=_object(run.root / evaluate.OUTPUTS[0]) if evaluated else {},
         images=images,
         labels=labels,

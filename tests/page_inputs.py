@@ -89,6 +89,7 @@ def run(name: str, **changes) -> RunInputs:
         "delta": 1e-5,
         "private": True,
         "settings": {"name": name, "seed": 1},
+        "query_network": "ab12",
         "results": RESULTS,
         "images": np.zeros((4, 4, 4, 1), np.uint8),
         "labels": np.array([0, 1, 0, 1]),

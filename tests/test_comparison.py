@@ -1,12 +1,15 @@
 """`privimage report W W …`: finished runs side by side, in a page for its owner alone that replaces no other file."""
 
+import dataclasses
 import json
 import stat
 
 import numpy as np
+import page_inputs
 import pytest
 from finished_runs import SETTINGS, make_run, mark
 
+from privimage_jax.report import comparison, measures
 from privimage_jax.workdir import Workdir
 
 
@@ -114,6 +117,50 @@ def test_the_settings_are_those_of_the_images_and_the_numbers(report, runs, tmp_
     assert '<th scope="row">data.path</th><td>–</td><td>elsewhere</td>' in page and "sample.guidance" not in page
     assert '<th scope="row">evaluate.max_images</th><td>–</td><td>50</td>' in page
     assert "Without a finished evaluation" not in page
+
+
+def test_how_it_was_measured_is_shown(report, tmp_path):
+    make_run(tmp_path / "a", evaluation={"extractor": "<query>"})
+    make_run(tmp_path / "b", evaluation={"extractor": "inception", "recipe": "quick", "note": "said on top"})
+    report(tmp_path / "a", tmp_path / "b").succeeds()
+    page = (tmp_path / "comparison.html").read_text()
+    assert '<th scope="row">extractor</th><td>&lt;query&gt;</td><td>inception</td>' in page
+    assert '<th scope="row">recipe</th><td>–</td><td>quick</td>' in page and "said on top" not in page
+
+
+RESULTS = {
+    "extractor": "query", "classifier": "cnn", "recipe": "quick", "inception_sha256": "ab",
+    "fid": 1.0, "fid_query": 1.0, "fid_inception": 1.0, "sds": 0.5, "accuracy_synthetic": 0.5,
+}  # fmt: skip
+BETTER = {"fid": 0.5, "fid_query": 0.5, "fid_inception": 0.5, "sds": 0.75, "accuracy_synthetic": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("change", "unmarked"),
+    [
+        ({}, set()),
+        ({"settings": {"privacy.epsilon": 1.0, "seed": 2}}, set()),
+        ({"query_network": "cd"}, {"fid", "fid_query", "sds"}),
+        ({"query_network": "cd", "results": {"extractor": "inception"}}, {"fid", "fid_query", "sds"}),
+        ({"settings": {"query.k1": 2}}, {"sds"}),
+        ({"results": {"extractor": "inception"}}, {"fid"}),
+        ({"results": {"inception_sha256": "cd"}}, {"fid_inception"}),
+        ({"results": {"inception_sha256": "cd", "extractor": "inception"}}, {"fid", "fid_inception"}),
+        ({"results": {"classifier": "resnet9"}}, {"accuracy_synthetic"}),
+        ({"results": {"recipe": "benchmark"}}, {"accuracy_synthetic"}),
+        ({"settings": {"evaluate.classifier_steps": 7}}, {"accuracy_synthetic"}),
+        ({"settings": {"evaluate.neighbours": 7}}, {"fid", "fid_query", "fid_inception"}),
+        ({"settings": {"data.test_fraction": 0.5}}, set(BETTER)),
+    ],
+)
+def test_the_best_is_marked_among_what_was_measured_alike(change, unmarked):
+    better = page_inputs.run("b", results=RESULTS | BETTER)
+    merged = {key: getattr(better, key) | value for key, value in change.items() if key != "query_network"}
+    changed = dataclasses.replace(better, **(change | merged))
+    page = comparison.render([page_inputs.run("a", results=RESULTS), changed, page_inputs.run("c", results={})], "")
+    for name in BETTER:
+        line = page.partition(f'<th scope="row">{measures.describe(name).title}</th>')[2].partition("</tr>")[0]
+        assert ("best" in line) == (name not in unmarked), name
 
 
 @pytest.mark.parametrize(

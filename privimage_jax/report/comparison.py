@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from privimage_jax.metrics.extractors import INCEPTION, QUERY
 from privimage_jax.report import measures, text
 from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
@@ -26,6 +27,7 @@ class RunInputs:
         delta: of its guarantee.
         private: False for a run with a fixed seed.
         settings: its config as names and values.
+        query_network: what was its training's input; runs with the same have the same network.
         results: the content of its `evaluation.json`; empty where this set was not evaluated.
         images: synthetic, uint8 `[N, H, W, C]`, C = 1 or 3.
         labels: int `[N]`, indices into `class_names`.
@@ -37,6 +39,7 @@ class RunInputs:
     delta: float
     private: bool
     settings: dict[str, Any]
+    query_network: str
     results: dict[str, Any]
     images: np.ndarray
     labels: np.ndarray
@@ -56,7 +59,7 @@ def render(runs: Sequence[RunInputs], joint: str) -> str:
         names="".join(f'<th class="number">{text.escape(run.name)}</th>' for run in runs),
         budgets=_budgets(runs),
         numbers=_numbers(runs),
-        best=f"Marked: the best of a line. {_unevaluated(runs)}",
+        best=f"Marked: the best of a line, where all its numbers were measured alike. {_unevaluated(runs)}",
         joint=text.escape(joint),
         settings=_settings(runs),
         images=_images(runs),
@@ -83,14 +86,36 @@ def _numbers(runs: Sequence[RunInputs]) -> str:
     lines = []
     for name in names:
         values = [numbers.get(name) for numbers in of_runs]
-        marked = measures.best(name, values)
+        measured = [run for run, value in zip(runs, values, strict=True) if value is not None]
+        alike = len({_yardstick(name, run) for run in measured}) == 1
+        marked = measures.best(name, values) if alike else set()
         cells = [
             f'<td class="number{" best" * (place in marked)}">{measures.shown(name, value)}</td>'
             for place, value in enumerate(values)
         ]
         measure = measures.describe(name)
         lines.append(_row(measure.title if measure else text.words(name), cells))
+    for name in measures.further({name: value for run in runs for name, value in run.results.items()}):
+        values = [run.results.get(name, "–") for run in runs]
+        lines.append(_row(text.words(name), [f"<td>{text.value(value)}</td>" for value in values]))
     return "".join(lines)
+
+
+def _yardstick(name: str, run: RunInputs) -> str:
+    """All that a number depends on besides the synthetic set: numbers of two yardsticks do not compare."""
+    results = run.results
+    if name.startswith("accuracy_"):
+        tools: tuple = (results.get("classifier"), results.get("recipe"))
+        parts: tuple[str, ...] = ("evaluate.classifier_",)
+    elif name.startswith("sds"):
+        tools, parts = (run.query_network,), ("query.k1", "evaluate.max_images")
+    else:
+        extractor = results.get("extractor") if name in measures.MEASURES else name  # elsewhere the name ends with it
+        weights = {QUERY: run.query_network, INCEPTION: results.get("inception_sha256")}
+        tools = (extractor, [each for network, each in weights.items() if str(extractor).endswith(network)])
+        parts = ("evaluate.max_images", "evaluate.neighbours")
+    settings = sorted((key, value) for key, value in run.settings.items() if key.startswith((*parts, "data.")))
+    return repr((tools, settings))
 
 
 def _unevaluated(runs: Sequence[RunInputs]) -> str:

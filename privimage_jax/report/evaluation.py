@@ -11,7 +11,6 @@ from privimage_jax.report import curves, measures, text
 from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
 
-SAID = ("private", "note")  # on top of the page anyway
 METRICS = {  # of fine-tuning and the networks, with the span of their axis
     "loss": ("loss", None),
     "accuracy": ("accuracy", (0.0, 1.0)),
@@ -43,11 +42,10 @@ class EvaluationInputs:
 
 def render(inputs: EvaluationInputs) -> str:
     """The whole page: one HTML document that needs no other file and no network."""
-    numbers = measures.numbers(inputs.results)
     body = template("evaluation.html").substitute(
         title=text.escape(inputs.title),
-        numbers="".join(_row(name, number) for name, number in numbers.items()),
-        further=_further({name: value for name, value in inputs.results.items() if name not in {*numbers, *SAID}}),
+        numbers="".join(_row(name, number) for name, number in measures.numbers(inputs.results).items()),
+        further=_further(measures.further(inputs.results)),
         images=gallery(inputs.sets, inputs.class_names) or '<p class="note">There is no image.</p>',
         training="".join(_training(title, metrics) for title, metrics in inputs.training if metrics),
     )
@@ -64,7 +62,6 @@ def _row(name: str, number: float) -> str:
 
 
 def _further(values: dict[str, Any]) -> str:
-    """What of the results is no number: how they were measured."""
     said = [f"{text.escape(text.words(name))}: {text.value(value)}" for name, value in values.items()]
     return f'<p class="note">{"; ".join(said)}.</p>' if said else ""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from privimage_jax.report import text
 
+SAID = ("private", "note")  # what every page says on top anyway
 SPREAD = "_std"  # ends the name of a standard deviation over seeds
 
 
@@ -113,6 +114,12 @@ def numbers(results: dict[str, Any]) -> dict[str, float]:
         return (max(heads, default=len(order)), name)
 
     return {name: found[name] for name in sorted(found, key=place)}
+
+
+def further(results: dict[str, Any]) -> dict[str, Any]:
+    """What of the results is no number: how they were measured."""
+    known = {*numbers(results), *SAID}
+    return {name: result for name, result in results.items() if name not in known}
 
 
 def shown(name: str, number: float | None) -> str:
