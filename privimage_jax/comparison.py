@@ -12,6 +12,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.report import comparison
 from privimage_jax.report.document import MARKED_BYTES, is_page
+from privimage_jax.report.gallery import shown_rows
 from privimage_jax.stages import evaluate, train_query
 from privimage_jax.workdir import Workdir
 
@@ -73,6 +74,7 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
             raise reading.Unreadable("does not hold images and their labels")
         if not 0 <= labels.min() <= labels.max() < len(class_names):
             raise reading.Unreadable("holds a label that is no class")
+    rows = shown_rows(labels)  # the whole sets of many runs may be more than the memory holds
     return comparison.RunInputs(
         name=name,
         epsilon=total_epsilon(lines),
@@ -82,8 +84,8 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
         settings=_object(run.config_json) | settings | evaluated,
         query_network=network["fingerprint"] if network else str(run.root),  # unknown, it may be like no other
         results=_object(run.root / evaluate.OUTPUTS[0]) if evaluated else {},
-        images=images,
-        labels=labels,
+        images=images[rows],
+        labels=labels[rows],
         class_names=class_names,
     )
 

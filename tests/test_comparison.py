@@ -47,6 +47,15 @@ def test_the_page_shows_what_differs(report, tmp_path):
     assert page.count("<img") == 3 * 2 * 3  # three runs with two classes of three images each
 
 
+def test_no_more_images_are_kept_than_a_page_shows(report, tmp_path, monkeypatch):
+    root, kept = make_run(tmp_path / "run", per_class=60), []
+    monkeypatch.setattr(comparison, "render", lambda runs, _: kept.extend(runs) or "")
+    report(root).succeeds()
+    with np.load(root / "release" / "synthetic.npz") as arrays:
+        np.testing.assert_array_equal(kept[0].images, arrays["images"][:96])  # of two classes in turn
+        np.testing.assert_array_equal(kept[0].labels, arrays["labels"][:96])
+
+
 def test_epsilons_are_composed(report, tmp_path):
     report("a", "b").succeeds()
     page = (tmp_path / "comparison.html").read_text()

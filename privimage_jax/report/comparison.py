@@ -29,7 +29,7 @@ class RunInputs:
         settings: its config as names and values.
         query_network: what was its training's input; runs with the same have the same network.
         results: the content of its `evaluation.json`; empty where this set was not evaluated.
-        images: synthetic, uint8 `[N, H, W, C]`, C = 1 or 3.
+        images: synthetic, the whole set or its rows `gallery.shown_rows`, uint8 `[N, H, W, C]`, C = 1 or 3.
         labels: int `[N]`, indices into `class_names`.
         class_names: its classes.
     """

@@ -12,6 +12,7 @@ from privimage_jax.report import plots
 from privimage_jax.report.text import escape
 
 MANY_CLASSES = 20  # from here on a class gets less room
+COLUMNS = 12  # images side by side, at most
 MOST = 4  # times as many images, where one class is chosen
 MAX_BYTES = 1_500_000  # of all encoded images of a gallery
 
@@ -29,6 +30,12 @@ class ImageSet:
     name: str
     images: np.ndarray
     labels: np.ndarray
+
+
+def shown_rows(labels: np.ndarray) -> np.ndarray:
+    """Rows of all images that a gallery may show of a set with these labels, in their order."""
+    firsts = [np.flatnonzero(labels == label)[: MOST * COLUMNS] for label in np.unique(labels)]
+    return np.sort(np.concatenate(firsts))
 
 
 def gallery(sets: Sequence[ImageSet], class_names: Sequence[str]) -> str:
@@ -74,7 +81,7 @@ def strip(pictures: Sequence[tuple[str, str]], label: str, columns: int) -> str:
 def _columns(n_sets: int, n_classes: int) -> int:
     if n_sets > 1:
         return 6
-    return 6 if n_classes > MANY_CLASSES else 12
+    return 6 if n_classes > MANY_CLASSES else COLUMNS
 
 
 def _encoded(sets: Sequence[ImageSet], n_classes: int, most: int) -> list[list[list[str]]]:

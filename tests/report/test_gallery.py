@@ -29,6 +29,15 @@ def test_images_are_the_first_of_their_class_and_set():
     assert 'alt="one, class dog, number 2"' in html
 
 
+@pytest.mark.parametrize("n_sets", [1, 2])
+def test_the_rows_that_may_be_shown_show_the_same(n_sets):
+    sets = [image_set(str(number), [2, 0] * 60 + [2]) for number in range(n_sets)]
+    rows = gallery.shown_rows(sets[0].labels)
+    few = [ImageSet(each.name, each.images[rows], each.labels[rows]) for each in sets]
+    names = ["cat", "dog", "eel"]
+    assert len(rows) == 2 * 48 and gallery.gallery(few, names) == gallery.gallery(sets, names)
+
+
 def test_classes_without_images_are_left_out_and_a_single_one_needs_no_choice():
     html = gallery.gallery([image_set("one", [2, 2])], ["cat", "dog", "eel"])
     assert html.count("<figure") == 1 and "<select" not in html
