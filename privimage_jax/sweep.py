@@ -8,9 +8,10 @@ epsilon of that run does not cover.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import rich.console
 import rich.markup
 import rich.table
@@ -34,6 +35,7 @@ from privimage_jax.workdir import Workdir
 DEFAULT_MEASURE = "fid"
 SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers
 MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
+_PUBLIC_PLACES = ("public.path", "public.data_dir")
 CAUTION = (
     "To choose among these runs by their evaluation is to look at the real images without noise: the epsilon of the "
     "chosen run does not cover it."
@@ -45,21 +47,23 @@ Row = dict[str, Any]
 def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool = False) -> list[Row]:
     """Runs what is missing of a sweep, writes `internal/sweep.csv` and `internal/plots/`, and prints the table.
 
-    A run that fails with a `UserError` is noted, and the others go on.
+    A run that fails with a `UserError`, or for lack of memory, is noted, and the others go on.
 
     Args:
       runs: as `combinations.name_runs` makes them.
       folder: new, or of the same sweep; other values of the same settings may join it.
       measure: of `evaluation.json`, to be plotted and correlated; "" = the FID.
-      correlate: also compare each run's public subset with its sensitive set.
+      correlate: also compare each run's public subset with its sensitive set, and correlate over `runs`.
 
     Returns:
-      One row for each run: "run", its swept settings, "status", and where it is done "epsilon", all numbers of
-      `evaluation.json` and, with `correlate`, the `sweep_subsets.MEASURES`; where it failed "error".
+      One row for each run in the folder, those of earlier commands included: "run", its swept settings, "status", and
+      where it is done "epsilon", all numbers of `evaluation.json` and, with `correlate`, the `sweep_subsets.MEASURES`;
+      where it failed "error". Tuples are lists.
 
     Raises:
-      UserError: the folder holds anything else, a correlation is asked of runs that cannot give it, or (after
-        everything is written) no run has the measure or a run has failed.
+      UserError: the folder holds anything else, a correlation is asked of runs that cannot give it, no run has the
+        measure (told after the first one where the others cannot differ), or, after everything is written, a run has
+        failed.
     """
     _check_evaluated(runs, measure, correlate)
     _take(folder, runs)
@@ -70,28 +74,33 @@ def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool
             f"these runs train {networks} query networks, and what each measures by the features of its own, such as "
             "FID, does not compare across them.",
         )
+    fields, plotted = list(runs[0].values), measure or DEFAULT_MEASURE
+    same_results = measure not in MEASURES and not any(field.startswith("evaluate.") for field in fields)
     with folder.lock():
-        workdir.atomic_write_json(folder.sweep_json, _identity(runs))
-        rows: list[Row] = []
+        rows = _earlier_rows(folder, fields)
+        finished: list[Row] = []  # and failed, by this command
+        failed: list[Row] = []
+        _save(folder, runs, rows.values())
         subsets = Subsets() if correlate else None
         for number, one in enumerate(runs, 1):
             headline("sweep", "running", f"{one.name} ({number} of {len(runs)})")
-            rows.append(_finish(one, runs, folder, subsets))
-            workdir.atomic_write_bytes(folder.internal / "sweep.csv", _as_csv(rows))
-        fields, plotted = list(runs[0].values), measure or DEFAULT_MEASURE
-        finished = [row for row in rows if row["status"] == "done"]
-        _write_plots(folder, finished, fields, plotted)
-    _show(rows, fields, plotted, folder)
+            rows[one.name] = row = _finish(one, folder, subsets)
+            (finished if row["status"] == "done" else failed).append(row)
+            _save(folder, runs, rows.values())
+            if measure and finished and same_results:
+                _check_measure(finished, fields, measure)
+        _write_plots(folder, [row for row in rows.values() if row["status"] == "done"], fields, plotted)
+    _show(list(rows.values()), fields, plotted, folder)
     if measure and finished:
         _check_measure(finished, fields, measure)
     if correlate:
         _show_correlations(correlations(finished, plotted), plotted)
-    if failed := [row for row in rows if row["status"] == "failed"]:
+    if failed:
         raise UserError(
-            f"{len(failed)} of {len(rows)} runs failed, the first of them {failed[0]['run']} ("
+            f"{len(failed)} of {len(runs)} runs failed, the first of them {failed[0]['run']} ("
             f"{failed[0]['error'].rstrip('.')}); mend that, and the same command tries them again."
         )
-    return rows
+    return list(rows.values())
 
 
 def _check_evaluated(runs: Sequence[Run], measure: str, correlate: bool) -> None:
@@ -142,38 +151,70 @@ def _identity(runs: Sequence[Run]) -> dict[str, Any]:
     return workdir.jsonable({"over": swept, "settings": settings})
 
 
-def _finish(one: Run, runs: Sequence[Run], folder: Workdir, subsets: Subsets | None) -> Row:
+def _earlier_rows(folder: Workdir, fields: Sequence[str]) -> dict[str, Row]:
+    """Name of a run -> its row, of all that earlier commands made and that are still there."""
+    if not folder.sweep_json.exists():
+        return {}
+    with reading.told(folder.sweep_json, "choose another --workdir"):
+        rows = [dict(row) for row in reading.read_json(folder.sweep_json).get("rows", ())]
+        if not all({"run", "status", *fields} <= row.keys() for row in rows):
+            raise reading.Unreadable("holds a row that is no run's")
+        return {row["run"]: row for row in rows if (folder.root / row["run"]).is_dir()}
+
+
+def _save(folder: Workdir, runs: Sequence[Run], rows: Iterable[Row]) -> None:
+    """Writes `internal/sweep.json`, from which a later command goes on, and `internal/sweep.csv`."""
+    rows = list(rows)
+    workdir.atomic_write_json(folder.sweep_json, {**_identity(runs), "rows": rows})
+    if rows:
+        workdir.atomic_write_bytes(folder.internal / "sweep.csv", _as_csv(rows))
+
+
+def _finish(one: Run, folder: Workdir, subsets: Subsets | None) -> Row:
     """Completes one run and returns its row."""
     own = Workdir(folder.root / one.name)
-    row: Row = {"run": one.name, **one.values}
+    row: Row = workdir.jsonable({"run": one.name, **one.values})
     config = one.config.copy_and_resolve_references()
-    config.query_net.workdir = config.query_net.workdir or _trained_network(one, runs, folder)
+    config.query_net.workdir = config.query_net.workdir or _trained_network(one, folder)
     try:
         context = Context(config, own)
         pipeline.run(context)
         results = {"status": "done", "epsilon": total_epsilon(open_ledger(own).entries), **_evaluation(own, config)}
         if subsets is not None:
             results |= subsets.compare(context)
-    except UserError as error:
-        headline("sweep", "failed", f"{one.name}: {error}")
-        return {**row, "status": "failed", "error": str(error)}
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = _reason(error)
+        headline("sweep", "failed", f"{one.name}: {reason}")
+        return {**row, "status": "failed", "error": reason}
     return row | results
 
 
-def _trained_network(one: Run, runs: Sequence[Run], folder: Workdir) -> str:
+def _reason(error: Exception) -> str:
+    """Why a run failed, one sentence; what is neither a `UserError` nor a lack of memory is raised again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"the memory does not suffice ({detail}); give a smaller model, batch or config.clipping.microbatch."
+
+
+def _trained_network(one: Run, folder: Workdir) -> str:
     """The workdir of another run whose query network this one may take over; "" if there is none, or no need."""
     if Workdir(folder.root / one.name).done_mark(train_query.NAME):
         return ""
-    for other in runs:
-        path = folder.root / other.name
-        if _network(other.config) == _network(one.config) and Workdir(path).done_mark(train_query.NAME):
-            return str(path)
+    wanted = _network(one.config)
+    for path in sorted(folder.root.glob("*/config.json")):
+        other, stored = Workdir(path.parent), workdir.read_record(path)
+        mark = other.done_mark(train_query.NAME)
+        if mark and [mark.get("settings"), *map(stored.get, _PUBLIC_PLACES)] == wanted:
+            return str(other.root)
     return ""
 
 
-def _network(config: ConfigDict) -> dict[str, Any]:
-    """What decides how the query network is trained."""
-    return {**train_query.settings(config), "path": config.public.path, "data_dir": config.public.data_dir}
+def _network(config: ConfigDict) -> list[Any]:
+    """What decides how the query network is trained: the stage's settings, and where the public images are."""
+    return workdir.jsonable([train_query.settings(config), *map(dict(configs.flatten(config)).get, _PUBLIC_PLACES)])
 
 
 def _evaluation(own: Workdir, config: ConfigDict) -> dict[str, float]:

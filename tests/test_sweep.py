@@ -15,6 +15,8 @@ from pipelines import CLASSES, release_bytes, tiny_config, write_npz
 
 from privimage_jax import config as configs
 from privimage_jax import main, pipeline, sweep
+from privimage_jax.combinations import name_runs
+from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.ledgers import describe_joint
 from privimage_jax.stages.context import Context
@@ -162,11 +164,63 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_runs(privimage, confi
     assert not (tmp_path / "w").exists()
 
 
-def test_an_unknown_measure_is_told_when_the_runs_are_there(privimage, config, copy):
-    flags = ("--over=selection.method=random", "--over=selection.k2=2", "--config.privacy.accountant=rdp")
-    result = privimage("sweep", "--config", config, "--workdir", copy, *flags, "--measure=fdi")
+def test_an_unknown_measure_is_told_after_the_first_run(privimage, config, copy):
+    before = (copy / "internal" / "sweep.csv").read_bytes()
+    result = privimage("sweep", "--config", config, "--workdir", copy, *SELECTIONS, "--measure=fdi")
     result.refuses("--measure=fdi is not among the results", "epsilon, fid")
-    assert "together: epsilon" in result.out, "runs of the folder that this command leaves alone cost as well"
+    assert "(1 of 4)" in result.out and "(2 of 4)" not in result.out
+    assert (copy / "internal" / "sweep.csv").read_bytes() == before, "the other runs are still there"
+
+
+def test_values_that_join_later_keep_the_rows_and_the_network(privimage, config, copy):
+    shutil.rmtree(copy / FINISHED[2])
+    flags = ("--over=selection.method=random", "--over=selection.k2=1", "--config.privacy.accountant=rdp")
+    result = privimage("sweep", "--config", config, "--workdir", copy, *flags).succeeds()
+    joined = "method=random_k2=1"
+    assert [row["run"] for row in read_rows(copy)] == [*FINISHED[:2], FAILED, joined], "the deleted one has no row"
+    taken = json.loads((copy / joined / "config.json").read_text())["query_net.workdir"]
+    assert taken in [str(copy / name) for name in FINISHED[:2]]
+    assert "the sum of the 3 deltas" in result.out, "runs of the folder that this command leaves alone cost as well"
+    assert result.out.count(" done ") >= 3 and " failed " in result.out
+
+
+def two_runs():
+    config = base.get_config()
+    config.evaluate.enabled = False
+    experiments = []
+    for k1 in (1, 2):
+        experiments.append(config.copy_and_resolve_references())
+        experiments[-1].query.k1 = k1
+    return name_runs(experiments, ["query.k1"])
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no 9 bytes.\nmore"), MemoryError()])
+def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, error):
+    def run(context):
+        if context.config.query.k1 == 1:
+            raise error
+
+    monkeypatch.setattr(pipeline, "run", run)
+    with pytest.raises(UserError, match=r"1 of 2 runs failed, the first of them k1=1 \(the memory does not suffice \("):
+        sweep.run(two_runs(), Workdir(tmp_path))
+    assert [row["status"] for row in read_rows(tmp_path)] == ["failed", "done"]
+
+
+def test_a_mistake_in_the_program_ends_the_sweep(tmp_path, monkeypatch):
+    def run(context):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a mistake")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a mistake"):
+        sweep.run(two_runs(), Workdir(tmp_path))
+
+
+def test_a_row_that_is_no_run_s_is_refused(privimage, config, copy):
+    path = copy / "internal" / "sweep.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "rows": [{"run": "k1=1"}]}))
+    result = privimage("sweep", "--config", config, "--workdir", copy, *SELECTIONS)
+    result.refuses("sweep.json holds a row that is no run's", "choose another --workdir")
 
 
 def test_correlations_are_those_of_the_runs_that_have_both():
