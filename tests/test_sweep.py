@@ -108,6 +108,12 @@ def test_the_table_rounds_epsilon_up(tmp_path, capsys):
     assert " 1.00001 " in capsys.readouterr().out
 
 
+def test_one_void_run_is_told_as_well(made, tmp_path, capsys):
+    shutil.copytree(made[0] / FINISHED[0] / "release", tmp_path / "run" / "release")
+    sweep._show([], [], "fid", Workdir(tmp_path))
+    assert "\nNOT PRIVATE: fixed seed\n" in capsys.readouterr().out
+
+
 def test_the_same_command_goes_on_and_correlates(privimage, config, copy):
     released = {name: release_bytes(Workdir(copy / name)) for name in FINISHED}
     flags = ("--correlate", "--measure=accuracy_synthetic")
