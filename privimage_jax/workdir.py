@@ -45,7 +45,7 @@ _EXPLAINED = {
     errno.EFBIG: "the file would be larger than this disk or account allows; raise the limit",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another workdir",
     errno.EEXIST: "a file of this name is in the way; choose another workdir",
-    errno.ENOENT: "no folder can be made or was removed there; choose another workdir",
+    errno.ENOENT: "a folder on the way is missing and cannot be made; choose another workdir",
     errno.ENAMETOOLONG: "the path is too long; choose another workdir",
     errno.ELOOP: "the path is a loop of links; choose another workdir",
     errno.EIO: "the disk reports an error; choose another workdir",

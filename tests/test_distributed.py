@@ -96,7 +96,7 @@ def test_two_processes_release_what_one_does(folder):
         [sys.executable, LAUNCHER, "--processes", "2", "--", *command], env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finetune      done") == 1  # one process speaks
+    assert done.stdout.count("finetune        done") == 1  # one process speaks
     two, one = Workdir(folder / "two"), run(short_config(folder), folder / "one")
     assert_close(released(two), released(one))
     files = release_bytes(two)

@@ -62,7 +62,7 @@ def test_a_run_stopped_again_and_again_releases_what_an_undisturbed_one_does(pri
             terminate_at(patch, owner, name, call)
             result = run("stopped")
         assert (result.status, result.err) == (75, SENTENCE), (stage, step)
-        assert f"{stage:<13} running" in result.out
+        assert f"{stage:<15} running" in result.out
         if step is not None:
             assert checkpoints(stage)[-1:] == [step], (stage, step)
     run("stopped").succeeds()

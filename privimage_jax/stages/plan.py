@@ -19,6 +19,7 @@ from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.privacy import accounting, sampling
+from privimage_jax.rounding import plain_up
 
 # The mechanisms' names, as the ledger has them.
 SEMANTIC_QUERY = "semantic query"
@@ -147,7 +148,7 @@ def describe(plan: Plan) -> str:
     rows.append(("together", plan.events()))
     for name, events in rows:
         pld, rdp = (plan.spent(events, accountant) if events else 0.0 for accountant in ("pld", "rdp"))
-        lines.append(f"{name:<44}{pld:>15.4f}{rdp:>15.4f}")
+        lines.append(f"{name:<44}{plain_up(pld, 6):>15}{plain_up(rdp, 6):>15}")
     return "\n".join(lines)
 
 

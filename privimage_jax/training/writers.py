@@ -286,7 +286,7 @@ def headline(stage: str, status: str, detail: str = "") -> None:
     style = {"running": "cyan", "done": "green", "skipped": "dim", "warning": "yellow", "failed": "bold red"}.get(
         status, ""
     )
-    text = rich.text.Text.assemble((f"{stage:<14}", "bold"), (f"{status:<9}", style), printable(detail))
+    text = rich.text.Text.assemble((f"{stage:<16}", "bold"), (f"{status:<9}", style), printable(detail))
     text.rstrip()
     _console().print(text, soft_wrap=True)
 

@@ -92,7 +92,7 @@ def test_metrics_that_nobody_wrote_are_dropped(tmp_path, content):
 
 def test_a_headline_is_one_line_without_control_characters(capsys):
     writers.headline("data", "warning", "no image of class \x1b[2J\nb")
-    assert capsys.readouterr().out.splitlines() == ["data          warning  no image of class \\x1b[2J\\nb"]
+    assert capsys.readouterr().out.splitlines() == ["data            warning  no image of class \\x1b[2J\\nb"]
 
 
 def test_rows_are_on_the_disk_before_the_checkpoint_that_they_lead_to(tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_terminal_gets_a_live_bar(monkeypatch):
 
 def test_stage_headlines(capsys):
     writers.headline("query", "skipped", "[done before]")
-    assert capsys.readouterr().out == "query         skipped  [done before]\n"
+    assert capsys.readouterr().out == "query           skipped  [done before]\n"
 
 
 def test_image_grid_puts_every_image_in_its_place():
