@@ -8,7 +8,9 @@ a shared machine compare processor seconds, on one processor (`taskset -c 0`): t
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_cpu_enable_concurrency_optimized_scheduler=false"  # as main.py sets it
+os.environ["XLA_FLAGS"] = " ".join(  # as main.py sets it
+    ["--xla_cpu_enable_concurrency_optimized_scheduler=false", os.environ.get("XLA_FLAGS", "")]
+)
 
 import statistics  # noqa: E402
 import sys  # noqa: E402
