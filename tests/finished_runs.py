@@ -9,6 +9,16 @@ from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.workdir import Workdir
 
 EVALUATION = {"fid": 3.5, "precision": 0.5, "recall": 0.25, "accuracy_synthetic": 0.75, "private": False}
+TERMS = {  # of a ledger, and the one mechanism that it holds
+    "epsilon_target": 5.0,
+    "delta": 1e-5,
+    "n": 1000,
+    "adjacency": "zero-out of one record",
+    "accountant": "rdp",
+    "mechanisms": ["query"],
+    "private": True,
+}
+QUERY = {"mechanism": "query", "key_generation": 0, "noise_multiplier": 8.0, "l2_sensitivity": 1.0}
 SETTINGS = {"name": "tiny", "privacy.epsilon": 5.0, "selection.k2": 1, "sample.guidance": 0.0, "evaluate.enabled": True}
 STAGES = ("train-query", "pretrain", "finetune", "sample", "evaluate", "report")
 
@@ -30,17 +40,7 @@ def make_run(
     """A workdir with a ledger of one Gaussian mechanism, a config, an evaluation (unless {}) and a synthetic set."""
     run = Workdir(root)
     run.create()
-    terms = {
-        "epsilon_target": 5.0,
-        "delta": 1e-5,
-        "n": 1000,
-        "adjacency": "zero-out of one record",
-        "accountant": "rdp",
-        "mechanisms": ["query"],
-        "private": True,
-    }
-    query = {"mechanism": "query", "key_generation": 0, "noise_multiplier": 8.0, "l2_sensitivity": 1.0}
-    Ledger.open(root / "release" / "ledger.jsonl").spend("gaussian", lambda events: 0.5, terms, **query)
+    Ledger.open(root / "release" / "ledger.jsonl").spend("gaussian", lambda events: 0.5, TERMS, **QUERY)
     settings = {**SETTINGS, **(settings or {})}
     run.config_json.write_text(json.dumps(settings))
     for stage in STAGES:

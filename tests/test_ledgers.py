@@ -1,21 +1,12 @@
 """What is said of one or several ledgers: never less than was spent, and whether it is void."""
 
 import pytest
+from finished_runs import QUERY, TERMS
 
 from privimage_jax import ledgers
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger
 
-TERMS = {
-    "epsilon_target": 5.0,
-    "delta": 1e-5,
-    "n": 1000,
-    "adjacency": "zero-out of one record",
-    "accountant": "rdp",
-    "mechanisms": ["query"],
-    "private": True,
-}
-QUERY = {"mechanism": "query", "key_generation": 0, "noise_multiplier": 8.0, "l2_sensitivity": 1.0}
 BARELY_MORE = 1.0000001  # the nearest of six digits is below it
 
 
