@@ -14,6 +14,7 @@ from privimage_jax.stages.context import Context
 from privimage_jax.training import classifier, loop
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.mesh import place, replicated
+from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import headline
 from privimage_jax.workdir import Workdir
 
@@ -33,7 +34,7 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result. A reused network has the fingerprint of its own run."""
-    return configs.section(config, "seed", "query_net", "public", "data.image_size", "data.channels")
+    return configs.section(config, "precision", "seed", "query_net", "public", "data.image_size", "data.channels")
 
 
 def run(context: Context) -> None:
@@ -73,7 +74,8 @@ def run(context: Context) -> None:
 def build(context: Context) -> nn.Module:
     """The query network's module."""
     section = context.config.query_net
-    return registry.build_classifier(section.model, context.public.n_classes, **section.kwargs)
+    arguments = {"dtype": activations(context.config.precision), **section.kwargs}
+    return registry.build_classifier(section.model, context.public.n_classes, **arguments)
 
 
 def load(context: Context) -> tuple[nn.Module, Any]:
