@@ -264,7 +264,7 @@ def parameters_not_cast_to_varying(patch):
     varying = dp_sgd._varying
 
     def partly(tree):
-        return (*tree[:2], *varying(tree[2:])) if len(tree) == 4 else varying(tree)
+        return (*tree[:2], *varying(tree[2:])) if len(tree) == 3 else varying(tree)
 
     patch.setattr(dp_sgd, "_varying", partly)
 
