@@ -2,8 +2,8 @@
 
 A record is one row of bytes: all of its fields one after the other, image and label alike, so that no field can go
 astray from the rest. A row is filled up with zeros to a multiple of 128 bytes: a TPU then keeps the rows as they come,
-and gathering some of them copies none of the others. Other layouts, [n, H, W, C] above all, are turned around as a whole
-in every step.
+and gathering some of them copies none of the others. Images [n, H, W, C] would be turned into another layout, all of
+them, in every step.
 
 There are two ways to lay n rows on D devices:
 
@@ -13,8 +13,8 @@ There are two ways to lay n rows on D devices:
 
 `take` gives every device the rows that it asks for, by their ids in 0..n-1. Where rows are sharded, each device hears
 what all of them ask for, contributes the rows that it holds and zeros for the others, and the sum is what each gets.
-Exactly one device holds a row, and bytes are added as whole numbers: what arrives is the row itself, bit for bit. What is
-delivered does not depend on the way.
+Exactly one device holds a row, and bytes are added as whole numbers: what arrives is the row itself, bit for bit, the
+same as where every device holds all.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ class Layout:
         Types of 64 bits are kept in 32, as JAX keeps them.
         """
         leaves, structure = jax.tree.flatten(tree)
-        kept = (jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves)
-        return cls(structure, tuple((tuple(leaf.shape[1:]), dtype.name) for leaf, dtype in zip(leaves, kept)))
+        fields = [(tuple(leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype).name) for leaf in leaves]
+        return cls(structure, tuple(fields))
 
     @property
     def row_bytes(self) -> int:
@@ -66,7 +66,7 @@ class Layout:
         leaves = jax.tree.leaves(tree)
         rows, start = np.zeros((len(leaves[0]), self.row_bytes), np.uint8), 0
         for leaf, field in zip(leaves, self.fields, strict=True):
-            values = np.ascontiguousarray(leaf, field[1]).reshape(len(rows), -1)
+            values = np.ascontiguousarray(leaf, field[1]).reshape(len(rows), math.prod(field[0]))
             rows[:, start : start + _field_bytes(*field)] = values.view(np.uint8)
             start += _field_bytes(*field)
         return rows
@@ -90,7 +90,7 @@ def _from_bytes(values: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> j
     if dtype.itemsize > 1:
         return jax.lax.bitcast_convert_type(values.reshape(len(values), *shape, dtype.itemsize), dtype)
     values = values.reshape(len(values), *shape)
-    return values.astype(dtype) if dtype == bool else jax.lax.bitcast_convert_type(values, dtype)
+    return values.astype(dtype) if dtype.kind == "b" else jax.lax.bitcast_convert_type(values, dtype)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["n", "layout", "sharded"])
@@ -118,8 +118,8 @@ def place(tree: Any, mesh: Mesh, sharded: bool = False) -> Records:
     """Lays records on the devices of a mesh, the same in every process, each of which fills its own devices.
 
     Args:
-      tree: of arrays [n, ...] on the host, such as {"image", "label"}; whatever has a shape, a dtype and slices will do.
-        A memory-mapped one is read piece by piece and never held as a whole: the host needs some `PIECE_BYTES`.
+      tree: of arrays [n, ...] on the host, such as {"image", "label"}, or what has a shape, a dtype and slices. A
+        memory-mapped one is read piece by piece and never held as a whole: the host needs some `PIECE_BYTES`.
       mesh: of one axis, "data".
       sharded: whether a device holds only its share.
 
@@ -207,15 +207,17 @@ def take(data: Data, ids: jax.Array) -> Any:
     """
     if not isinstance(data, Records):
         return jax.tree.map(lambda leaf: leaf[ids], data)
-    return data.layout.unpack(_exchanged(data.rows, ids) if data.sharded else data.rows[ids])
+    return data.layout.unpack(_rows(data, ids))
 
 
-def _exchanged(own: jax.Array, ids: jax.Array) -> jax.Array:
-    """The rows uint8 [m, row_bytes] of these ids, of which device d holds those from d R on as `own` [R, row_bytes]."""
-    share = own.shape[0]
+def _rows(data: Records, ids: jax.Array) -> jax.Array:
+    """What `take` unpacks: the rows of these ids, uint8 [m, row_bytes]."""
+    if not data.sharded:
+        return data.rows[ids]
+    own, share = data.rows, data.rows.shape[0]  # on device d the rows from d R on
     asked = jax.lax.all_gather(ids, AXIS, tiled=True)  # [D m], in the order of the devices
     places = asked - share * jax.lax.axis_index(AXIS)
-    held = (0 <= places) & (places < share)
+    held = (places >= 0) & (places < share)
     given = jnp.where(held[:, None], own[jnp.clip(places, 0, share - 1)], jnp.uint8(0))
     return jax.lax.psum_scatter(given, AXIS, scatter_dimension=0, tiled=True)
 
@@ -231,6 +233,8 @@ def batch(data: Data, ids: jax.Array, mesh: Mesh) -> Any:
     Returns:
       The tree of arrays [B, ...] of these records, in the order of their ids.
     """
+    if not isinstance(data, Records):
+        return jax.tree.map(lambda leaf: leaf[ids], data)
     wanted = jnp.pad(ids, (0, -len(ids) % mesh.size))  # what fills it up is cut off again
-    taken = jax.shard_map(take, mesh=mesh, in_specs=(spec(data), P(AXIS)), out_specs=P(AXIS))(data, wanted)
-    return jax.tree.map(lambda leaf: leaf[: len(ids)], taken)
+    rows = jax.shard_map(_rows, mesh=mesh, in_specs=(spec(data), P(AXIS)), out_specs=P(AXIS))(data, wanted)
+    return data.layout.unpack(rows[: len(ids)])
