@@ -398,10 +398,16 @@ def noise_of(t: int, tree: Any) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def check_step(step: dp_sgd.Step, settings: dp_sgd.DPSGD = SETTINGS, steps: tuple[int, ...] = (0, 2)) -> None:
+def check_step(
+    step: dp_sgd.Step,
+    settings: dp_sgd.DPSGD = SETTINGS,
+    steps: tuple[int, ...] = (0, 2),
+    place: Callable[[dict], Any] = lambda data: data,
+) -> None:
     """A `linear_step` is the definition of DP-SGD in float64: members, clipped sum, noise, the expected batch size.
 
-    One of the members is NaN. These two steps have 14 and 11 members, where 12 are expected.
+    One of the members is NaN. These two steps have 14 and 11 members, where 12 are expected. `place` lays the data on
+    the devices.
     """
     _, data, _ = linear_problem(N, D)
     for t in steps:
@@ -412,7 +418,7 @@ def check_step(step: dp_sgd.Step, settings: dp_sgd.DPSGD = SETTINGS, steps: tupl
         draws = np.asarray([jax.random.normal(jax.random.fold_in(step_key, i)) for i in range(N)])
         gradients = clip64(linear_gradients(STATE["params"], {**given, "y": given["y"] + draws}), settings.clip_norm)
         noised = settings.noise_multiplier * settings.clip_norm * noise_of(t, STATE["params"])
-        state, stats = step(STATE, given, KEY, LOSS_KEY, t)
+        state, stats = step(STATE, place(given), KEY, LOSS_KEY, t)
         wanted = (gradients[members].sum(axis=0) + noised) / settings.batch_size
         error = np.abs(vector64(state["gradient"]) - wanted).max()
         assert error <= 2e-5 * settings.clip_norm, f"the gradient of step {t} is off by {error / settings.clip_norm} C"

@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
+import importlib.util
+import os
 import re
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from audits import KEY, LOSS_KEY, check_records_are_delivered, keep_gradient, members_of
-from hypothesis import strategies as st
+from audits import KEY, LOSS_KEY, OPTIONS, check_records_are_delivered, keep_gradient, members_of
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from privimage_jax.privacy import records
 from privimage_jax.privacy.dp_sgd import DPSGD, dp_step
@@ -59,7 +61,7 @@ def test_arrays_of_different_lengths_are_refused():
             records.place(tree, mesh_of(1))
 
 
-def quadratic_loss(params, batch, keys):
+def linear_loss(params, batch, keys):
     """Its gradient holds the record itself, and the record's own unit vector: a wrong or a missing one shows."""
     draws = jax.vmap(jax.random.normal)(keys)
     seen = batch["image"].reshape(len(keys), -1).astype(jnp.float32)
@@ -68,7 +70,7 @@ def quadratic_loss(params, batch, keys):
 
 @functools.cache
 def compiled(settings, n_devices):
-    return jax.jit(dp_step(quadratic_loss, keep_gradient, settings, mesh_of(n_devices)))
+    return jax.jit(dp_step(linear_loss, keep_gradient, settings, mesh_of(n_devices)), compiler_options=OPTIONS)
 
 
 def tree_of(n):
@@ -87,26 +89,19 @@ def outcome(settings, n_devices, sharded, t):
     return jax.device_get((state["gradient"], stats))
 
 
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
-@hypothesis.given(data=st.data())
-def test_a_step_is_the_same_wherever_the_records_lie(data):
+@pytest.mark.parametrize(("n", "batch_size", "microbatch"), [(3, 1, 2), (17, 2, 1), (17, 17, 3), (40, 12, 8)])
+@pytest.mark.parametrize("n_devices", [1, 2, 8])
+def test_a_step_is_the_same_wherever_the_records_lie(n, batch_size, microbatch, n_devices):
     """Small batches leave devices without a member, and some are empty; large ones take several rounds."""
-    n = data.draw(st.sampled_from([3, 17, 40]), "n")
-    settings = DPSGD(
-        n=n,
-        batch_size=data.draw(st.sampled_from([1, 2, n // 2 + 1, n]), "batch size"),
-        clip_norm=1e9,
-        noise_multiplier=0.0,
-        microbatch=data.draw(st.sampled_from([1, 3, 8]), "microbatch"),
-    )
-    n_devices, t = data.draw(st.sampled_from([1, 2, 8]), "devices"), data.draw(st.integers(0, 9), "step")
-    replicated, sharded = (outcome(settings, n_devices, is_sharded, t) for is_sharded in (False, True))
-    jax.tree.map(np.testing.assert_array_equal, sharded, replicated)
-    alone = outcome(settings, 1, False, t)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3), sharded, alone)
-    members = members_of(t, settings)
-    np.testing.assert_allclose(sharded[0]["seen"] * settings.batch_size, members, rtol=1e-5)
-    assert sharded[1]["processed"] == sharded[1]["drawn"] == members.sum()
+    settings = DPSGD(n, batch_size, clip_norm=1e9, noise_multiplier=0.0, microbatch=microbatch)
+    for t in range(6):
+        replicated, sharded = (outcome(settings, n_devices, is_sharded, t) for is_sharded in (False, True))
+        jax.tree.map(np.testing.assert_array_equal, sharded, replicated)
+        alone = outcome(settings, 1, False, t)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3), sharded, alone)
+        members = members_of(t, settings)
+        np.testing.assert_allclose(sharded[0]["seen"] * batch_size, members, rtol=1e-5)
+        assert sharded[1]["processed"] == sharded[1]["drawn"] == members.sum()
 
 
 def test_an_empty_batch_of_sharded_records():
@@ -143,3 +138,48 @@ def test_what_is_static_of_records_tells_programs_apart():
     one, two = (records.place(tree_of(5), mesh_of(2), sharded) for sharded in (False, True))
     assert jax.tree.structure(one) != jax.tree.structure(two)
     assert jax.tree.structure(one) == jax.tree.structure(dataclasses.replace(one, rows=0))
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    """A mesh of eight TPU chips that are not here: programs for them compile, but do not run."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, the TPU's compiler, is not installed")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network which machine this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    return Mesh(np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices), ("data",))
+
+
+def linear_image_loss(params, batch, keys):
+    images = batch["image"].reshape(len(keys), -1).astype(jnp.float32)
+    return images @ params["w"] * batch["label"] * jax.vmap(jax.random.normal)(keys)
+
+
+@pytest.mark.parametrize(
+    ("how", "image_shape"),
+    [
+        ("as images", (32, 32, 3)),
+        ("replicated", (32, 32, 3)),
+        ("sharded", (32, 32, 3)),
+        ("replicated", (28, 28, 1)),  # neither its bytes nor its sides suit a tile
+    ],
+)
+def test_a_tpu_copies_no_image_set(tpu, how, image_shape):
+    """Without records it does, in every step, as the first case shows."""
+    n = 10_000
+    everywhere = NamedSharding(tpu, PartitionSpec())
+
+    def shaped(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+    tree = {"image": shaped((n, *image_shape), jnp.uint8), "label": shaped((n,), jnp.int32)}
+    data = tree if how == "as images" else records.shapes(tree, tpu, how == "sharded")
+    step = dp_step(linear_image_loss, keep_gradient, DPSGD(n, 100, 1.0, 1.0, 8), tpu)
+    state = {"params": {"w": shaped((np.prod(image_shape),), jnp.float32)}}
+    loss_key = shaped((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+    program = jax.jit(step).lower(state, data, shaped((8,), jnp.uint32), loss_key, shaped((), jnp.int32)).compile()
+    rows = n // tpu.size if how == "sharded" else n
+    of_set = re.findall(rf" = u8\[{rows},[\d,]+\]\S* ([\w-]+)\(", program.as_text())
+    assert "parameter" in of_set
+    copies = set(of_set) - {"parameter", "get-tuple-element", "bitcast"}
+    assert copies == ({"copy"} if how == "as images" else set())
