@@ -45,11 +45,11 @@ def is_sharded(tree: Any, n_devices: int, residency: str, available: int, key: s
     """
     whole = records.size(tree) * records.Layout.of(tree).row_bytes
     share = -(-whole // n_devices)
-    sharded = residency == "sharded" or (residency == "auto" and n_devices > 1 and whole > SHARE * available)
-    if (share if sharded else whole) > available:
-        needed, remedy = (share, "use more devices") if sharded or n_devices == 1 else (whole, "give sharded or auto")
+    wanted = residency == "sharded" or (residency == "auto" and whole > SHARE * available)
+    held = share if wanted else whole
+    if held > available:
         raise UserError(
-            f"{key}={residency} asks {n_devices} device(s) for {needed / 2**30:,.1f} GiB of images each, but one has "
-            f"{available / 2**30:,.1f} GiB; {remedy}."
+            f"{key}={residency} puts {held / 2**30:,.1f} GiB of images on each device, which has "
+            f"{available / 2**30:,.1f} GiB; {'use more devices' if held == share else 'give sharded or auto'}."
         )
-    return sharded
+    return wanted and n_devices > 1  # the share of a single device is the whole
