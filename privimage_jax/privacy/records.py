@@ -148,9 +148,8 @@ def place(tree: Any, mesh: Mesh, sharded: bool = False) -> Records:
     def write(rows: jax.Array, piece: jax.Array, first: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(rows, piece, (first, 0))
 
-    spec = sharding.spec
-    written = jax.shard_map(write, mesh=mesh, in_specs=(spec, spec, P()), out_specs=spec)
-    written = jax.jit(written, donate_argnums=0)
+    cut = sharding.spec
+    written = jax.jit(jax.shard_map(write, mesh=mesh, in_specs=(cut, cut, P()), out_specs=cut), donate_argnums=0)
     rows = jax.jit(lambda: jnp.zeros((parts * share, layout.row_bytes), jnp.uint8), out_shardings=sharding)()
     for first in range(0, share, height):
         # The last piece begins early enough to be whole, and writes some rows again.
