@@ -37,7 +37,7 @@ from privimage_jax import workdir
 from privimage_jax.diffusion import PerExampleLoss
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
-from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, sampling
+from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, records, sampling
 from privimage_jax.stages import finetune, generator
 from privimage_jax.training import loop, memory
 from privimage_jax.training.mesh import make_mesh, place, replicated
@@ -240,7 +240,8 @@ def _attack(
         },
         replicated(mesh),
     )
-    inputs = place({"data": data, "key": key, "loss_key": loss_key}, replicated(mesh))
+    keys = place({"key": key, "loss_key": loss_key}, replicated(mesh))
+    inputs = {"data": records.place(data, mesh), **keys}
     state = _train(config, dp_sgd.dp_step(loss, _observing_update(config), settings, mesh, merge), state, inputs)
 
     repeats = jax.random.split(score_key, LOSS_REPEATS)

@@ -40,7 +40,7 @@ from privimage_jax.diffusion import make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
-from privimage_jax.privacy import chacha, clipping, dp_sgd, sampling
+from privimage_jax.privacy import chacha, clipping, dp_sgd, records, sampling
 from privimage_jax.stages import generator
 from privimage_jax.training import memory
 from privimage_jax.training.mesh import make_mesh, replicated
@@ -232,7 +232,7 @@ def _measure(
             entries.append(entry)
 
     for devices in device_counts:
-        data = _place(_random_data(problem, n), devices)
+        data = records.place(_random_data(problem, n), make_mesh(jax.devices()[:devices]))
         for method in (name for name in SCALED if name in methods):
             add(method, devices, functools.partial(_own_step, problem, method, data, n, devices, key))
     if "nonprivate_best" in methods:

@@ -29,7 +29,7 @@ SOURCE_KEYS = {  # the settings that only some sources read
     "digits": (),
     "glyphs": ("characters", "per_class", "style"),
 }
-PLACES = ("path", "data_dir", "workdir", "cache", "inception_weights")
+PLACES = ("path", "data_dir", "workdir", "cache", "residency", "inception_weights")
 INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
     "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
     "https://github.com/mseitzer/pytorch-fid"
@@ -76,6 +76,7 @@ _DATA_RULES: dict[str, Rule] = {
     "seed": _SEED,
     "per_class": _POSITIVE,
     "style": _one_of("handwriting", "print"),
+    "residency": _one_of("auto", "replicated", "sharded"),
     "class_names": (
         lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v),
         "a list of distinct names, or ()",

@@ -7,6 +7,7 @@ trace of another run, it puts that run's outputs in the mechanisms' place, which
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from jax.experimental import io_callback
 
 from privimage_jax.metrics import downstream, features
-from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise
+from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
 from privimage_jax.stages import choose_sampler, class_histogram, finetune, noisy_counts, query
 from privimage_jax.training import loop
 from privimage_jax.training.mesh import make_mesh
@@ -401,10 +402,16 @@ def noise_of(t: int, tree: Any) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def check_step(step: dp_sgd.Step, settings: dp_sgd.DPSGD = SETTINGS, steps: tuple[int, ...] = (0, 2)) -> None:
+def check_step(
+    step: dp_sgd.Step,
+    settings: dp_sgd.DPSGD = SETTINGS,
+    steps: tuple[int, ...] = (0, 2),
+    place: Callable[[dict], Any] = lambda data: data,
+) -> None:
     """A `linear_step` is the definition of DP-SGD in float64: members, clipped sum, noise, the expected batch size.
 
-    One of the members is NaN. These two steps have 11 and 10 members, where 12 are expected.
+    One of the members is NaN. These two steps have 11 and 10 members, where 12 are expected. `place` lays the data on
+    the devices.
     """
     _, data, _ = linear_problem(N, D)
     for t in steps:
@@ -415,12 +422,34 @@ def check_step(step: dp_sgd.Step, settings: dp_sgd.DPSGD = SETTINGS, steps: tupl
         draws = np.asarray([jax.random.normal(jax.random.fold_in(step_key, i)) for i in range(N)])
         gradients = clip64(linear_gradients(STATE["params"], {**given, "y": given["y"] + draws}), settings.clip_norm)
         noised = settings.noise_multiplier * settings.clip_norm * noise_of(t, STATE["params"])
-        state, stats = step(STATE, given, KEY, LOSS_KEY, t)
+        state, stats = step(STATE, place(given), KEY, LOSS_KEY, t)
         wanted = (gradients[members].sum(axis=0) + noised) / settings.batch_size
         error = np.abs(vector64(state["gradient"]) - wanted).max()
         assert error <= 2e-5 * settings.clip_norm, f"the gradient of step {t} is off by {error / settings.clip_norm} C"
         counts = tuple(int(stats[name]) for name in ("drawn", "processed", "nonfinite"))
         assert counts == (members.sum(), members.sum(), 1), f"(drawn, processed, nonfinite) = {counts}"
+
+
+def check_records_are_delivered(counts: tuple[int, ...] = (1, 5, 53), devices: tuple[int, ...] = (1, 2, 8)) -> None:
+    """Wherever records lie, every device is given those that it asks for, all their fields, bit for bit."""
+    rng = np.random.default_rng(0)
+    for n, n_devices, sharded in itertools.product(counts, devices, (False, True)):
+        tree = {
+            "image": rng.integers(0, 256, (n, 4, 4, 3)).astype(np.uint8),
+            "label": rng.integers(-(2**31), 2**31, n).astype(np.int32),
+            "included": rng.integers(0, 2, n).astype(bool),
+            "bits": rng.integers(0, 2**32, (n, 3)).astype(np.uint32).view(np.float32),  # NaNs of every kind among them
+            "half": rng.normal(size=(n, 2)).astype(np.float16),
+        }
+        mesh = make_mesh(jax.devices()[:n_devices])
+        placed = records.place(tree, mesh, sharded)
+        fetch = jax.jit(lambda data, ids, mesh=mesh: records.batch(data, ids, mesh), compiler_options=OPTIONS)
+        for ids in (np.arange(n), rng.integers(0, n, 7)):
+            fetched = jax.device_get(fetch(placed, ids.astype(np.int32)))
+            for name, values in tree.items():
+                same = fetched[name].dtype == values.dtype and fetched[name].tobytes() == values[ids].tobytes()
+                where = f"{n_devices} devices, {'sharded' if sharded else 'replicated'}"
+                assert same, f"the records asked for and those delivered differ in {name} ({n} records, {where})"
 
 
 def check_devices_agree(devices: tuple[int, ...] = (1, 2, 8), microbatches: tuple[int, ...] = (2, 7)) -> None:

@@ -33,7 +33,7 @@ ONLY_FINETUNING = (
 )
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": str(TESTS),
+    "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent))),
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # and one device each
 }
 
@@ -89,15 +89,22 @@ def finish(process: subprocess.Popen, seconds: float = 60) -> Result:
     return Result(process.returncode, out, "".join(lines))
 
 
-def test_two_processes_release_what_one_does(folder):
+@pytest.fixture(scope="module")
+def by_one_process(folder):
+    return run(short_config(folder), folder / "one")
+
+
+@pytest.mark.parametrize("residency", ["replicated", "sharded"])
+def test_two_processes_release_what_one_does(folder, by_one_process, residency):
     """All stages; the launcher; batches and noise are the same, so that only the order of float32 sums differs."""
-    command = ["run", "--config", folder / "tiny.py", "--workdir", folder / "two", *SHORT]
+    place = [f"--config.{section}.residency={residency}" for section in ("data", "public")]
+    command = ["run", "--config", folder / "tiny.py", "--workdir", folder / residency, *SHORT, *place]
     done = subprocess.run(
         [sys.executable, LAUNCHER, "--processes", "2", "--", *command], env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finetune        done") == 1  # one process speaks
-    two, one = Workdir(folder / "two"), run(short_config(folder), folder / "one")
+    two, one = Workdir(folder / residency), by_one_process
     assert_close(released(two), released(one))
     files = release_bytes(two)
     assert files.keys() == release_bytes(one).keys()
@@ -178,6 +185,13 @@ def on_one_device(folder):
 @pytest.mark.parametrize("n_devices", [2, 8])
 def test_the_devices_change_nothing_but_rounding(folder, tmp_path, on_one_device, n_devices):
     assert_close(finetuned(short_config(folder, only_finetuning=True), tmp_path / "run", n_devices), on_one_device)
+
+
+@pytest.mark.parametrize("n_devices", [2, 8])
+def test_where_the_images_lie_changes_nothing_but_rounding(folder, tmp_path, on_one_device, n_devices):
+    config = short_config(folder, only_finetuning=True)
+    config.data.residency = "sharded"
+    assert_close(finetuned(config, tmp_path / "run", n_devices), on_one_device)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 2)])

@@ -23,6 +23,7 @@ from audits import (
     check_devices_agree,
     check_full_precision,
     check_query_sensitivity,
+    check_records_are_delivered,
     check_releases_are_equal,
     check_spent_before_use,
     check_step,
@@ -39,7 +40,7 @@ from privimage_jax.diffusion import EDM, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
-from privimage_jax.privacy import chacha, clipping, dp_sgd, noise, sampling
+from privimage_jax.privacy import chacha, clipping, dp_sgd, noise, records, sampling
 from privimage_jax.stages import choose_sampler, generator, mechanism, query, sample
 from privimage_jax.stages.context import Context
 from privimage_jax.training.mesh import make_mesh
@@ -80,6 +81,14 @@ def full_precision(folder):
 
 def step_by_definition(folder):
     check_step(linear_step(2))
+
+
+def step_on_sharded_records(folder):
+    check_step(linear_step(2), place=lambda data: records.place(data, make_mesh(jax.devices()[:2]), sharded=True))
+
+
+def records_delivered(folder):
+    check_records_are_delivered((5,), (2,))
 
 
 def devices_agree(folder):
@@ -264,7 +273,7 @@ def parameters_not_cast_to_varying(patch):
     varying = dp_sgd._varying
 
     def partly(tree):
-        return (*tree[:2], *varying(tree[2:])) if len(tree) == 4 else varying(tree)
+        return (*tree[:2], *varying(tree[2:])) if len(tree) == 3 else varying(tree)
 
     patch.setattr(dp_sgd, "_varying", partly)
 
@@ -291,6 +300,30 @@ def a_truncated_batch(patch):
 
 def the_rate_of_a_padded_data_set(patch):
     patch.setattr(dp_sgd.DPSGD, "threshold", property(lambda self: sampling.threshold(self.batch_size, 64)))
+
+
+def a_neighbours_row(patch):
+    rows = records._rows
+    patch.setattr(records, "_rows", lambda data, ids: rows(data, jnp.minimum(ids + data.sharded, data.n - 1)))
+
+
+def rows_of_the_own_share(patch):
+    """A device takes what it processes out of what it holds, as if the two were one."""
+    rows = records._rows
+
+    def own(data, ids):
+        return data.rows[ids % data.rows.shape[0]] if data.sharded else rows(data, ids)
+
+    patch.setattr(records, "_rows", own)
+
+
+def labels_of_the_next_image(patch):
+    pack = records.Layout.pack
+
+    def astray(self, tree):
+        return pack(self, {**tree, "label": np.roll(tree["label"], 1)})
+
+    patch.setattr(records.Layout, "pack", astray)
 
 
 def noise_on_every_device(patch):
@@ -392,6 +425,10 @@ BUGS = (
     Bug(a_padding_row_is_a_member, step_by_definition, "is off"),
     Bug(a_truncated_batch, step_by_definition, "is off"),
     Bug(the_rate_of_a_padded_data_set, step_by_definition, "is off"),
+    Bug(a_neighbours_row, records_delivered, "those delivered differ in image"),
+    Bug(a_neighbours_row, step_on_sharded_records, "is off"),
+    Bug(rows_of_the_own_share, step_on_sharded_records, "is off"),
+    Bug(labels_of_the_next_image, records_delivered, "those delivered differ in label"),
     Bug(noise_on_every_device, devices_agree, r"\(2, 2\) differs"),
     Bug(noise_without_the_clip_norm, step_by_definition, "is off"),
     Bug(noise_of_jaxs_generator, step_by_definition, "is off"),

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,49 @@ _HASH_BYTES = 1 << 24  # of images hashed at a time, so that a memory-mapped set
 
 
 @dataclass(frozen=True, eq=False)
+class Subset:
+    """Some rows of an array, read when they are asked for: what is memory-mapped stays on the disk.
+
+    Attributes:
+        array: [N, ...].
+        rows: int64 [M], numbers of rows of `array`.
+    """
+
+    array: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M, ...)."""
+        return len(self.rows), *self.array.shape[1:]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.array.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of the array."""
+        return self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        return np.asarray(self.array[self.rows[index]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A labelled image set.
 
     Attributes:
-        images: uint8 [N, H, W, C], possibly memory-mapped and read-only; C = 1 is grey, 3 is RGB.
+        images: uint8 [N, H, W, C], possibly memory-mapped and read-only, or a `Subset` of such; C = 1 is grey, 3 is
+            RGB.
         labels: int32 [N], each an index into `class_names`.
         class_names: the declared list of classes; one without images is fine.
         name: what reports call the set.
@@ -26,7 +65,7 @@ class Dataset:
         ValueError: arrays of other shapes or types, or a label outside the list of classes.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Subset
     labels: np.ndarray
     class_names: tuple[str, ...]
     name: str

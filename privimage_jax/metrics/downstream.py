@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.dataset import Dataset, Subset
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.training import classifier
+from privimage_jax.training import residency as placing
 from privimage_jax.training.classifier import Recipe
 from privimage_jax.training.loop import make_runner, stretches
 from privimage_jax.training.mesh import make_mesh, place, replicated
@@ -103,6 +104,7 @@ def train_and_score(
     *,
     seed: int = 0,
     on_steps: Callable[..., None] | None = None,
+    residency: str = "auto",
 ) -> float:
     """Trains a fresh classifier on `train` and returns its accuracy on `test`.
 
@@ -114,7 +116,7 @@ def train_and_score(
         model: a classifier of `models.registry` with `train.n_classes` outputs.
         train: images and labels to learn from.
         test: images and labels to score on, with the same classes and image shape.
-        protocol, seed, on_steps: of `fit`.
+        protocol, seed, on_steps, residency: of `fit`.
 
     Returns:
         The share of `test` that is classified correctly, in [0, 1].
@@ -123,11 +125,17 @@ def train_and_score(
         UserError: if the two sets differ in classes or image shape, one is empty, or all images would be held back.
     """
     _check(train, test, protocol.held_back)
-    return accuracy(model, fit(model, train, protocol, seed=seed, on_steps=on_steps), test)
+    return accuracy(model, fit(model, train, protocol, seed=seed, on_steps=on_steps, residency=residency), test)
 
 
 def fit(
-    model: nn.Module, train: Dataset, protocol: Protocol, *, seed: int = 0, on_steps: Callable[..., None] | None = None
+    model: nn.Module,
+    train: Dataset,
+    protocol: Protocol,
+    *,
+    seed: int = 0,
+    on_steps: Callable[..., None] | None = None,
+    residency: str = "auto",
 ) -> Any:
     """Trains a fresh classifier on `train` and returns its variables.
 
@@ -139,6 +147,7 @@ def fit(
             same classifier on the same devices.
         on_steps: called as `on_steps(n, loss=..., accuracy=...)` after every `n` steps, with means on the training set;
             the `advance` of `training.writers.progress` fits.
+        residency: of the images, `config.data.residency`; it does not change the result but by rounding.
 
     Returns:
         `{"params": ..., "batch_stats": ... if it has any}`.
@@ -148,8 +157,8 @@ def fit(
     mesh = make_mesh()
     init_key, key = jax.random.split(jax.random.key(seed))
     state = place(classifier.init(model, recipe, init_key, train.image_shape), replicated(mesh))
-    inputs = {"image": np.asarray(train.images), "label": np.asarray(train.labels, np.int32), "key": key}
-    inputs = place(inputs, replicated(mesh))
+    data = {"image": train.images, "label": train.labels}
+    inputs = {"data": placing.place(data, mesh, residency), "key": place(key, replicated(mesh))}
     run = _runner(model, recipe, mesh)
     best, best_accuracy = None, 0.0
     for start, stop in stretches(0, recipe.steps, STEPS_PER_DISPATCH, protocol.candidate_every):
@@ -171,7 +180,7 @@ def _part(train: Dataset, held_back: int, seed: int) -> tuple[Dataset, Dataset |
     rows = np.random.default_rng(seed).permutation(train.n)
     parts = (np.sort(rows[held_back:]), np.sort(rows[:held_back]))
     learnt, chosen_by = (
-        Dataset(np.asarray(train.images[part]), train.labels[part], train.class_names, train.name) for part in parts
+        Dataset(Subset(train.images, part), train.labels[part], train.class_names, train.name) for part in parts
     )
     return learnt, chosen_by
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from privimage_jax import processes, workdir
 from privimage_jax.archives import Arrays
-from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.dataset import Dataset, Subset
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.fid import mean_and_covariance
@@ -63,9 +63,7 @@ def load_or_make(
     # Computing features takes all processes, so all of them do it unless each has found them.
     if processes.current().least(f"the features {path.name}", int(found is not None)):
         return found
-    # A whole set stays where it is: it may be memory-mapped and large.
-    images = dataset.images if len(rows) == dataset.n else dataset.images[rows]
-    features, logits = extractor.outputs(images, "real", on_images)
+    features, logits = extractor.outputs(Subset(dataset.images, rows), "real", on_images)
     made = RealFeatures(features, *mean_and_covariance(features), logits)
     workdir.atomic_write_npz(path, **{name: value for name, value in made._asdict().items() if value is not None})
     return made

@@ -5,8 +5,8 @@
 with the *expected* batch size B, never the drawn one. Formal guarantee: with respect to zeroing out one record, T steps
 under one key are `accounting.SampledGaussian(noise_multiplier, DPSGD.sampling_rate, T)`.
 
-The batch, the order of its records and the noise are pure functions of (key, t): the number of devices and the size of
-the microbatch change the result by the rounding of float32 sums alone.
+The batch, the order of its records and the noise are pure functions of (key, t): the number of devices, the size of the
+microbatch and where the records lie (`records`) change the result by the rounding of float32 sums alone.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import clipping, noise, sampling, weight_gradients
+from privimage_jax.privacy import clipping, noise, records, sampling, weight_gradients
 
-AXIS = "data"
+AXIS = records.AXIS
 
 State = dict[str, Any]
 Stats = dict[str, jax.Array]
@@ -90,7 +90,8 @@ def dp_step(
       `step(state, data, key, loss_key, t) -> (state, stats)`:
 
       - state: a dict with "params", what is trained, and "frozen", what is not;
-      - data: a tree of arrays [n, ...] on every device, {"image", "label"};
+      - data: `records.Records` of {"image", "label"}, replicated or sharded, as they were placed; or a tree of arrays
+        [n, ...], which every device then holds;
       - key: ChaCha20 key, uint32 [8], of batches and noise; one mechanism's, never used for the same t on other data;
       - loss_key: a jax.random key for draws that protect nothing; record i at step t gets fold_in(fold_in(., t), i);
       - t: int32 scalar.
@@ -137,13 +138,13 @@ def sum_over_batch(
     merge = merge or (lambda params, frozen: params)
 
     def on_device(params, frozen, data, key, loss_key, t):
-        if any(leaf.shape[0] != n for leaf in jax.tree.leaves(data)):
-            raise ValueError(f"settings.n is {n}, but the data has {jax.tree.leaves(data)[0].shape[0]} records")
         cumulative = jnp.cumsum(sampling.membership(key, t, n, settings.threshold), dtype=jnp.int32)
         drawn = cumulative[-1]
+        # The largest share: every device goes round as often as any other, as it may have to hand out records.
+        trips = (sampling.device_share(drawn, 0, n_devices) + m - 1) // m
         # From here on values differ between devices. Without this cast, check_vma would add up each example's gradient
         # over the devices *before* it is clipped.
-        params, frozen, data, cumulative = _varying((params, frozen, data, cumulative))
+        params, frozen, cumulative = _varying((params, frozen, cumulative))
         gradient = make_gradient(lambda trained, batch, keys: per_example_loss(merge(trained, frozen), batch, keys))
         step_key = jax.random.fold_in(loss_key, t)
         device = jax.lax.axis_index(AXIS)
@@ -153,20 +154,27 @@ def sum_over_batch(
             place = i * m + jnp.arange(m, dtype=jnp.int32)
             ids = sampling.positions(cumulative, device + n_devices * place)
             mask = place < share
-            batch = jax.tree.map(lambda leaf: leaf[ids], data)
+            batch = records.take(data, ids)
             keys = jax.vmap(lambda record: jax.random.fold_in(step_key, record))(ids)
             total, norms, losses = gradient(params, batch, keys, mask)
             return jax.tree.map(jnp.add, carry, (total, _count(norms, losses, mask, settings.clip_norm)))
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
         nothing = _count(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0, bool), settings.clip_norm)
-        trips = (share + m - 1) // m
         total, counts = jax.lax.fori_loop(0, trips, microbatch, _varying((zeros, nothing)))
         total, counts = _sum_over_devices((total, counts))
         # Once, after the sum over devices, and the same on each.
         return add_noise(total, key, t), _stats(counts, drawn)
 
-    return jax.shard_map(on_device, mesh=mesh, in_specs=P(), out_specs=P())
+    def noised_sum(params, frozen, data, key, loss_key, t):
+        if records.size(data) != n:
+            raise ValueError(f"settings.n is {n}, but the data has {records.size(data)} records")
+        specs = (P(), P(), records.spec(data), P(), P(), P())
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P())(
+            params, frozen, data, key, loss_key, t
+        )
+
+    return noised_sum
 
 
 def _sum_over_devices(tree: Any) -> Any:

@@ -141,7 +141,14 @@ def _score(context: Context, params: Any, labels: np.ndarray, value: Any) -> int
     model = build_classifier(config, sensitive.n_classes)
     with progress(f"{name}, classifier", section.classifier_steps) as bar:
         drawn = Dataset(images, labels, sensitive.class_names, name)
-        variables = fit(model, drawn, quick(section.classifier_steps), seed=config.seed, on_steps=bar.advance)
+        variables = fit(
+            model,
+            drawn,
+            quick(section.classifier_steps),
+            seed=config.seed,
+            on_steps=bar.advance,
+            residency=config.data.residency,
+        )
     classify = forward(model, variables, method="__call__")
     noisy_counts.check_images_apart(
         classify, sensitive.image_shape, f"config.sampler_choice.classifier={section.classifier}"

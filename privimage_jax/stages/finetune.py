@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from privimage_jax import config as configs
@@ -17,7 +16,7 @@ from privimage_jax.stages import generator, pretrain, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.stages.plan import FINE_TUNING, reserved
-from privimage_jax.training import loop, lora, memory
+from privimage_jax.training import loop, lora, memory, residency
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import place, replicated
 from privimage_jax.training.state import init_state, make_update, merge_params, split_params, tree_digest
@@ -143,14 +142,12 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
         mechanism.warn(
             f"the key of {MECHANISM} was lost; its reserved steps are spent, {stretch.stop - stretch.start} are left."
         )
-    inputs = place(
-        {
-            "data": {"image": np.asarray(context.sensitive.images), "label": np.asarray(context.sensitive.labels)},
-            "key": mechanism.key(stretch.generation),
-            "loss_key": context.key("diffusion draws"),
-        },
-        replicated(context.mesh),
-    )
+    data = {"image": context.sensitive.images, "label": context.sensitive.labels}
+    keys = {"key": mechanism.key(stretch.generation), "loss_key": context.key("diffusion draws")}
+    inputs = {
+        "data": residency.place(data, context.mesh, config.data.residency),
+        **place(keys, replicated(context.mesh)),
+    }
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
     reserved = stretch.reserved

@@ -5,16 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from privimage_jax import config as configs
 from privimage_jax.diffusion import make_per_example_loss
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.privacy import records
 from privimage_jax.stages import generator, selection
 from privimage_jax.stages.context import Context
-from privimage_jax.training import loop
+from privimage_jax.training import loop, residency
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
@@ -63,10 +63,12 @@ def _train(context: Context, model, optimizer, state, n_classes):
     config, folder = context.config, context.folder(NAME)
     section, log = config.pretrain, config.log
     images, labels = selection.load(context)
-    inputs = meshes.place(
-        {"image": images, "label": np.asarray(labels), "key": context.key("pre-training batches")},
-        meshes.replicated(context.mesh),
-    )
+    inputs = {
+        "data": residency.place(
+            {"image": images, "label": labels}, context.mesh, config.public.residency, "config.public.residency"
+        ),
+        "key": meshes.place(context.key("pre-training batches"), meshes.replicated(context.mesh)),
+    }
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
@@ -93,9 +95,9 @@ def _make_step(context: Context, model, optimizer, n_classes):
     update = make_update(optimizer, section.ema)
 
     def step(state, inputs, t):
-        rows = batch_indices(inputs["key"], t, inputs["image"].shape[0], section.batch_size)
+        rows = batch_indices(inputs["key"], t, records.size(inputs["data"]), section.batch_size)
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(inputs["key"], 1), t), section.batch_size)
-        batch = {"image": inputs["image"][rows], "label": inputs["label"][rows]}
+        batch = records.batch(inputs["data"], rows, context.mesh)
         batch, keys = meshes.split_batch(context.mesh, (batch, keys))
         loss, gradients = jax.value_and_grad(lambda params: jnp.mean(per_example_loss(params, batch, keys)))(
             state["params"]

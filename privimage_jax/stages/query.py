@@ -15,6 +15,7 @@ from privimage_jax.training.state import tree_digest
 NAME = "query"
 OUTPUTS = ("internal/query/histogram.json",)  # a missing one makes the stage stale
 MECHANISM = SEMANTIC_QUERY
+PIECE = 1 << 15  # images whose logits are on the host at a time
 
 
 def enabled(config) -> bool:
@@ -47,9 +48,12 @@ def run(context: Context) -> None:
         def count() -> np.ndarray:
             name = f"config.query_net.model={context.config.query_net.model}"
             noisy_counts.check_images_apart(classify, sensitive.image_shape, name)
-            return count_semantics(
-                extract(classify, sensitive.images), sensitive.labels, sensitive.n_classes, section.k1
-            )
+            counts = np.zeros((sensitive.n_classes, context.public.n_classes), np.int64)
+            for start in range(0, sensitive.n, PIECE):
+                piece = slice(start, start + PIECE)
+                logits = extract(classify, sensitive.images[piece])
+                counts += count_semantics(logits, sensitive.labels[piece], sensitive.n_classes, section.k1)
+            return counts
 
         inputs = {
             "network": tree_digest(variables),

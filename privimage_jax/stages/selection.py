@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from privimage_jax import config as configs
 from privimage_jax import reading
 from privimage_jax.archives import Arrays
+from privimage_jax.data.dataset import Subset
 from privimage_jax.errors import UserError
 from privimage_jax.stages import publication, query
 from privimage_jax.stages.context import Context
@@ -157,10 +158,10 @@ def _is_table(value: Any, rows: int) -> bool:
     return lists and all(type(number) is int for row in value for number in row)
 
 
-def load(context: Context) -> tuple[np.ndarray, np.ndarray]:
+def load(context: Context) -> tuple[Subset, np.ndarray]:
     """The chosen public images and their new labels: uint8 [M, H, W, C], int32 [M]; see `load_rows`."""
     rows, labels = load_rows(context)
-    return np.asarray(context.public.images[rows]), labels
+    return Subset(context.public.images, rows), labels
 
 
 def load_rows(context: Context) -> tuple[np.ndarray, np.ndarray]:

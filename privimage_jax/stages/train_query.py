@@ -5,13 +5,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.stages.context import Context
-from privimage_jax.training import classifier, loop
+from privimage_jax.training import classifier, loop, residency
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.mesh import place, replicated
 from privimage_jax.training.precision import activations
@@ -61,10 +60,11 @@ def run(context: Context) -> None:
     state = place(state, replicated(context.mesh))
     checkpoints = Checkpoints(folder / "checkpoints", context.config.log.keep)
     state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
-    inputs = place(
-        {"image": np.asarray(public.images), "label": public.labels, "key": context.key("query batches")},
-        replicated(context.mesh),
-    )
+    data = {"image": public.images, "label": public.labels}
+    inputs = {
+        "data": residency.place(data, context.mesh, context.config.public.residency, "config.public.residency"),
+        "key": place(context.key("query batches"), replicated(context.mesh)),
+    }
     step = classifier.make_step(model, recipe, context.mesh)
     state = loop.train(NAME, step, state, inputs, int(state["step"]), steps, folder, context.config.log)
     save_tree(folder / "network", jax.device_get(state["variables"]))

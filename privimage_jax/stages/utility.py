@@ -84,6 +84,7 @@ def _accuracy(context: Context, name: str, train: Dataset, kind: str, seed: int)
             protocol,
             seed=(context.config.seed + seed) % 2**32,
             on_steps=bar.advance,
+            residency=context.config.data.residency,
         )
 
 

@@ -14,6 +14,7 @@ from privimage_jax.augment import augment
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.models.registry import init_classifier
 from privimage_jax.pixels import to_float
+from privimage_jax.privacy import records
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
 from privimage_jax.training.state import moved_average
@@ -84,15 +85,18 @@ def result(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
-    """`step(state, {"image", "label", "key"}, t) -> (state, metrics)`; batch t is a function of (key, t) alone."""
+    """`step(state, {"data", "key"}, t) -> (state, metrics)`; batch t is a function of (key, t) alone.
+
+    "data" are `records.Records` of {"image", "label"}, or a tree of their arrays [n, ...].
+    """
     optimizer = recipe.make_optimizer()
 
     def step(state, inputs, t):
-        n = inputs["image"].shape[0]
-        rows = batch_indices(inputs["key"], t, n, recipe.batch_size)
+        rows = batch_indices(inputs["key"], t, records.size(inputs["data"]), recipe.batch_size)
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(inputs["key"], 1), t), recipe.batch_size)
-        images = augment(to_float(inputs["image"][rows]), keys, recipe.flip, recipe.shift)
-        images, labels = meshes.split_batch(mesh, (images, inputs["label"][rows]))
+        batch = records.batch(inputs["data"], rows, mesh)
+        images = augment(to_float(batch["image"]), keys, recipe.flip, recipe.shift)
+        images, labels = meshes.split_batch(mesh, (images, batch["label"]))
         state_variables = {name: value for name, value in state["variables"].items() if name != "params"}
 
         def loss_fn(params):

@@ -29,7 +29,7 @@ def measured(config, tmp_path, monkeypatch):
     """`measured() -> results`, with every training in `measured.trainings` as (model, set, protocol, seed)."""
     trainings = []
 
-    def train_and_score(model, train, test, protocol, *, seed, on_steps):
+    def train_and_score(model, train, test, protocol, *, seed, on_steps, residency):
         trainings.append((type(model).__name__, train.name, protocol, seed))
         return (1 + len(trainings)) / 64
 

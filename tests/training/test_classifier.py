@@ -25,7 +25,8 @@ class Linear(nn.Module):
 def test_averaged_parameters_are_the_result():
     recipe = Recipe(steps=3, batch_size=4, learning_rate=0.1, ema=0.3, drop_every=10)
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1)).astype(np.uint8)
-    inputs = {"image": images, "label": np.arange(8, dtype=np.int32) % 2, "key": jax.random.key(0)}
+    data = {"image": images, "label": np.arange(8, dtype=np.int32) % 2}
+    inputs = {"data": data, "key": jax.random.key(0)}
     state = classifier.init(Linear(), recipe, jax.random.key(1), (2, 2, 1))
     step = jax.jit(classifier.make_step(Linear(), recipe, make_mesh(jax.devices()[:1])))
     average = state["variables"]["params"]["Dense_0"]["kernel"]

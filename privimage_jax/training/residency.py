@@ -1,0 +1,55 @@
+"""Whether every device holds a whole image set or its share of it: `config.data.residency`, `config.public.residency`.
+
+It changes no result but by the rounding of float32 sums. See `privacy/records.py` for how records travel.
+"""
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from privimage_jax import processes
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import records
+from privimage_jax.training import memory
+
+SHARE = 0.25  # of a device's memory that an image set may take; a microbatch may have half of it (`memory`)
+
+
+def place(tree: Any, mesh: Mesh, residency: str = "auto", key: str = "config.data.residency") -> records.Records:
+    """Lays an image set on the devices as its section of the config says.
+
+    Args:
+      tree: {"image": uint8 [n, H, W, C], "label": int32 [n]} on the host; images may be memory-mapped.
+      mesh: the devices.
+      residency: auto (replicated where that takes at most `SHARE` of a device's memory) | replicated | sharded.
+      key: of the setting, for messages.
+
+    Raises:
+      UserError: if the set does not fit as asked, or in no way.
+    """
+    available = processes.current().least("memory of a device for images", memory.device_bytes())
+    return records.place(tree, mesh, is_sharded(tree, mesh.size, residency, available, key))
+
+
+def is_sharded(tree: Any, n_devices: int, residency: str, available: int, key: str = "config.data.residency") -> bool:
+    """Whether a device holds only its share; a function of public facts: shapes, devices and their memory.
+
+    Args:
+      tree: of arrays or shapes [n, ...].
+      n_devices: of all processes.
+      residency, key: as in `place`.
+      available: bytes of memory of a device.
+
+    Raises:
+      UserError: as `place`.
+    """
+    whole = records.size(tree) * records.Layout.of(tree).row_bytes
+    share = -(-whole // n_devices)
+    wanted = residency == "sharded" or (residency == "auto" and whole > SHARE * available)
+    held = share if wanted else whole
+    if held > available:
+        raise UserError(
+            f"{key}={residency} puts {held / 2**30:,.1f} GiB of images on each device, which has "
+            f"{available / 2**30:,.1f} GiB; {'use more devices' if held == share else 'give sharded or auto'}."
+        )
+    return wanted and n_devices > 1  # the share of a single device is the whole
