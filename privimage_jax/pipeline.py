@@ -30,6 +30,7 @@ from privimage_jax.stages import (
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger, terms
 from privimage_jax.stages.plan import code_version
+from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
 
 STAGES: tuple[ModuleType, ...] = (
@@ -115,11 +116,13 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
     with _named_failures("model.name", config.model.name):
         params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
         if finetune in stages:
-            context.microbatch = finetune.choose_microbatch(context, model, params)
+            available = processes.current().least("memory of a device", memory.device_bytes())  # the smallest's
+            context.microbatch = finetune.choose_microbatch(config, model, params, context.mesh.size, available)
     finetune.part_params(config, params, key)
     classifiers = []
     if train_query in stages:
-        classifiers.append(("query_net.model", config.query_net.model, train_query.build(context)))
+        network = train_query.build(config, context.public.n_classes)
+        classifiers.append(("query_net.model", config.query_net.model, network))
     if choose_sampler in stages:
         name = config.sampler_choice.classifier
         classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
