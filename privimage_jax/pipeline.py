@@ -113,7 +113,7 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
     config, shape, n_classes = context.config, context.sensitive.image_shape, context.sensitive.n_classes
     key = jax.random.key(0)
     model = generator.build(config, n_classes)
-    with _named_failures("model.name", config.model.name):
+    with named_failures("model.name", config.model.name):
         params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
         if finetune in stages:
             available = processes.current().least("memory of a device", memory.device_bytes())  # the smallest's
@@ -133,12 +133,12 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
             for name in config.evaluate.classifiers
         ]
     for setting, name, classifier in classifiers:
-        with _named_failures(setting, name):
+        with named_failures(setting, name):
             jax.eval_shape(lambda key, model=classifier: registry.init_classifier(model, key, shape), key)
 
 
 @contextlib.contextmanager
-def _named_failures(setting: str, name: str) -> Iterator[None]:
+def named_failures(setting: str, name: str) -> Iterator[None]:
     """Turns any failure of a model's own code into a `UserError` that names its setting."""
     try:
         yield

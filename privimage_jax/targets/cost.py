@@ -51,8 +51,8 @@ def estimate(program: Program, mesh: Mesh, machine: Machine) -> Estimate:
       UserError: the compiler cannot; the sentence names the operation.
     """
     begin = time.perf_counter()
-    flops = program.flops()
     try:
+        flops = program.flops()
         compiled = program.lower(mesh).compile(compiler_options=_OPTIONS[machine.platform])
     except UserError:
         raise

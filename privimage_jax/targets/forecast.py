@@ -49,17 +49,10 @@ def run(
       UserError: an unknown method or name, a compiler that is not installed, or a program that it cannot compile.
     """
     methods = methods or (programs.own_method(config),)
-    programs.check_methods(methods)
     methods = tuple(sorted(methods, key=lambda method: method != NONPRIVATE))  # first what others are compared with
     topologies.check_installed(machine)
-    made = programs.make(config, facts, machine, methods)
-    if unknown := [name for name in names if name not in {program.name for program in made}]:
-        listed = ", ".join(dict.fromkeys(program.name for program in made))
-        raise UserError(f"--programs: {unknown[0]!r} is no program of this config; give some of {listed}.")
     mesh, plain = None, None
-    for program in made:
-        if names and program.name not in names:
-            continue
+    for program in programs.make(config, facts, machine, methods, names):
         found = cache.get(program, machine)
         if found is None:
             if mesh is None:
@@ -195,8 +188,7 @@ def check_fits(rows: list[Row]) -> None:
             else f"it needs {needed / 1e9:.1f} GB, {(needed - limit) / 1e9:.1f} GB more than the {limit / 1e9:.1f} GB "
             "of a device"
         )
-        change = "choose a smaller" if row["remedy"].endswith("model") else "give a smaller"
-        raise UserError(f"{title} does not fit on {row['target']}: {amount}; {change} {row['remedy']}.")
+        raise UserError(f"{title} does not fit on {row['target']}: {amount}; {row['remedy']}.")
 
 
 def _cell(value: float | None, form: str, unit: float = 1) -> str:

@@ -4,6 +4,7 @@ Each is the very function that the stage runs. Its shapes follow from the config
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.metrics import features
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.pipeline import named_failures
 from privimage_jax.privacy import clipping
 from privimage_jax.stages import finetune, generator, pretrain, query, sample, train_query
 from privimage_jax.targets.facts import Facts, selected
@@ -50,7 +52,7 @@ class Program:
       microbatch: examples whose gradients a device holds at once; None outside fine-tuning.
       batch: the images of one run, over all devices.
       divided: the setting whose images are spread over the devices only if they divide evenly; "" if they always are.
-      remedy: the setting to change where it does not fit.
+      remedy: what to do where it does not fit.
       settings: what decides the program besides the machine and the code.
     """
 
@@ -78,7 +80,9 @@ def own_method(config: ConfigDict) -> str:
     return "bookkeeping" if config.clipping.method == "auto" else config.clipping.method
 
 
-def make(config: ConfigDict, facts: Facts, machine: Machine, methods: tuple[str, ...]) -> list[Program]:
+def make(
+    config: ConfigDict, facts: Facts, machine: Machine, methods: tuple[str, ...], names: tuple[str, ...] = ()
+) -> list[Program]:
     """The programs of a config, in the order of its stages.
 
     Args:
@@ -86,20 +90,34 @@ def make(config: ConfigDict, facts: Facts, machine: Machine, methods: tuple[str,
       facts: of its data sets.
       machine: to compile for; its memory decides the microbatch.
       methods: of `METHODS`, for fine-tuning.
+      names: of `NAMES`; () = all that the config runs.
 
     Raises:
-      UserError: a model cannot be built, or one example does not fit into a device's memory.
+      UserError: an unknown method or name, a model that cannot be built, or one example that does not fit into a
+        device's memory.
     """
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
+    runs = {
+        train_query.NAME: train_query.enabled(config) and not config.query_net.workdir,
+        query.NAME: query.enabled(config),
+        pretrain.NAME: config.pretrain.steps > 0,
+        finetune.NAME: config.finetune.enabled,
+        sample.NAME: True,
+    }
+    run = [name for name in NAMES if runs[name]]
+    if unknown := [name for name in names if name not in run]:
+        raise UserError(f"--programs: {unknown[0]!r} is no program of this config; give some of {', '.join(run)}.")
     made = []
-    if train_query.enabled(config) and not config.query_net.workdir:
-        made.append(_train_query(config, facts, machine))
-    if query.enabled(config):
-        made.append(_query(config, facts, machine))
-    if config.pretrain.steps:
-        made.append(_pretrain(config, facts, machine))
-    if config.finetune.enabled:
-        made += [_finetune(config, facts, machine, method) for method in methods]
-    return [*made, _sample(config, facts, machine)]
+    for name in (name for name in run if not names or name in names):
+        of_classifier = name in (train_query.NAME, query.NAME)
+        model = ("query_net.model", config.query_net.model) if of_classifier else ("model.name", config.model.name)
+        with named_failures(*model):
+            if name == finetune.NAME:
+                made += [_finetune(config, facts, machine, method) for method in methods]
+            else:
+                made.append(_MAKERS[name](config, facts, machine))
+    return made
 
 
 def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
@@ -133,7 +151,7 @@ def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         microbatch=None,
         batch=size,
         divided="config.query_net.batch_size",
-        remedy="config.query_net.batch_size",
+        remedy=_remedy(machine, facts.public_n, shape, "config.query_net.batch_size", "config.public.max_examples"),
         settings=_settings(config, facts, "query_net"),
     )
 
@@ -164,19 +182,19 @@ def _query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         microbatch=None,
         batch=size,
         divided="",
-        remedy="config.query_net.model",
+        remedy="choose a smaller config.query_net.model",
         settings=_settings(config, facts, "query_net"),
     )
 
 
 def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
     model, shape, optimizer = generator.build(config, facts.n_classes), _image_shape(config), _adam(config.pretrain)
-    params, size = _params(model, shape), config.pretrain.batch_size
+    params, size, images = _params(model, shape), config.pretrain.batch_size, selected(config, facts)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         step = pretrain.make_step(config, mesh, model, optimizer, facts.n_classes)
-        return _lower_loop(step, state, {**_data(selected(config, facts), shape), "key": _key()}, mesh)
+        return _lower_loop(step, state, {**_data(images, shape), "key": _key()}, mesh)
 
     def flops() -> float:
         loss = make_per_example_loss(model, generator.edm(config), facts.n_classes, 1)
@@ -194,7 +212,7 @@ def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         microbatch=None,
         batch=size,
         divided="config.pretrain.batch_size",
-        remedy="config.pretrain.batch_size",
+        remedy=_remedy(machine, images, shape, "config.pretrain.batch_size", "config.public.max_examples"),
         settings=_settings(config, facts, "pretrain", "model", "diffusion", "selection"),
     )
 
@@ -248,7 +266,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         microbatch=microbatch,
         batch=size,
         divided="",
-        remedy="config.clipping.microbatch",
+        remedy=_remedy(machine, facts.n, shape, "config.clipping.microbatch", "config.data.image_size"),
         settings=_settings(config, facts, "finetune", "clipping", "model", "diffusion")
         | {"method": method, "microbatch": microbatch},
     )
@@ -284,7 +302,7 @@ def _sample(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         microbatch=None,
         batch=size,
         divided="",
-        remedy="config.sample.batch_size",
+        remedy="give a smaller config.sample.batch_size",
         settings=_settings(config, facts, "sample", "model", "diffusion"),
     )
 
@@ -337,16 +355,16 @@ def _precision(kwargs: ConfigDict, machine: Machine, private: bool) -> str:
     return "tf32" if machine.platform == "gpu" else "bfloat16"
 
 
+def _remedy(machine: Machine, images: int, shape: tuple[int, int, int], batch: str, data: str) -> str:
+    """Which setting makes a program smaller: of its batch, or, where the images are most of it, of these."""
+    if images * math.prod(shape) < machine.memory / 2:
+        return f"give a smaller {batch}"
+    return f"keep fewer images by {data}" if data.endswith("max_examples") else f"give a smaller {data}"
+
+
 def _settings(config: ConfigDict, facts: Facts, *sections: str) -> dict[str, Any]:
     own = configs.section(config, *sections, "data.image_size", "data.channels", "precision")
     return own | dataclasses.asdict(facts)
 
 
-def check_methods(methods: tuple[str, ...]) -> None:
-    """Refuses a method that is not known.
-
-    Raises:
-      UserError: naming those that are.
-    """
-    if unknown := [method for method in methods if method not in METHODS]:
-        raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
+_MAKERS = {train_query.NAME: _train_query, query.NAME: _query, pretrain.NAME: _pretrain, sample.NAME: _sample}
