@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from privimage_jax import combinations, distributed, preemption, processes
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError, printable
+from privimage_jax.targets import topologies
 
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
@@ -248,6 +249,7 @@ def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
     """What must happen before jax starts; a user's own XLA_FLAGS come last and win."""
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
     os.environ.setdefault("MPLBACKEND", "Agg")
+    topologies.quieten_libtpu()
     if place is not None:
         distributed.start(place)
     import jax
@@ -393,8 +395,6 @@ def _forecast(arguments: list[str]) -> None:
     price, out = _price(values.price), values.out
     if out is not None:
         _check_writable("out", out)
-    from privimage_jax.targets import topologies
-
     machine = topologies.parse(values.target)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator that is here is left alone
     _set_up_jax()

@@ -1,5 +1,7 @@
 """`--target`: from its text to a mesh of devices that are not in this machine, for which programs can be compiled."""
 
+import glob
+import importlib.metadata
 import importlib.util
 import os
 import pkgutil
@@ -16,6 +18,13 @@ _TPU_ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # several processes may compile; none has a TPU
 }
+
+
+def quieten_libtpu() -> None:
+    """Tells libtpu, which the extra [targets] brings, that this machine has no TPU; where one is, does nothing."""
+    if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+        for name, value in _TPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
 
 
 def parse(text: str) -> Machine:
@@ -56,8 +65,7 @@ def devices(machine: Machine) -> list[Any]:
 
     try:
         if machine.platform == "tpu":
-            for name, value in _TPU_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            quieten_libtpu()
             one = {"chips_per_host_bounds": (1, 1, 1)} if machine.devices == 1 else {}
             found = topologies.get_topology_desc(platform="tpu", topology_name=machine.description, **one)
         else:
@@ -88,19 +96,22 @@ def check_installed(machine: Machine) -> None:
                 'pip install --constraint constraints.txt --editable ".[targets]".'
             )
         return
-    plugins = importlib.util.find_spec("jax_plugins")
-    names = [found.name for found in pkgutil.iter_modules(plugins.submodule_search_locations)] if plugins else []
-    if not any(name.startswith("xla_cuda") for name in names):
+    if not cuda_plugins():
         raise UserError(
             f"--target={machine.name} needs jax's CUDA plugin, the compiler for GPUs; install the extra [cuda]: "
             'pip install --constraint constraints.txt --editable ".[cuda]".'
         )
 
 
+def cuda_plugins() -> list[str]:
+    """The names of jax's installed plugins for CUDA."""
+    plugins = importlib.util.find_spec("jax_plugins")
+    names = [found.name for found in pkgutil.iter_modules(plugins.submodule_search_locations)] if plugins else []
+    return [name for name in names if name.startswith("xla_cuda")]
+
+
 def compiler_versions(machine: Machine) -> list[str]:
     """The installed packages that compile for the machine, with their versions."""
-    import importlib.metadata
-
     wanted = ("libtpu",) if machine.platform == "tpu" else ("jax-cuda", "nvidia-cudnn", "nvidia-cuda-nvcc")
     return sorted(
         f"{found.name} {found.version}"

@@ -28,6 +28,9 @@ PUBLIC = ("--config.data.n=60", "--public_n=60", "--public_classes=6")
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed; the extra [targets] has it"
 )
+needs_cuda = pytest.mark.skipif(
+    not topologies.cuda_plugins(), reason="jax's CUDA plugin is not installed; the extra [cuda] has it"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,17 @@ def test_a_unet_compiles_for_a_tpu(tmp_path):
     machine, cache = topologies.parse("v5e:2x4"), Cache(tmp_path)
     [row] = forecast.run(config, machine, Facts(1000, 3, 1000, 10), cache, names=("sample",))
     assert row["fits"] and row["collectives"] == 1 and row["estimated_cycles"] > 1e6  # 50 evaluations
+
+
+@needs_cuda
+def test_a_program_compiles_for_a_gpu_that_is_not_here(privimage, config, tmp_path):
+    out = tmp_path / "rows.json"
+    given = (*PUBLIC, "--target=h100:8", "--programs=finetune", "--methods=nonprivate,vmap")
+    said = privimage("forecast", "--config", config, *given, "--out", out).succeeds().out
+    plain, private = json.loads(out.read_text())
+    assert private["collectives"] == 1 and private["estimated_cycles"] is None
+    assert private["estimated_seconds"] >= private["bytes_moved"] / 3.352e12 and private["ratio_to_nonprivate"] > 1
+    assert "s (at least)" in said
 
 
 @needs_libtpu

@@ -78,6 +78,15 @@ def test_a_compiler_that_is_not_installed_is_named(monkeypatch):
         topologies.check_installed(topologies.parse("h100:8"))
 
 
+@pytest.mark.parametrize(("found", "told"), [([], True), (["/dev/accel0"], False)])
+def test_libtpu_is_told_that_there_is_no_tpu_only_where_none_is(monkeypatch, found, told):
+    monkeypatch.setattr(topologies.glob, "glob", lambda pattern: found)
+    monkeypatch.setattr(topologies.os, "environ", {"TPU_WORKER_HOSTNAMES": "mine"})
+    topologies.quieten_libtpu()
+    assert ("TPU_SKIP_MDS_QUERY" in topologies.os.environ) == told
+    assert topologies.os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
+
+
 @needs_libtpu
 @pytest.mark.parametrize("name", tpus.TPUS)
 def test_libtpu_knows_every_shape(name):
