@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     """The base configuration."""
     config = ConfigDict()
     config.name = "cifar10"  # shown as the report's title
+    config.precision = "auto"  # auto (bfloat16 on accelerators, float32 on CPUs) | float32 | tf32 | bfloat16
     config.seed = 0  # of all public randomness: initial weights, public batches, sampling; never of privacy noise
 
     config.data = data_section()  # the sensitive set

@@ -41,6 +41,7 @@ from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, sampling
 from privimage_jax.stages import finetune, generator
 from privimage_jax.training import loop, memory
 from privimage_jax.training.mesh import make_mesh, place, replicated
+from privimage_jax.training.precision import resolve
 from privimage_jax.training.state import init_state, make_update
 from privimage_jax.training.writers import progress
 
@@ -113,6 +114,7 @@ def audit(config: ConfigDict, mesh: Mesh) -> Result:
       UserError: jax-privacy is missing, or the model cannot be built.
     """
     section, private = config.audit, config.privacy.fixed_seed < 0
+    config.precision = resolve(config.precision, mesh.devices.flat[0].platform)
     coins = np.random.default_rng(None if private else [config.privacy.fixed_seed, 1])
     key = chacha.new_key() if private else chacha.key_from_seed(f"{config.privacy.fixed_seed} audit")
     included = coins.integers(0, 2, 2 * section.canaries).astype(bool)
@@ -128,6 +130,7 @@ def audit(config: ConfigDict, mesh: Mesh) -> Result:
         "noise_multiplier": settings.noise_multiplier,
         "clip_norm": settings.clip_norm,
         "clipping_method": settings.method,
+        "precision": settings.precision,
         "sampling_rate": settings.sampling_rate,
         "steps": section.steps,
         "keys": "operating system" if private else f"fixed seed {config.privacy.fixed_seed}",
@@ -261,6 +264,7 @@ def _settings(config: ConfigDict, n: int, per_example: int, n_devices: int) -> d
         microbatch=config.clipping.microbatch
         or memory.largest_microbatch(per_example, section.batch_size, n_devices, memory.device_bytes()),
         method=config.clipping.method,
+        precision=config.precision,
     )
 
 
@@ -278,7 +282,7 @@ def _norms(loss: PerExampleLoss, params: dict, data: dict, key: jax.Array, setti
     """The largest norm of the first canaries' gradients, by the clipping code."""
     size = min(settings.microbatch, settings.n)
     batch = {name: leaf[:size] for name, leaf in data.items()} | {"included": np.ones(size, bool)}
-    gradient = jax.jit(clipping.clipped_grad(loss, settings.clip_norm, settings.method))
+    gradient = jax.jit(clipping.clipped_grad(loss, settings.clip_norm, settings.method, settings.precision))
     _, norms, _ = gradient(params, batch, jax.random.split(key, size), np.ones(size, bool))
     return float(np.nanmax(norms, initial=0.0))
 

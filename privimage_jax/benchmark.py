@@ -399,7 +399,7 @@ def nonprivate_step(
                 losses = jnp.where(mask, loss(params, batch, keys), 0.0)
                 return jnp.sum(losses), losses
 
-            with jax.default_matmul_precision("highest"):  # as the private step has it
+            with jax.default_matmul_precision(clipping.PRECISIONS[settings.precision]):  # as the private step has it
                 total_gradient, losses = jax.grad(total, has_aux=True)(params)
             return total_gradient, jnp.zeros_like(losses), losses
 

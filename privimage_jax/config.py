@@ -83,6 +83,7 @@ _DATA_RULES: dict[str, Rule] = {
 }
 
 RULES: dict[str, Rule] = {
+    "precision": _one_of("auto", "float32", "tf32", "bfloat16"),
     "seed": _SEED,
     **{f"data.{key}": rule for key, rule in _DATA_RULES.items()},
     **{f"public.{key}": rule for key, rule in _DATA_RULES.items()},

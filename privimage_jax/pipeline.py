@@ -13,6 +13,7 @@ from privimage_jax import config as configs
 from privimage_jax import processes, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
+from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.stages import (
     choose_sampler,
     class_histogram,
@@ -169,7 +170,10 @@ def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
     workdir.atomic_write_json(started, record)
     headline(stage.NAME, "running")
     begin = time.monotonic()
-    stage.run(context)
+    # Measures are exact, whatever the networks are.
+    precision = "float32" if stage is evaluate else context.config.precision
+    with jax.default_matmul_precision(PRECISIONS[precision]):
+        stage.run(context)
     context.workdir.mark_done(stage.NAME, record)
     headline(stage.NAME, "done", f"{time.monotonic() - begin:.1f} s")
 

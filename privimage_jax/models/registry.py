@@ -38,19 +38,20 @@ CLASSIFIERS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_denoiser(section: Any, n_classes: int, channels: int) -> nn.Module:
+def build_denoiser(section: Any, n_classes: int, channels: int, dtype: str = "") -> nn.Module:
     """The denoising network that ``config.model`` describes.
 
     Args:
       section: has ``name`` and ``kwargs`` (a mapping of constructor arguments); a ConfigDict.
       n_classes: sensitive classes; passed to the constructor, as is ``channels``.
       channels: image channels.
+      dtype: of activations, for a model with such a field that ``kwargs`` leave open; "" is the model's own default.
 
     Raises:
       UserError: unknown name or argument, or a class that cannot be imported.
     """
     given = {"n_classes": n_classes, "channels": channels}
-    return _build(section.name, DENOISERS, given, section.kwargs, "config.model.name", "config.model.kwargs")
+    return _build(section.name, DENOISERS, given, section.kwargs, dtype, "config.model.name", "config.model.kwargs")
 
 
 def build_classifier(
@@ -59,15 +60,16 @@ def build_classifier(
     *,
     name_key: str = "query_net.model",
     kwargs_key: str = "query_net.kwargs",
+    dtype: str = "",
     **kwargs: Any,
 ) -> nn.Module:
-    """A classifier by name; ``kwargs`` go to its constructor.
+    """A classifier by name; ``kwargs`` go to its constructor, and ``dtype`` of activations where they leave it open.
 
     ``name_key`` and ``kwargs_key`` say where the config holds the name and the arguments, for the text of a UserError,
     which is raised as by `build_denoiser`.
     """
     given = {"n_classes": n_classes}
-    return _build(name, CLASSIFIERS, given, kwargs, f"config.{name_key}", f"config.{kwargs_key}")
+    return _build(name, CLASSIFIERS, given, kwargs, dtype, f"config.{name_key}", f"config.{kwargs_key}")
 
 
 def init_denoiser(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
@@ -111,6 +113,7 @@ def _build(
     zoo: Mapping[str, type[nn.Module]],
     given: dict[str, Any],
     kwargs: Mapping[str, Any],
+    dtype: str,
     name_key: str,
     kwargs_key: str,
 ) -> nn.Module:
@@ -123,6 +126,8 @@ def _build(
         raise UserError(
             f"{kwargs_key}: {name} takes no argument {', '.join(unknown)}; it accepts {', '.join(accepted) or 'none'}."
         )
+    if dtype and "dtype" in fields:
+        kwargs = {"dtype": dtype, **kwargs}
     if name in zoo and kwargs.get("dtype", "float32") not in ("float32", "bfloat16"):
         raise UserError(f"{kwargs_key}.dtype: must be 'float32' or 'bfloat16', not {kwargs['dtype']!r}.")
     # Linen modules are hashed by their fields, so lists become tuples.

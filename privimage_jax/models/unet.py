@@ -31,7 +31,8 @@ def position_embedding(c_noise: jax.Array, width: int) -> jax.Array:
 
 def halve(x: jax.Array) -> jax.Array:
     """Mean over 2x2 patches; an odd side is rounded up and its last patch is the mean of what is there."""
-    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 

@@ -22,6 +22,7 @@ DOMAIN_NOISE = 3
 
 KEY_BYTES = 32
 WORDS_PER_BLOCK = 16
+LANES = 128  # blocks of a tile, the width of a TPU's registers
 
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k"
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
@@ -66,7 +67,8 @@ def words(
       counter: uint32 of shape [...].
 
     Returns:
-      uint32 [..., 16]: the words of each block, in the order of the RFC's key stream.
+      uint32 [16, ...]: word w of each block, w in the order of the RFC's key stream. One word after the other, since
+      accelerators fill up a short last axis to their tile's width, 128 on a TPU.
     """
     key = jnp.asarray(key, jnp.uint32)
     position = [jnp.asarray(value, jnp.uint32) for value in (counter, domain, step, leaf)]
@@ -75,7 +77,24 @@ def words(
     initial = tuple(jnp.broadcast_to(value, shape) for value in initial)
     # A rolled loop: XLA's CPU backend compiles it seven times, and runs it three times, as fast as an unrolled one.
     final = jax.lax.fori_loop(0, 10, _double_round, initial)
-    return jnp.stack([after + before for after, before in zip(final, initial, strict=True)], axis=-1)
+    return jnp.stack([after + before for after, before in zip(final, initial, strict=True)])
+
+
+def tiles(
+    key: jax.Array | np.ndarray, domain: int, step: jax.Array | int, leaf: jax.Array | int, tile: jax.Array | np.ndarray
+) -> jax.Array:
+    """Long runs of words in the shape that accelerators want: tile t holds the blocks 128 t to 128 t + 127.
+
+    Args:
+      key, domain, step: as above.
+      leaf, tile: uint32 [T], or the leaf as a scalar.
+
+    Returns:
+      uint32 [T, 16, 128]: word w of the block 128 t + i at [., w, i].
+    """
+    counter = jnp.asarray(tile, jnp.uint32)[:, None] * LANES + jnp.arange(LANES, dtype=jnp.uint32)
+    leaf = jnp.broadcast_to(jnp.asarray(leaf, jnp.uint32), counter.shape[:1])[:, None]
+    return jnp.moveaxis(words(key, domain, step, leaf, counter), 0, 1)
 
 
 def _double_round(_, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -5,9 +5,17 @@ norm, recomputed in exact arithmetic, is at most `clip_norm`. So the sum has L2 
 zeroing out one example in real arithmetic. Adding n examples up in float32 rounds by at most n**2 * 2**-24 * clip_norm
 in L2 norm, in whatever order (far less where gradients point in different directions): that is outside the guarantee,
 as are the last bits of the noise.
+
+The promise needs no exact gradients: norm and sum are taken from the same float32 values, whatever precision made them.
+So matrix products may run in bfloat16 or TF32.
+
+Book-keeping (Bu et al. 2023, arXiv:2210.00038) is the observation that the backward pass of a batch meets everything
+that a per-example weight gradient needs: each layer's input, and the gradient with respect to its output. What is left
+is one product per layer and example, and no second backward pass. `flat_vmap` arranges it.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +23,19 @@ import jax
 import jax.numpy as jnp
 
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import bookkeeping
+from privimage_jax.privacy import flat_vmap, weight_gradients
+from privimage_jax.privacy.flat_rules import Batch
 
 PerExampleLoss = Callable[[Any, Any, jax.Array], jax.Array]
 ClippedGrad = Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, jax.Array, jax.Array]]
 
 METHODS = ("auto", "bookkeeping", "vmap")
+
+PRECISIONS = {  # of matrix products with float32 operands; those of bfloat16 operands are what they are
+    "float32": "highest",
+    "tf32": "tensorfloat32",
+    "bfloat16": "default",
+}
 
 # Gradients are clipped to clip_norm * (1 - ETA), so that rounding cannot lift them above clip_norm. With u = 2**-24,
 # the relative error of one float32 rounding:
@@ -28,24 +43,32 @@ METHODS = ("auto", "bookkeeping", "vmap")
 # - scaling by powers of two is exact, and a square that underflows is below 2**-126 of the largest: nothing, even for
 #   2**32 of them;
 # - each square is off by u, and a sum of at most _BLOCK non-negative terms by (_BLOCK - 1) u, whatever the order in
-#   which the compiler adds them; up to 2**32 values and 2**16 leaves make 4 + 2 levels of such sums;
-# - so the squared norm is off by 6 _BLOCK u = 9.2e-5, and the norm by half of that, 4.6e-5;
+#   which the compiler adds them. A leaf is summed over groups of its axes; two neighbours hold more than _BLOCK values
+#   together, so that 2**32 values make at most 9 groups, and 2**16 leaves 2 more;
+# - so the squared norm is off by 11 _BLOCK u = 1.7e-4, and the norm by half of that, 8.4e-5;
 # - root, quotient, the rounded constant, the product and a value's own scaling add a few u each, at most 16 u = 1e-6.
 #
-# Together 4.7e-5: less than ETA, by a factor of two.
+# Together 8.5e-5: less than ETA.
 ETA = 1e-4
 _BLOCK = 256
 
 
-def clipped_grad(per_example_loss: PerExampleLoss, clip_norm: float, method: str = "auto") -> ClippedGrad:
+def clipped_grad(
+    per_example_loss: PerExampleLoss,
+    clip_norm: float,
+    method: str = "auto",
+    precision: str = "float32",
+    convolution: weight_gradients.Rule | None = None,
+) -> ClippedGrad:
     """A function that sums the clipped gradients of a microbatch.
 
     Args:
       per_example_loss: `(params, batch, keys [B]) -> [B]`, one key per example; must not mix examples.
       clip_norm: C > 0, the bound on each example's gradient in L2 norm over all parameters.
-      method: "bookkeeping" (`bookkeeping`'s rules for layers, at about the price of the plain gradient), "vmap"
-        (`jax.vmap` of `jax.grad` and nothing else: the reference, many times slower for convolutions), or "auto"
-        (book-keeping, which is exact for every model).
+      method: "bookkeeping" (`flat_vmap`, at about the price of the plain gradient), "vmap" (`jax.vmap` of `jax.grad`
+        and nothing else: the reference), or "auto" (book-keeping, which is exact for every model).
+      precision: of `PRECISIONS`; no guarantee depends on it.
+      convolution: how book-keeping computes weight gradients of convolutions; None is what jax's default devices want.
 
     Returns:
       `fn(params, batch, keys [m], mask bool [m]) -> (sum, norms [m], losses [m])`, all float32, where `sum` is a tree
@@ -56,38 +79,64 @@ def clipped_grad(per_example_loss: PerExampleLoss, clip_norm: float, method: str
       `norms` and `losses` are sensitive: they must stay internal.
 
     Raises:
-      UserError: for an unknown method.
+      UserError: for an unknown method or precision.
     """
     if method not in METHODS:
         raise UserError(f"clipping.method is {method!r}; it must be one of {', '.join(METHODS)}.")
     if not clip_norm > 0:
         raise UserError(f"clipping.norm must be positive; it is {clip_norm}.")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
+    batch = None
     if method != "vmap":
-        per_example_loss = bookkeeping.layer_rules()(per_example_loss)
-    return functools.partial(_sum_of_clipped, per_example_loss, clip_norm)
+        batch = Batch(convolution=convolution or weight_gradients.of_platform(jax.default_backend()))
 
+    def clipped_sum(params: Any, examples: Any, keys: jax.Array, mask: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        with jax.default_matmul_precision(PRECISIONS[precision]):
+            losses, gradients = per_example_gradients(per_example_loss, params, examples, keys, batch)
+        clipped, norms = jax.vmap(functools.partial(clip, clip_norm=clip_norm))(gradients, mask)
+        total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), clipped)
+        return total, norms, jnp.where(mask, losses, 0.0)
 
-def _sum_of_clipped(
-    per_example_loss: PerExampleLoss, clip_norm: float, params: Any, batch: Any, keys: jax.Array, mask: jax.Array
-) -> tuple[Any, jax.Array, jax.Array]:
-    losses, gradients = per_example_gradients(per_example_loss, params, batch, keys)
-    clipped, norms = jax.vmap(functools.partial(clip, clip_norm=clip_norm))(gradients, mask)
-    total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), clipped)
-    return total, norms, jnp.where(mask, losses, 0.0)
+    return clipped_sum
 
 
 def per_example_gradients(
-    per_example_loss: PerExampleLoss, params: Any, batch: Any, keys: jax.Array
+    per_example_loss: PerExampleLoss, params: Any, examples: Any, keys: jax.Array, batch: Batch | None = None
 ) -> tuple[jax.Array, Any]:
-    """Losses [m] and gradients (a tree of [m, ...]), float32, each example differentiated alone as a batch of one."""
+    """Losses [m] and gradients (a tree of [m, ...]), float32, each example differentiated alone as a batch of one.
 
-    def loss_of_one(params: Any, example: Any, key: jax.Array) -> jax.Array:
+    Args:
+      per_example_loss: `(params, batch, keys [B]) -> [B]`.
+      params: as the loss takes them.
+      examples: a tree of [m, ...].
+      keys: [m].
+      batch: for `flat_vmap`; None is plain `jax.vmap`.
+    """
+    gradient = jax.value_and_grad(loss_of_one(per_example_loss))
+    mapped = jax.vmap(gradient, (None, 0)) if batch is None else flat_vmap.flat_vmap(gradient, batch)
+    losses, gradients = mapped(params, (examples, keys))
+    return losses, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients)
+
+
+def loss_of_one(per_example_loss: PerExampleLoss) -> Callable[[Any, Any], jax.Array]:
+    """`(params, (example, key)) -> float32 scalar`: the loss of a batch of one."""
+
+    def loss(params: Any, row: Any) -> jax.Array:
+        example, key = row
         return per_example_loss(params, jax.tree.map(lambda x: x[None], example), key[None])[0].astype(jnp.float32)
 
-    # Full float32 products: the default is TF32 on recent GPUs and bfloat16 passes on TPUs.
-    with jax.default_matmul_precision("highest"):
-        losses, gradients = jax.vmap(jax.value_and_grad(loss_of_one), in_axes=(None, 0, 0))(params, batch, keys)
-    return losses, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients)
+    return loss
+
+
+def left_to_vmap(per_example_loss: PerExampleLoss, params: Any, examples: Any, keys: jax.Array) -> list[str]:
+    """What book-keeping has no rule for and that may be slow, such as "while (2)". Gradients are exact all the same.
+
+    The arguments may be shapes: nothing is computed.
+    """
+    gradient = jax.value_and_grad(loss_of_one(per_example_loss))
+    row = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), (examples, keys))
+    return flat_vmap.left_to_vmap(gradient, params, row)
 
 
 def clip(gradient: Any, mask: jax.Array, clip_norm: float) -> tuple[Any, jax.Array]:
@@ -102,21 +151,17 @@ def clip(gradient: Any, mask: jax.Array, clip_norm: float) -> tuple[Any, jax.Arr
       The clipped gradient, and its norm before clipping (NaN if it is not finite, 0 if masked).
     """
     leaves, structure = jax.tree.flatten(gradient)
-    # Each leaf is divided by a power of two near its largest entry, which is exact: no square overflows, and none that
-    # matters underflows.
-    largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]
-    scales = [_power_of_two_below(value) for value in largest]
-    squares = [_sum_in_blocks((leaf / scale).reshape(-1) ** 2) for leaf, scale in zip(leaves, scales, strict=True)]
-    # The sort keeps XLA's CPU backend from fusing the numbers of all leaves into the scaling of each, which would make
-    # compile time grow with the square of their number. An infinity or a NaN comes last.
-    scales, squares, largest = jax.lax.sort([jnp.stack(x) for x in (scales, squares, largest)], num_keys=1)
-    finite = jnp.all(jnp.isfinite(largest)) & jnp.all(jnp.isfinite(squares))
-    scale = scales[-1]
-    scaled_norm = jnp.sqrt(_sum_in_blocks(squares * (scales / scale) ** 2))
+    # Everything is divided by a power of two near the largest entry, which is exact: no square overflows, and none that
+    # matters underflows. The barriers keep compilers from computing such numbers anew beside each of their many uses.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]))
+    scale = jax.lax.optimization_barrier(_power_of_two_below(largest))
+    squares = [_sum_in_blocks((leaf / scale) ** 2) for leaf in leaves]
+    scaled_norm = jnp.sqrt(_sum_in_blocks(jnp.stack(squares)))
+    finite = jnp.isfinite(largest) & jnp.isfinite(scaled_norm)
     tiny = jnp.finfo(jnp.float32).tiny
     factor = jnp.minimum(scale, clip_norm * (1 - ETA) / jnp.maximum(scaled_norm, tiny))
+    keep, factor = jax.lax.optimization_barrier((mask & finite, factor))
     # Dropped by `where` before any product: 0 * NaN is NaN.
-    keep = mask & finite
     clipped = [jnp.where(keep, leaf, 0.0) / scale * jnp.where(keep, factor, 0.0) for leaf in leaves]
     norm = jnp.where(finite, jnp.minimum(scaled_norm * scale, jnp.finfo(jnp.float32).max), jnp.nan)
     return jax.tree.unflatten(structure, clipped), jnp.where(mask, norm, 0.0)
@@ -129,12 +174,26 @@ def _power_of_two_below(value: jax.Array) -> jax.Array:
 
 
 def _sum_in_blocks(values: jax.Array) -> jax.Array:
-    """The sum of a vector of non-negative values, added in blocks (see ETA)."""
-    while values.size > _BLOCK:
-        whole = values.size // _BLOCK * _BLOCK
-        rest = values[whole:]
-        values = jnp.sum(values[:whole].reshape(-1, _BLOCK), axis=1)
-        if rest.size:
-            values = jnp.concatenate([values, jnp.sum(rest)[None]])
-        values = jax.lax.optimization_barrier(values)  # else the compiler may merge the levels into one long sum
-    return jnp.sum(values)
+    """The sum of non-negative values over all axes, a group of at most _BLOCK at a time (see ETA).
+
+    Axes are summed as they lie, the first ones first: no copy in another layout, and on accelerators sums over rows.
+    """
+    while values.ndim:
+        values = _with_short_first_axis(values)
+        sizes = itertools.accumulate(values.shape, lambda product, side: product * side)
+        group = sum(product <= _BLOCK for product in sizes)
+        values = jnp.sum(values, axis=range(group))
+        values = jax.lax.optimization_barrier(values)  # else the compiler may merge the groups into one long sum
+    return values
+
+
+def _with_short_first_axis(values: jax.Array) -> jax.Array:
+    """The first axis cut in two, the first of at most _BLOCK, where it is longer; zeros fill what does not divide."""
+    side, *rest = values.shape
+    if side <= _BLOCK:
+        return values
+    divisor = next(d for d in range(_BLOCK, 0, -1) if side % d == 0)
+    if divisor * 8 < _BLOCK:
+        divisor = _BLOCK
+        values = jnp.pad(values, [(0, -side % divisor), *([(0, 0)] * len(rest))])
+    return values.reshape(divisor, -1, *rest)

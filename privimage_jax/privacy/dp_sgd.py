@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import clipping, noise, sampling
+from privimage_jax.privacy import clipping, noise, sampling, weight_gradients
 
 AXIS = "data"
 
@@ -41,6 +41,7 @@ class DPSGD:
       noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
       microbatch: examples whose gradients a device holds at once.
       method: of clipping, see `clipping.clipped_grad`.
+      precision: of matrix products, likewise; part of no guarantee.
     """
 
     n: int
@@ -49,6 +50,7 @@ class DPSGD:
     noise_multiplier: float
     microbatch: int
     method: str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.microbatch < 1:
@@ -98,8 +100,10 @@ def dp_step(
       never released. `processed` equals `drawn` in every step; the caller may assert it.
     """
 
+    convolution = weight_gradients.of_platform(mesh.devices.flat[0].platform)
+
     def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
-        return clipping.clipped_grad(loss, settings.clip_norm, settings.method)
+        return clipping.clipped_grad(loss, settings.clip_norm, settings.method, settings.precision, convolution)
 
     def add_noise(total: Any, key: jax.Array, t: jax.Array) -> Any:
         std = settings.noise_multiplier * settings.clip_norm

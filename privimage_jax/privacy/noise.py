@@ -18,6 +18,7 @@ import numpy as np
 from privimage_jax.privacy import chacha
 
 VALUES_PER_BLOCK = chacha.WORDS_PER_BLOCK // 2
+VALUES_PER_TILE = VALUES_PER_BLOCK * chacha.LANES
 
 
 def gaussian(key: jax.Array, step: jax.Array | int, tree: Any, std: float) -> Any:
@@ -36,16 +37,18 @@ def gaussian(key: jax.Array, step: jax.Array | int, tree: Any, std: float) -> An
     """
     leaves, structure = jax.tree.flatten(tree)
     # All leaves share one run of the block function: one program to compile, however many leaves there are.
-    blocks = [-(-leaf.size // VALUES_PER_BLOCK) for leaf in leaves]
-    starts = np.concatenate([[0], np.cumsum(blocks)])
+    counts = [-(-leaf.size // VALUES_PER_TILE) for leaf in leaves]
+    starts = np.concatenate([[0], np.cumsum(counts)])
     place = jnp.arange(starts[-1], dtype=jnp.int32)
     leaf_index = jnp.searchsorted(jnp.asarray(starts[1:], jnp.int32), place, side="right").astype(jnp.int32)
-    counter = place - jnp.asarray(starts, jnp.int32)[leaf_index]
-    drawn = chacha.words(key, chacha.DOMAIN_NOISE, step, leaf_index.astype(jnp.uint32), counter.astype(jnp.uint32))
-    values = standard_normal(drawn.reshape(-1, 4), jnp, jnp.float32).reshape(-1, VALUES_PER_BLOCK)
+    tile = place - jnp.asarray(starts, jnp.int32)[leaf_index]
+    drawn = chacha.tiles(key, chacha.DOMAIN_NOISE, step, leaf_index.astype(jnp.uint32), tile.astype(jnp.uint32))
+    quarters = drawn.reshape(-1, VALUES_PER_BLOCK // 2, 4, chacha.LANES)
+    pairs = standard_normal(*(quarters[:, :, word] for word in range(4)), jnp, jnp.float32)
+    values = jnp.concatenate(pairs, axis=1)  # [tiles, 8, 128]
     noise = [
         std * values[start : start + count].reshape(-1)[: leaf.size].reshape(leaf.shape)
-        for leaf, start, count in zip(leaves, starts[:-1], blocks, strict=True)
+        for leaf, start, count in zip(leaves, starts[:-1], counts, strict=True)
     ]
     return jax.tree.unflatten(structure, noise)
 
@@ -68,43 +71,50 @@ def rounded_gaussian(key: jax.Array | np.ndarray | bytes, shape: tuple[int, ...]
         key = chacha.key_from_bytes(key)
     size = int(np.prod(shape))
     counter = np.arange(-(-size // VALUES_PER_BLOCK), dtype=np.uint32)
-    drawn = np.asarray(chacha.words(key, chacha.DOMAIN_QUERY, 0, 0, counter))
-    values = standard_normal(drawn.reshape(-1, 4), np, np.float64).reshape(-1)[:size]
+    drawn = np.asarray(chacha.words(key, chacha.DOMAIN_QUERY, 0, 0, counter)).T.reshape(-1, 4)
+    values = np.stack(standard_normal(*drawn.T, np, np.float64), axis=1).reshape(-1)[:size]
     return np.rint(std * values).astype(np.int64).reshape(shape)
 
 
-def standard_normal(drawn: jax.Array | np.ndarray, xp: ModuleType, dtype: Any) -> jax.Array | np.ndarray:
+def standard_normal(
+    w0: jax.Array | np.ndarray,
+    w1: jax.Array | np.ndarray,
+    w2: jax.Array | np.ndarray,
+    w3: jax.Array | np.ndarray,
+    xp: ModuleType,
+    dtype: Any,
+) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
     """Box-Muller: four words to two independent standard normal values.
 
     Args:
-      drawn: uint32 [n, 4].
+      w0, w1, w2, w3: uint32 of one shape; the first two make the radius, the others the angle.
       xp: `jax.numpy` or `numpy`, which computes it.
       dtype: float32 or float64, in which the result is accurate to a few units in the last place.
 
     Returns:
-      [n, 2] of `dtype`; every entry is finite and at most 9.5 in absolute value.
+      Two arrays of that shape and `dtype`; every entry is finite and at most 9.5 in absolute value.
     """
     # Radius: E = -ln(U) for U = (k + 1/2) / 2**64. Above 1/2 we take the complement V = 1 - U from the complemented
     # bits and E = -log1p(-V), so that E is accurate in the last place near 0 as well as near its largest value.
-    upper_half = drawn[:, 0] >> 31 == 1
+    upper_half = w0 >> 31 == 1
     flip = xp.where(upper_half, xp.uint32(0xFFFFFFFF), xp.uint32(0))
-    u = _unit_interval(drawn[:, 0] ^ flip, drawn[:, 1] ^ flip, dtype)  # in (0, 1/2]
+    u = _unit_interval(w0 ^ flip, w1 ^ flip, dtype)  # in (0, 1/2]
     energy = xp.where(upper_half, -xp.log1p(-u), -xp.log(u))
     radius = xp.sqrt(2 * energy)
 
     # Angle: the top three bits are the octant, the other 61 the place in it. Odd octants are reflected by complementing
     # those bits, so that sine and cosine only see angles in (0, pi/4), where both are accurate in the last place.
-    octant = drawn[:, 2] >> 29
+    octant = w2 >> 29
     reflect = xp.where(octant & 1 == 1, xp.uint32(0xFFFFFFFF), xp.uint32(0))
-    high = (drawn[:, 2] ^ reflect) & xp.uint32(0x1FFFFFFF)
-    angle = _unit_interval(high, drawn[:, 3] ^ reflect, dtype) * dtype(2 * np.pi)
+    high = (w2 ^ reflect) & xp.uint32(0x1FFFFFFF)
+    angle = _unit_interval(high, w3 ^ reflect, dtype) * dtype(2 * np.pi)
     cosine, sine = xp.cos(angle), xp.sin(angle)
     swap = (octant + 1) & 2 == 2
     x = xp.where(swap, sine, cosine)
     y = xp.where(swap, cosine, sine)
     x = xp.where((octant + 2) & 4 == 4, -x, x)
     y = xp.where(octant & 4 == 4, -y, y)
-    return xp.stack([radius * x, radius * y], axis=-1)
+    return radius * x, radius * y
 
 
 def _unit_interval(high: jax.Array, low: jax.Array, dtype: Any) -> jax.Array:

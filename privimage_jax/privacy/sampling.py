@@ -2,7 +2,7 @@
 
 Each record is a member of each step's batch independently with probability q: that independence is what the accountant
 of a sampled Gaussian assumes (no shuffling, no fixed batch size, no truncation). Record i has a random word of 32 bits
-at step t (word i mod 16 of ChaCha20 block i // 16) and is a member when its word is less than `threshold`, so
+at step t (word i of `chacha.tiles`, one after the other) and is a member when its word is less than `threshold`, so
 
     q = threshold / 2**32   exactly,
 
@@ -55,8 +55,8 @@ def membership(key: jax.Array, step: jax.Array | int, n: int, threshold: int) ->
     """
     if threshold >= _WORDS:  # 2**32 is no uint32; the comparison below would wrap to "never"
         return jnp.ones(n, bool)
-    blocks = -(-n // chacha.WORDS_PER_BLOCK)
-    drawn = chacha.words(key, chacha.DOMAIN_MEMBERSHIP, step, 0, jnp.arange(blocks, dtype=jnp.uint32))
+    count = -(-n // (chacha.WORDS_PER_BLOCK * chacha.LANES))
+    drawn = chacha.tiles(key, chacha.DOMAIN_MEMBERSHIP, step, 0, jnp.arange(count, dtype=jnp.uint32))
     return drawn.reshape(-1)[:n] < jnp.uint32(threshold)
 
 

@@ -31,6 +31,7 @@ from privimage_jax.models import registry
 from privimage_jax.stages import class_histogram, finetune, generator, noisy_counts, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.plan import SAMPLER_CHOICE
+from privimage_jax.training.precision import activations
 from privimage_jax.training.state import tree_digest
 from privimage_jax.training.writers import progress
 
@@ -52,7 +53,9 @@ def reads(config) -> tuple[str, ...]:
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
     unused = (f"sample.{config.sampler_choice.setting}", "sample.n")
-    found = configs.section(config, "seed", "sampler_choice", "privacy", "data", "sample", "model", "diffusion")
+    found = configs.section(
+        config, "precision", "seed", "sampler_choice", "privacy", "data", "sample", "model", "diffusion"
+    )
     return {key: value for key, value in found.items() if key not in unused}
 
 
@@ -121,7 +124,8 @@ def agreement(logits: np.ndarray, labels: np.ndarray) -> int:
 def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
     """The module of the classifier, trained afresh for every candidate."""
     key = "sampler_choice.classifier"
-    return registry.build_classifier(config.sampler_choice.classifier, n_classes, name_key=key, kwargs_key=key)
+    dtype, name = activations(config.precision), config.sampler_choice.classifier
+    return registry.build_classifier(name, n_classes, name_key=key, kwargs_key=key, dtype=dtype)
 
 
 def _score(context: Context, params: Any, labels: np.ndarray, value: Any) -> int:

@@ -38,7 +38,7 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result; of the weights for `inception` the content, not the place."""
-    return configs.section(config, "seed", "evaluate", "data", "query.k1") | _weights(config)
+    return configs.section(config, "precision", "seed", "evaluate", "data", "query.k1") | _weights(config)
 
 
 def check_extractors(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:

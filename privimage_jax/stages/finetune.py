@@ -15,7 +15,7 @@ from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.diffusion import PerExampleLoss, batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import bookkeeping, dp_sgd
+from privimage_jax.privacy import clipping, dp_sgd
 from privimage_jax.stages import generator, pretrain, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
@@ -37,7 +37,18 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    names = ("seed", "finetune", "clipping", "model", "diffusion", "privacy", "data", "query", "selection.method")
+    names = (
+        "precision",
+        "seed",
+        "finetune",
+        "clipping",
+        "model",
+        "diffusion",
+        "privacy",
+        "data",
+        "query",
+        "selection.method",
+    )
     return configs.section(config, *names) | reserved(config)
 
 
@@ -249,11 +260,11 @@ def _check_model(context: Context, mechanism: Mechanism, model: nn.Module, n_cla
         f"config.model.name={config.model.name}",
         config.clipping.method,
     )
-    unknown = bookkeeping.left_to_vmap(per_example_loss, params, *batch_shapes(1, context.sensitive.image_shape))
-    if unknown and config.clipping.method != "vmap":
+    slow = clipping.left_to_vmap(per_example_loss, params, *batch_shapes(1, context.sensitive.image_shape))
+    if slow and config.clipping.method != "vmap":
         mechanism.warn(
-            f"no layer known to book-keeping reads {', '.join(unknown)}; jax.vmap computes the per-example gradients, "
-            "which is exact, but may be slow."
+            f"book-keeping has no rule for {', '.join(slow)} of the model; jax.vmap computes their part of the "
+            "per-example gradients, which is exact, but may be slow."
         )
 
 
@@ -266,6 +277,7 @@ def dp_settings(config: ConfigDict, n: int, noise_multiplier: float, microbatch:
         noise_multiplier=noise_multiplier,
         microbatch=microbatch,
         method=config.clipping.method,
+        precision=config.precision,
     )
 
 

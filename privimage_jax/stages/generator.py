@@ -18,6 +18,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.pixels import to_uint8
 from privimage_jax.training.mesh import batch_sharded, place, replicated
+from privimage_jax.training.precision import activations
 from privimage_jax.training.state import flatten_params, merge_params
 from privimage_jax.training.writers import image_grid
 
@@ -26,7 +27,7 @@ GRID_COLUMNS = 8
 
 def build(config: ConfigDict, n_classes: int) -> nn.Module:
     """The denoiser's module."""
-    return registry.build_denoiser(config.model, n_classes, config.data.channels)
+    return registry.build_denoiser(config.model, n_classes, config.data.channels, activations(config.precision))
 
 
 def shapes(context: Any) -> Any:

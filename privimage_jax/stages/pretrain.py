@@ -36,7 +36,15 @@ def reads(config) -> tuple[str, ...]:
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
     return configs.section(
-        config, "seed", "pretrain", "model", "diffusion", "data.image_size", "data.channels", "data.class_names"
+        config,
+        "precision",
+        "seed",
+        "pretrain",
+        "model",
+        "diffusion",
+        "data.image_size",
+        "data.channels",
+        "data.class_names",
     )
 
 

@@ -26,7 +26,9 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    return configs.section(config, "seed", "sample", "model", "diffusion", "data.image_size", "data.channels")
+    return configs.section(
+        config, "precision", "seed", "sample", "model", "diffusion", "data.image_size", "data.channels"
+    )
 
 
 def run(context: Context) -> None:

@@ -15,6 +15,7 @@ from privimage_jax.stages.context import Context
 from privimage_jax.training import classifier, loop
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.mesh import place, replicated
+from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import headline
 from privimage_jax.workdir import Workdir
 
@@ -34,7 +35,7 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result. A reused network has the fingerprint of its own run."""
-    return configs.section(config, "seed", "query_net", "public", "data.image_size", "data.channels")
+    return configs.section(config, "precision", "seed", "query_net", "public", "data.image_size", "data.channels")
 
 
 def run(context: Context) -> None:
@@ -77,7 +78,8 @@ def recipe(config: ConfigDict, n: int) -> classifier.Recipe:
 
 def build(config: ConfigDict, n_classes: int) -> nn.Module:
     """The query network's module, for so many public classes."""
-    return registry.build_classifier(config.query_net.model, n_classes, **config.query_net.kwargs)
+    arguments = {"dtype": activations(config.precision), **config.query_net.kwargs}
+    return registry.build_classifier(config.query_net.model, n_classes, **arguments)
 
 
 def load(context: Context) -> tuple[nn.Module, Any]:

@@ -15,6 +15,7 @@ from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_a
 from privimage_jax.models import registry
 from privimage_jax.report.measures import SPREAD
 from privimage_jax.stages.context import Context
+from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import progress
 from privimage_jax.workdir import atomic_write_json, read_record
 
@@ -65,7 +66,7 @@ def build_classifier(config: ConfigDict, name: str, n_classes: int) -> nn.Module
         n_classes,
         name_key="evaluate.classifiers",
         kwargs_key=f"evaluate.classifier_kwargs.{short}",
-        **config.evaluate.classifier_kwargs.get(short, {}),
+        **{"dtype": activations(config.precision), **config.evaluate.classifier_kwargs.get(short, {})},
     )
 
 

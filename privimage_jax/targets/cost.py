@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from privimage_jax.errors import UserError
+from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.targets import hlo
 from privimage_jax.targets.machine import Machine
 from privimage_jax.targets.programs import Program
@@ -53,7 +54,9 @@ def estimate(program: Program, mesh: Mesh, machine: Machine) -> Estimate:
     begin = time.perf_counter()
     try:
         flops = program.flops()
-        compiled = program.lower(mesh).compile(compiler_options=_OPTIONS[machine.platform])
+        with jax.default_matmul_precision(PRECISIONS[program.asked]):
+            lowered = program.lower(mesh)
+        compiled = lowered.compile(compiler_options=_OPTIONS[machine.platform])
     except UserError:
         raise
     except Exception as error:  # of jax, of the compiler, or of the model's own code

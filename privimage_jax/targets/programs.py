@@ -28,6 +28,7 @@ from privimage_jax.targets.facts import Facts, selected
 from privimage_jax.targets.machine import Machine
 from privimage_jax.training import classifier, loop
 from privimage_jax.training import mesh as meshes
+from privimage_jax.training.precision import resolve
 from privimage_jax.training.state import init_state, make_update
 
 NONPRIVATE = "nonprivate"
@@ -49,6 +50,7 @@ class Program:
       rounds: of its loops, see `hlo.Program.cost`.
       times: how often a whole run of the config starts it.
       precision: of its matrix products.
+      asked: the precision that products of float32 values are traced with.
       microbatch: examples whose gradients a device holds at once; None outside fine-tuning.
       batch: the images of one run, over all devices.
       divided: the setting whose images are spread over the devices only if they divide evenly; "" if they always are.
@@ -63,6 +65,7 @@ class Program:
     rounds: tuple[float, ...]
     times: int
     precision: str
+    asked: str
     microbatch: int | None
     batch: int
     divided: str
@@ -98,6 +101,8 @@ def make(
     """
     if unknown := [method for method in methods if method not in METHODS]:
         raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
+    config = config.copy_and_resolve_references()
+    config.precision = resolve(config.precision, machine.platform)
     runs = {
         train_query.NAME: train_query.enabled(config) and not config.query_net.workdir,
         query.NAME: query.enabled(config),
@@ -147,7 +152,8 @@ def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         flops=flops,
         rounds=(1,),
         times=recipe.steps,
-        precision=_precision(config.query_net.kwargs, machine, private=False),
+        precision=_precision(config, config.query_net.kwargs),
+        asked=config.precision,
         microbatch=None,
         batch=size,
         divided="config.query_net.batch_size",
@@ -178,7 +184,8 @@ def _query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         flops=flops,
         rounds=(),
         times=-(-facts.n // size),
-        precision=_precision(config.query_net.kwargs, machine, private=False),
+        precision=_precision(config, config.query_net.kwargs),
+        asked=config.precision,
         microbatch=None,
         batch=size,
         divided="",
@@ -208,7 +215,8 @@ def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         flops=flops,
         rounds=(1,),
         times=config.pretrain.steps,
-        precision=_precision(config.model.kwargs, machine, private=False),
+        precision=_precision(config, config.model.kwargs),
+        asked=config.precision,
         microbatch=None,
         batch=size,
         divided="config.pretrain.batch_size",
@@ -262,7 +270,8 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         # A device's last microbatch is half empty on average.
         rounds=(1, max(1.0, size / machine.devices / microbatch + 0.5)),
         times=configs.finetune_steps(config, facts.n),
-        precision=_precision(config.model.kwargs, machine, private=True),
+        precision=_precision(config, config.model.kwargs),
+        asked=config.precision,
         microbatch=microbatch,
         batch=size,
         divided="",
@@ -298,7 +307,8 @@ def _sample(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         flops=flops,
         rounds=(),
         times=-(-section.n // section.batch_size),
-        precision=_precision(config.model.kwargs, machine, private=False),
+        precision=_precision(config, config.model.kwargs),
+        asked=config.precision,
         microbatch=None,
         batch=size,
         divided="",
@@ -346,13 +356,9 @@ def _placed(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
-def _precision(kwargs: ConfigDict, machine: Machine, private: bool) -> str:
-    """Of the matrix products: a private step asks for all of float32; others take the platform's default."""
-    if kwargs.get("dtype", "float32") == "bfloat16":
-        return "bfloat16"
-    if private:
-        return "float32"
-    return "tf32" if machine.platform == "gpu" else "bfloat16"
+def _precision(config: ConfigDict, kwargs: ConfigDict) -> str:
+    """Of the matrix products: those of bfloat16 activations are bfloat16, others as the config says."""
+    return "bfloat16" if kwargs.get("dtype") == "bfloat16" else config.precision
 
 
 def _remedy(machine: Machine, images: int, shape: tuple[int, int, int], batch: str, data: str) -> str:

@@ -66,13 +66,23 @@ def test_blocks_do_not_depend_on_how_they_are_asked_for():
     key = chacha.key_from_seed(3)
     counter = np.arange(6, dtype=np.uint32)
     together = chacha.words(key, 2, 7, 5, counter)
-    assert together.shape == (6, 16) and together.dtype == jnp.uint32
-    np.testing.assert_array_equal(together[4], chacha.words(key, 2, 7, 5, np.uint32(4)))
-    np.testing.assert_array_equal(together, jax.vmap(lambda c: chacha.words(key, 2, 7, 5, c))(counter))
+    assert together.shape == (16, 6) and together.dtype == jnp.uint32
+    np.testing.assert_array_equal(together[:, 4], chacha.words(key, 2, 7, 5, np.uint32(4)))
+    np.testing.assert_array_equal(together, jax.vmap(lambda c: chacha.words(key, 2, 7, 5, c), out_axes=1)(counter))
     leaves = np.array([5, 5, 9, 9, 5, 9], np.uint32)
     mixed = chacha.words(key, 2, 7, leaves, counter)
-    np.testing.assert_array_equal(mixed[:2], together[:2])
-    np.testing.assert_array_equal(mixed[2], chacha.words(key, 2, 7, 9, 2))
+    np.testing.assert_array_equal(mixed[:, :2], together[:, :2])
+    np.testing.assert_array_equal(mixed[:, 2], chacha.words(key, 2, 7, 9, 2))
+
+
+def test_tiles_are_runs_of_blocks():
+    key = chacha.key_from_seed(3)
+    drawn = chacha.tiles(key, 2, 7, np.array([5, 9], np.uint32), np.array([0, 3], np.uint32))
+    assert drawn.shape == (2, 16, 128) and drawn.dtype == jnp.uint32
+    blocks = np.arange(128, dtype=np.uint32)
+    np.testing.assert_array_equal(drawn[0], chacha.words(key, 2, 7, 5, blocks))
+    np.testing.assert_array_equal(drawn[1], chacha.words(key, 2, 7, 9, 3 * 128 + blocks))
+    np.testing.assert_array_equal(chacha.tiles(key, 2, 7, 5, np.array([0], np.uint32))[0], drawn[0])
 
 
 def test_every_coordinate_matters():

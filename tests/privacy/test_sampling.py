@@ -39,7 +39,7 @@ def test_a_record_is_a_member_when_its_word_is_below_the_threshold():
     n, limit = 37, sampling.threshold(20, 37)
     members = np.asarray(sampling.membership(KEY, 5, n, limit))
     for i in range(n):
-        word = int(chacha.words(KEY, chacha.DOMAIN_MEMBERSHIP, 5, 0, i // 16)[i % 16])
+        word = int(chacha.words(KEY, chacha.DOMAIN_MEMBERSHIP, 5, 0, i // 2048 * 128 + i % 128)[i // 128 % 16])
         assert members[i] == (word < limit)
 
 
