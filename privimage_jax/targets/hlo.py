@@ -100,17 +100,16 @@ class Program:
         """
         return self._cost(self.entry, tuple(rounds))
 
+    @functools.cache  # noqa: B019 (a program is read once and dropped)
     def _cost(self, name: str, rounds: tuple[float, ...]) -> tuple[Cost, Cost | None]:
-        total, named = Cost(), []
+        total, named = Cost(), []  # loops whose number of rounds is not written
         for op in self.computations[name]:
             if op.kind == "while":
                 times = self._rounds(op)
-                body, inner = self._cost(op.called("body"), rounds if times is not None else rounds[1:])
-                body += self._cost(op.called("condition"), ())[0]
                 if times is None:
-                    named.append((body, inner))
+                    named.append(op)
                 else:
-                    total += body * times
+                    total += self._round(op, rounds)[0] * times
             elif op.kind == "conditional":
                 branches = [self._cost(branch, rounds)[0] for branch in self._branches(op)]
                 total += max(branches, key=_weight, default=Cost())
@@ -118,14 +117,19 @@ class Program:
                 total += self._cost(op.called("to_apply"), rounds)[0]
             else:
                 total += self._own(name, op)
-        named.sort(key=lambda pair: _weight(pair[0]), reverse=True)
+        named.sort(key=lambda op: _weight(self._round(op, ())[0]), reverse=True)
         loop = None
-        for place, (body, inner) in enumerate(named):
-            main = place == 0 and bool(rounds)
-            total += body * (rounds[0] if main else 1)
-            if main:
-                loop = inner or body
+        for op in named[: bool(rounds)]:
+            body, inner = self._round(op, rounds[1:])
+            total, loop = total + body * rounds[0], inner or body
+        for op in named[bool(rounds) :]:
+            total += self._round(op, ())[0]
         return total, loop
+
+    def _round(self, loop: Op, rounds: tuple[float, ...]) -> tuple[Cost, Cost | None]:
+        """What one round of a loop costs, and one of the innermost loop that `rounds` names."""
+        body, inner = self._cost(loop.called("body"), rounds)
+        return body + self._cost(loop.called("condition"), ())[0], inner
 
     def _rounds(self, loop: Op) -> int | None:
         """The number of rounds of a loop, where the program says it."""
@@ -164,7 +168,7 @@ class Program:
             return read + min(size(op.shape), self._written(called))
         return sum(operands) + size(op.shape)
 
-    @functools.cache  # noqa: B019 (a program is read once and dropped)
+    @functools.cache  # noqa: B019
     def _shapes(self, computation: str) -> dict[str, str]:
         return {op.name: op.shape for op in self.computations[computation]}
 
