@@ -8,6 +8,8 @@ HERE = pathlib.Path(__file__).parent
 
 AUDIT = ["jax-privacy"]
 PEERS = [*AUDIT, "torch", "opacus"]
+# The compiler for TPUs, which needs none; jax pins the version that it fits. It is made for this platform alone.
+TARGETS = ['jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"']
 
 setuptools.setup(
     name="privimage-jax",
@@ -39,11 +41,12 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, "hypothesis", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
+        "test": [*AUDIT, *TARGETS, "hypothesis", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": ["tensorflow"],
         "peers": PEERS,
+        "targets": TARGETS,
     },
     entry_points={"console_scripts": ["privimage = privimage_jax.main:entry_point"]},
 )

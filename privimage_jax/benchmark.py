@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -383,7 +384,13 @@ def _own_step(problem: Problem, method: str, data: Any, n: int, devices: int, ke
     return _entry(method, devices, program, lambda t: program(*inputs, np.int32(t)))
 
 
-def nonprivate_step(loss: clipping.PerExampleLoss, update: Callable, settings: dp_sgd.DPSGD, mesh) -> dp_sgd.Step:
+def nonprivate_step(
+    loss: clipping.PerExampleLoss,
+    update: Callable,
+    settings: dp_sgd.DPSGD,
+    mesh: Mesh,
+    merge: Callable[[Any, Any], Any] | None = None,
+) -> dp_sgd.Step:
     """`dp_sgd.dp_step` less clipping and noise: the same loop, batches, keys and sums. NOT PRIVATE."""
 
     def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
@@ -392,16 +399,16 @@ def nonprivate_step(loss: clipping.PerExampleLoss, update: Callable, settings: d
                 losses = jnp.where(mask, loss(params, batch, keys), 0.0)
                 return jnp.sum(losses), losses
 
-            with jax.default_matmul_precision("highest"):  # as the private step has it
+            with jax.default_matmul_precision(clipping.PRECISIONS[settings.precision]):  # as the private step has it
                 total_gradient, losses = jax.grad(total, has_aux=True)(params)
             return total_gradient, jnp.zeros_like(losses), losses
 
         return gradient
 
-    sum_over_batch = dp_sgd.sum_over_batch(loss, make_gradient, lambda total, key, t: total, settings, mesh)
+    sum_over_batch = dp_sgd.sum_over_batch(loss, make_gradient, lambda total, key, t: total, settings, mesh, merge)
 
     def step(state, data, key, loss_key, t):
-        total, stats = sum_over_batch(state["params"], {}, data, key, loss_key, t)
+        total, stats = sum_over_batch(state["params"], state.get("frozen", {}), data, key, loss_key, t)
         return update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total)), stats
 
     return step

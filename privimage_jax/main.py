@@ -7,6 +7,7 @@ second.
 import contextlib
 import errno
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from ml_collections import config_flags
 from privimage_jax import combinations, distributed, preemption, processes
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError, printable
+from privimage_jax.targets import topologies
 
 USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
@@ -42,6 +44,10 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
   benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
                [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
                [--repeats 5] [--out FILE]
+  forecast     plan a job before you rent it: what a config would take on a machine that is not here, as its compiler
+               says, without data or accelerator: privimage forecast --config FILE --target v5e:2x4 (or h100:8, …)
+               [--methods nonprivate,bookkeeping,vmap] [--programs A,B] [--price PER_DEVICE_HOUR] [--out FILE]
+               [--cache FOLDER] [--classes N] [--public_n N] [--public_classes N] (extra [targets] or [cuda])
   audit        attack fine-tuning, without data: a lower bound on epsilon (config.audit; needs the extra [audit])
   sweep        the run for each combination of settings: privimage sweep --config FILE --workdir FOLDER
                --over section.key=A,B [--over …] [--zip] [--measure fid] [--correlate]
@@ -243,6 +249,7 @@ def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
     """What must happen before jax starts; a user's own XLA_FLAGS come last and win."""
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
     os.environ.setdefault("MPLBACKEND", "Agg")
+    topologies.quieten_libtpu()
     if place is not None:
         distributed.start(place)
     import jax
@@ -378,6 +385,47 @@ def _benchmark(arguments: list[str]) -> None:
             atomic_write_json(out, rows)
 
 
+def _forecast(arguments: list[str]) -> None:
+    counts = ("classes", "public_n", "public_classes")
+    config, values = _configured(
+        arguments, "target", optional=["methods", "programs", "price", "out", "cache", *counts]
+    )
+    given = {name: _numbers(name, values[name].value, 10**9)[0] if values[name].value else 0 for name in counts}
+    methods, names = (tuple(filter(None, (values[name].value or "").split(","))) for name in ("methods", "programs"))
+    price, out = _price(values.price), values.out
+    if out is not None:
+        _check_writable("out", out)
+    machine = topologies.parse(values.target)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator that is here is left alone
+    _set_up_jax()
+    from privimage_jax.targets import facts, forecast, programs
+    from privimage_jax.targets.cache import Cache, default_folder
+    from privimage_jax.workdir import atomic_write_json
+
+    known = facts.gather(config, given["classes"], given["public_n"], given["public_classes"])
+    cache = Cache(Path(values.cache).expanduser() if values.cache else default_folder())
+    rows = []
+    for row in forecast.run(config, machine, known, cache, methods, names):
+        rows.append(row)
+        if out is not None:
+            atomic_write_json(out, rows)
+    forecast.show(rows, programs.own_method(config), price)
+    forecast.check_fits(rows)
+
+
+def _price(text: str | None) -> float | None:
+    """What one device costs an hour, of the flag."""
+    if text is None:
+        return None
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0 < price < math.inf:
+        raise UserError(f"--price={text} is not accepted; give what a device costs an hour, as in --price=1.2.")
+    return price
+
+
 def _audit(arguments: list[str]) -> None:
     config, values = _configured(arguments, "workdir")
     from privimage_jax.workdir import Workdir
@@ -409,11 +457,11 @@ def _sweep(arguments: list[str]) -> None:
         sweep.run(runs, workdir, given.measure or "", given.correlate)
 
 
-def _numbers(name: str, text: str) -> list[int]:
-    """The whole numbers from 1 to a million of a flag, such as "8,64"."""
+def _numbers(name: str, text: str, most: int = 10**6) -> list[int]:
+    """The whole numbers from 1 to `most` of a flag, such as "8,64"."""
     parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and len(part) < 8 and 1 <= int(part) <= 10**6 for part in parts):
-        raise UserError(f"--{name}={text} is not accepted; give whole numbers from 1 to 1000000, as in --{name}=8,64.")
+    if not all(part.isascii() and part.isdigit() and len(part) < 11 and 1 <= int(part) <= most for part in parts):
+        raise UserError(f"--{name}={text} is not accepted; give whole numbers from 1 to {most}, as in --{name}=8,64.")
     return list(dict.fromkeys(map(int, parts)))
 
 
@@ -440,6 +488,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": _export,
     "prepare": _prepare,
     "benchmark": _benchmark,
+    "forecast": _forecast,
     "audit": _audit,
     "sweep": _sweep,
 }

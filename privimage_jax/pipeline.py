@@ -31,6 +31,7 @@ from privimage_jax.stages import (
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import open_ledger, terms
 from privimage_jax.stages.plan import code_version
+from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
 
 STAGES: tuple[ModuleType, ...] = (
@@ -113,14 +114,16 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
     config, shape, n_classes = context.config, context.sensitive.image_shape, context.sensitive.n_classes
     key = jax.random.key(0)
     model = generator.build(config, n_classes)
-    with _named_failures("model.name", config.model.name):
+    with named_failures("model.name", config.model.name):
         params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
         if finetune in stages:
-            context.microbatch = finetune.choose_microbatch(context, model, params)
+            available = processes.current().least("memory of a device", memory.device_bytes())  # the smallest's
+            context.microbatch = finetune.choose_microbatch(config, model, params, context.mesh.size, available)
     finetune.part_params(config, params, key)
     classifiers = []
     if train_query in stages:
-        classifiers.append(("query_net.model", config.query_net.model, train_query.build(context)))
+        network = train_query.build(config, context.public.n_classes)
+        classifiers.append(("query_net.model", config.query_net.model, network))
     if choose_sampler in stages:
         name = config.sampler_choice.classifier
         classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
@@ -131,12 +134,12 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
             for name in config.evaluate.classifiers
         ]
     for setting, name, classifier in classifiers:
-        with _named_failures(setting, name):
+        with named_failures(setting, name):
             jax.eval_shape(lambda key, model=classifier: registry.init_classifier(model, key, shape), key)
 
 
 @contextlib.contextmanager
-def _named_failures(setting: str, name: str) -> Iterator[None]:
+def named_failures(setting: str, name: str) -> Iterator[None]:
     """Turns any failure of a model's own code into a `UserError` that names its setting."""
     try:
         yield

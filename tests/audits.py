@@ -102,7 +102,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         patch.setattr(noisy_counts, "add_noise", exchange_counts)
         patch.setattr(finetune, "make_update", make_update)
         patch.setattr(finetune, "make_per_example_loss", marked_loss(finetune.make_per_example_loss))
-        patch.setattr(features, "_apply", _Program(features._apply, trace))
+        patch.setattr(features, "on_batch", _Program(features.on_batch, trace))
         compile_program = jax.jit
         patch.setattr(jax, "jit", lambda fun, **options: _Program(compile_program(fun, **options), trace))
         patch.setattr(loop, "DISPATCH_SECONDS", 1e6)  # a slow machine must not cut the steps otherwise than a quick one

@@ -26,6 +26,7 @@ LAYERS = (
     ("ledgers", "export"),
     ("benchmark_peers", "sweep_plots", "sweep_subsets"),
     ("benchmark", "audit", "comparison", "sweep"),
+    ("targets",),
     ("main",),
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them

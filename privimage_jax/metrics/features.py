@@ -95,7 +95,7 @@ def extract(
         batch = np.asarray(images[start : start + batch_size])
         padded = np.zeros((batch_size, *batch.shape[1:]), np.uint8)
         padded[: len(batch)] = batch
-        result = _apply(apply_features, place(padded, batch_sharded(mesh)), mesh)
+        result = on_batch(apply_features, place(padded, batch_sharded(mesh)), mesh)
         # Fetched one batch late: the host prepares a batch while the devices compute the one before.
         if in_flight is not None:
             parts.append(_on_host(in_flight))
@@ -111,7 +111,8 @@ def _on_host(tree: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _apply(apply_features, batch: jax.Array, mesh: Mesh) -> Any:
+def on_batch(apply_features: jax.tree_util.Partial, batch: jax.Array, mesh: Mesh) -> Any:
+    """What `extract` computes of a batch of uint8 images `[B, H, W, C]`: the same on every device."""
     features = apply_features(to_float(batch))
     # Replicated, so that every process can read the whole result.
     return jax.lax.with_sharding_constraint(features, replicated(mesh))

@@ -170,7 +170,7 @@ def conv_general_dilated(
 
 
 @contextlib.contextmanager
-def fast_convolutions(enabled: bool | None = None) -> Iterator[None]:
+def fast_convolutions(enabled: bool | None = None, platform: str | None = None) -> Iterator[None]:
     """Within this context, every ``nn.Conv`` of any linen module computes by `conv_general_dilated` above.
 
     It acts while a function is traced, so it belongs inside the function that is jitted or differentiated. Modules that
@@ -180,9 +180,10 @@ def fast_convolutions(enabled: bool | None = None) -> Iterator[None]:
     Args:
       enabled: None means "where it is faster": on CPUs; GPUs and TPUs keep XLA's convolution (per-example gradients
         are faster by it everywhere, see `privacy.bookkeeping`).
+      platform: of the devices that the program is for: "cpu", "gpu" or "tpu"; None means jax's default backend.
     """
     if enabled is None:
-        enabled = jax.default_backend() == "cpu"
+        enabled = (platform or jax.default_backend()) == "cpu"
     if not enabled:
         yield
         return

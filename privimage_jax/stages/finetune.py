@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax import processes, workdir
+from privimage_jax import workdir
 from privimage_jax.diffusion import PerExampleLoss, batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import clipping, dp_sgd
@@ -148,6 +151,8 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
         "data": residency.place(data, context.mesh, config.data.residency),
         **place(keys, replicated(context.mesh)),
     }
+    _check_model(context, mechanism, model, n_classes, params)
+    dp = dp_settings(config, plan.n, plan.finetune_noise, context.microbatch)
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
     reserved = stretch.reserved
@@ -162,7 +167,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
 
     state = loop.train(
         NAME,
-        _make_step(context, mechanism, model, optimizer, n_classes, params, merge),
+        make_step(config, context.mesh, model, optimizer, n_classes, dp, merge),
         state,
         inputs,
         stretch.start,
@@ -185,24 +190,24 @@ def part_params(config, params: Any, key: jax.Array) -> tuple[dict, dict, Callab
     return *split_params(params, section.trainable), merge_params
 
 
-def choose_microbatch(context: Context, model, params: Any) -> int:
-    """The config's, or what the memory of a device allows: of the smallest, where processes differ.
+def choose_microbatch(config: ConfigDict, model: nn.Module, params: Any, n_devices: int, available: int) -> int:
+    """The config's, or what the memory of a device allows.
 
     Args:
-      context: of the run.
+      config: of the run.
       model: the denoiser.
       params: its parameters (arrays or shapes).
+      n_devices: of all processes.
+      available: memory of one device in bytes.
 
     Raises:
       UserError: if it cannot fit.
     """
-    config = context.config
-    per_example_loss = objective(config, model, context.sensitive.n_classes)
-    per_example = memory.bytes_per_example(per_example_loss, params, context.sensitive.image_shape)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    per_example = memory.bytes_per_example(objective(config, model, model.n_classes), params, shape)
     if config.clipping.microbatch:
-        return memory.checked_microbatch(config.clipping.microbatch, per_example, memory.device_bytes())
-    available = processes.current().least("memory of a device", memory.device_bytes())
-    return memory.largest_microbatch(per_example, config.finetune.batch_size, context.mesh.size, available)
+        return memory.checked_microbatch(config.clipping.microbatch, per_example, available)
+    return memory.largest_microbatch(per_example, config.finetune.batch_size, n_devices, available)
 
 
 def check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
@@ -240,8 +245,9 @@ def objective(config, model, n_classes: int) -> PerExampleLoss:
     )
 
 
-def _make_step(context: Context, mechanism: Mechanism, model, optimizer, n_classes, params, merge):
-    config, section = context.config, context.config.finetune
+def _check_model(context: Context, mechanism: Mechanism, model: nn.Module, n_classes: int, params: Any) -> None:
+    """Refuses a model that mixes the examples of a batch, and warns of a slow one."""
+    config = context.config
     per_example_loss = objective(config, model, n_classes)
     dp_sgd.check_objective(
         per_example_loss,
@@ -257,21 +263,33 @@ def _make_step(context: Context, mechanism: Mechanism, model, optimizer, n_class
             f"book-keeping has no rule for {', '.join(slow)} of the model; jax.vmap computes their part of the "
             "per-example gradients, which is exact, but may be slow."
         )
-    dp_step = dp_sgd.dp_step(
-        per_example_loss,
-        make_update(optimizer, section.ema),
-        dp_sgd.DPSGD(
-            n=context.plan.n,
-            batch_size=section.batch_size,
-            clip_norm=config.clipping.norm,
-            noise_multiplier=context.plan.finetune_noise,
-            microbatch=context.microbatch,
-            method=config.clipping.method,
-            precision=config.precision,
-        ),
-        context.mesh,
-        merge=merge,
+
+
+def dp_settings(config: ConfigDict, n: int, noise_multiplier: float, microbatch: int) -> dp_sgd.DPSGD:
+    """The public settings of the steps on `n` records."""
+    return dp_sgd.DPSGD(
+        n=n,
+        batch_size=config.finetune.batch_size,
+        clip_norm=config.clipping.norm,
+        noise_multiplier=noise_multiplier,
+        microbatch=microbatch,
+        method=config.clipping.method,
+        precision=config.precision,
     )
+
+
+def make_step(
+    config: ConfigDict,
+    mesh: Mesh,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    n_classes: int,
+    settings: dp_sgd.DPSGD,
+    merge: Callable[[dict, dict], dict],
+) -> loop.Step:
+    """`step(state, {"data", "key", "loss_key"}, t) -> (state, stats)`, see `dp_sgd.dp_step`."""
+    update = make_update(optimizer, config.finetune.ema)
+    dp_step = dp_sgd.dp_step(objective(config, model, n_classes), update, settings, mesh, merge=merge)
 
     def step(state, inputs, t):
         return dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)

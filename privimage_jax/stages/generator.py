@@ -51,7 +51,7 @@ class Sampler:
         churn = Churn(section.s_churn, section.s_min, section.s_max, section.s_noise)
 
         @jax.jit
-        def draw(params, key, numbers, labels):
+        def program(params, key, numbers, labels):
             keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
             images = sample(
                 model,
@@ -67,7 +67,7 @@ class Sampler:
             )
             return jax.lax.with_sharding_constraint(to_uint8(images), replicated(mesh))
 
-        self._draw = draw
+        self.program = program  # (params, key, numbers uint32 [B], labels int32 [B]) -> images uint8 [B, H, W, C]
 
     def __call__(self, params: Any, key: jax.Array, start: int, labels: np.ndarray) -> np.ndarray:
         """Images number start, start + 1, … with the given labels: uint8 [len(labels), H, W, C]."""
@@ -76,7 +76,7 @@ class Sampler:
         numbers = np.arange(start, start + len(padded), dtype=np.uint32)
         params, key = place((params, key), replicated(self.mesh))
         placed = place((numbers, padded), batch_sharded(self.mesh))
-        return np.asarray(self._draw(params, key, *placed))[: len(labels)]
+        return np.asarray(self.program(params, key, *placed))[: len(labels)]
 
     def all(
         self, params: Any, key: jax.Array, labels: np.ndarray, batch_size: int, on_images: Callable[[int], None]

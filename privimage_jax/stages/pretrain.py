@@ -3,9 +3,12 @@
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax.diffusion import make_per_example_loss
@@ -74,7 +77,7 @@ def _train(context: Context, model, optimizer, state, n_classes):
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
     return loop.train(
         NAME,
-        _make_step(context, model, optimizer, n_classes),
+        make_step(config, context.mesh, model, optimizer, n_classes),
         state,
         inputs,
         int(state["step"]),
@@ -85,20 +88,21 @@ def _train(context: Context, model, optimizer, state, n_classes):
     )
 
 
-def _make_step(context: Context, model, optimizer, n_classes):
-    section = context.config.pretrain
-    per_example_loss = fast_convolutions()(
-        make_per_example_loss(
-            model, generator.edm(context.config), n_classes, 1, flip=section.flip, shift=section.shift
-        )
+def make_step(
+    config: ConfigDict, mesh: Mesh, model: nn.Module, optimizer: optax.GradientTransformation, n_classes: int
+) -> loop.Step:
+    """`step(state, {"data", "key"}, t) -> (state, metrics)`; batch t is a function of (key, t) alone."""
+    section = config.pretrain
+    per_example_loss = fast_convolutions(platform=meshes.platform(mesh))(
+        make_per_example_loss(model, generator.edm(config), n_classes, 1, flip=section.flip, shift=section.shift)
     )
     update = make_update(optimizer, section.ema)
 
     def step(state, inputs, t):
         rows = batch_indices(inputs["key"], t, records.size(inputs["data"]), section.batch_size)
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(inputs["key"], 1), t), section.batch_size)
-        batch = records.batch(inputs["data"], rows, context.mesh)
-        batch, keys = meshes.split_batch(context.mesh, (batch, keys))
+        batch = records.batch(inputs["data"], rows, mesh)
+        batch, keys = meshes.split_batch(mesh, (batch, keys))
         loss, gradients = jax.value_and_grad(lambda params: jnp.mean(per_example_loss(params, batch, keys)))(
             state["params"]
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
@@ -42,10 +43,28 @@ def run(context: Context) -> None:
     if context.config.query_net.workdir:
         save_tree(folder / "network", _reused_network(context))
         return
-    section, public = context.config.query_net, context.public
-    steps = max(1, int(section.epochs * public.n / section.batch_size))
-    recipe = classifier.Recipe(
-        steps=steps,
+    public = context.public
+    model, how = build(context.config, public.n_classes), recipe(context.config, public.n)
+    state = classifier.init(model, how, context.key("query network"), public.image_shape)
+    state = place(state, replicated(context.mesh))
+    checkpoints = Checkpoints(folder / "checkpoints", context.config.log.keep)
+    state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
+    data = {"image": public.images, "label": public.labels}
+    inputs = {
+        "data": residency.place(data, context.mesh, context.config.public.residency, "config.public.residency"),
+        "key": place(context.key("query batches"), replicated(context.mesh)),
+    }
+    step = classifier.make_step(model, how, context.mesh)
+    state = loop.train(NAME, step, state, inputs, int(state["step"]), how.steps, folder, context.config.log)
+    save_tree(folder / "network", jax.device_get(state["variables"]))
+    checkpoints.clear()
+
+
+def recipe(config: ConfigDict, n: int) -> classifier.Recipe:
+    """How the network is trained on `n` public images."""
+    section = config.query_net
+    return classifier.Recipe(
+        steps=max(1, int(section.epochs * n / section.batch_size)),
         batch_size=section.batch_size,
         learning_rate=section.learning_rate,
         optimizer="sgd",
@@ -55,37 +74,23 @@ def run(context: Context) -> None:
         flip=section.flip,
         shift=section.shift,
     )
-    model = build(context)
-    state = classifier.init(model, recipe, context.key("query network"), public.image_shape)
-    state = place(state, replicated(context.mesh))
-    checkpoints = Checkpoints(folder / "checkpoints", context.config.log.keep)
-    state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
-    data = {"image": public.images, "label": public.labels}
-    inputs = {
-        "data": residency.place(data, context.mesh, context.config.public.residency, "config.public.residency"),
-        "key": place(context.key("query batches"), replicated(context.mesh)),
-    }
-    step = classifier.make_step(model, recipe, context.mesh)
-    state = loop.train(NAME, step, state, inputs, int(state["step"]), steps, folder, context.config.log)
-    save_tree(folder / "network", jax.device_get(state["variables"]))
-    checkpoints.clear()
 
 
-def build(context: Context) -> nn.Module:
-    """The query network's module."""
-    section = context.config.query_net
-    arguments = {"dtype": activations(context.config.precision), **section.kwargs}
-    return registry.build_classifier(section.model, context.public.n_classes, **arguments)
+def build(config: ConfigDict, n_classes: int) -> nn.Module:
+    """The query network's module, for so many public classes."""
+    arguments = {"dtype": activations(config.precision), **config.query_net.kwargs}
+    return registry.build_classifier(config.query_net.model, n_classes, **arguments)
 
 
 def load(context: Context) -> tuple[nn.Module, Any]:
     """The trained query network as (module, variables)."""
-    return build(context), restore_tree(context.workdir.internal / NAME / "network", _shapes(context))
+    module = build(context.config, context.public.n_classes)
+    return module, restore_tree(context.workdir.internal / NAME / "network", _shapes(context))
 
 
 def _shapes(context: Context) -> Any:
     """Shapes and dtypes of the network's variables."""
-    model, shape = build(context), context.public.image_shape
+    model, shape = build(context.config, context.public.n_classes), context.public.image_shape
     return jax.eval_shape(lambda key: registry.init_classifier(model, key, shape), jax.random.key(0))
 
 

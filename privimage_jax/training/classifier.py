@@ -100,7 +100,7 @@ def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
         state_variables = {name: value for name, value in state["variables"].items() if name != "params"}
 
         def loss_fn(params):
-            with fast_convolutions():
+            with fast_convolutions(platform=meshes.platform(mesh)):
                 logits, new = model.apply(
                     {"params": params, **state_variables},
                     images,

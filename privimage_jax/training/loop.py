@@ -21,8 +21,8 @@ DISPATCH_SECONDS = 10.0  # about the longest that the host waits for the devices
 Step = Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
 
 
-def make_runner(step: Step) -> Callable[[Any, Any, int, int], tuple[Any, dict[str, jax.Array]]]:
-    """Compiles `step(state, inputs, t) -> (state, metrics)` into `run(state, inputs, start, stop)`.
+def compiled(step: Step) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]]:
+    """Makes of `step(state, inputs, t) -> (state, metrics)` a jitted `run(state, inputs, start, stop)`.
 
     The steps [start, stop) run in one dispatch without a host round trip; the number of steps is dynamic, so one
     compilation serves every stretch. The state's buffers are donated. Metrics (float32 scalars) come back as means.
@@ -42,6 +42,12 @@ def make_runner(step: Step) -> Callable[[Any, Any, int, int], tuple[Any, dict[st
         state, sums = jax.lax.fori_loop(start, stop, body, (state, zeros))
         return state, jax.tree.map(lambda total: total / jnp.maximum(stop - start, 1), sums)
 
+    return run
+
+
+def make_runner(step: Step) -> Callable[[Any, Any, int, int], tuple[Any, dict[str, jax.Array]]]:
+    """`compiled`, which takes start and stop as plain numbers."""
+    run = compiled(step)
     return lambda state, inputs, start, stop: run(state, inputs, np.int32(start), np.int32(stop))
 
 

@@ -31,6 +31,11 @@ def place(tree: Any, mesh: Mesh, residency: str = "auto", key: str = "config.dat
     return records.place(tree, mesh, is_sharded(tree, mesh.size, residency, available, key))
 
 
+def shapes(tree: Any, mesh: Mesh, residency: str, available: int, key: str = "config.data.residency") -> Any:
+    """What `place` would return on devices of so much memory, as shapes, to compile a program without data."""
+    return records.shapes(tree, mesh, is_sharded(tree, mesh.size, residency, available, key))
+
+
 def is_sharded(tree: Any, n_devices: int, residency: str, available: int, key: str = "config.data.residency") -> bool:
     """Whether a device holds only its share; a function of public facts: shapes, devices and their memory.
 

@@ -1,0 +1,1 @@
+"""Machines that are not here: what their compilers say of the pipeline's programs."""

@@ -1,0 +1,382 @@
+"""Every stage's device program, with inputs that have shapes but no values: what is compiled for a machine to come.
+
+Each is the very function that the stage runs. Its shapes follow from the config and `facts.Facts` alone.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from privimage_jax import benchmark
+from privimage_jax import config as configs
+from privimage_jax.diffusion import batch_shapes, denoise, make_per_example_loss
+from privimage_jax.errors import UserError
+from privimage_jax.metrics import features
+from privimage_jax.models import registry
+from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.pipeline import named_failures
+from privimage_jax.privacy import clipping, records
+from privimage_jax.stages import finetune, generator, pretrain, query, sample, train_query
+from privimage_jax.targets.facts import Facts, selected
+from privimage_jax.targets.machine import Machine
+from privimage_jax.training import classifier, loop, residency
+from privimage_jax.training import mesh as meshes
+from privimage_jax.training.precision import resolve
+from privimage_jax.training.state import init_state, make_update
+
+NONPRIVATE = "nonprivate"
+METHODS = (NONPRIVATE, *(method for method in clipping.METHODS if method != "auto"))
+NAMES = (train_query.NAME, query.NAME, pretrain.NAME, finetune.NAME, sample.NAME)
+_QUERY_BATCH = 512  # what `features.extract` takes at a time
+_COUNTED = 4  # examples whose floating-point operations are counted; a batch has in proportion
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a config on one machine.
+
+    Attributes:
+      name: of the stage.
+      method: of the clipping; None outside fine-tuning.
+      lower: traces it for a mesh.
+      flops: counts the floating-point operations of one run of it, over all devices.
+      rounds: of its loops, see `hlo.Program.cost`.
+      times: how often a whole run of the config starts it.
+      precision: of its matrix products.
+      asked: the precision that products of float32 values are traced with.
+      microbatch: examples whose gradients a device holds at once; None outside fine-tuning.
+      batch: the images of one run, over all devices.
+      divided: the setting whose images are spread over the devices only if they divide evenly; "" if they always are.
+      remedy: what to do where it does not fit.
+      settings: what decides the program besides the machine and the code.
+    """
+
+    name: str
+    method: str | None
+    lower: Callable[[Mesh], jax.stages.Lowered]
+    flops: Callable[[], float]
+    rounds: tuple[float, ...]
+    times: int
+    precision: str
+    asked: str
+    microbatch: int | None
+    batch: int
+    divided: str
+    remedy: str
+    settings: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The name, and the method where there is one."""
+        return self.name if self.method is None else f"{self.name} ({self.method})"
+
+
+def own_method(config: ConfigDict) -> str:
+    """The method of clipping that a run of the config takes."""
+    return "bookkeeping" if config.clipping.method == "auto" else config.clipping.method
+
+
+def make(
+    config: ConfigDict, facts: Facts, machine: Machine, methods: tuple[str, ...], names: tuple[str, ...] = ()
+) -> list[Program]:
+    """The programs of a config, in the order of its stages.
+
+    Args:
+      config: a checked config.
+      facts: of its data sets.
+      machine: to compile for; its memory decides the microbatch.
+      methods: of `METHODS`, for fine-tuning.
+      names: of `NAMES`; () = all that the config runs.
+
+    Raises:
+      UserError: an unknown method or name, a model that cannot be built, or one example that does not fit into a
+        device's memory.
+    """
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
+    config = config.copy_and_resolve_references()
+    config.precision = resolve(config.precision, machine.platform)
+    runs = {
+        train_query.NAME: train_query.enabled(config) and not config.query_net.workdir,
+        query.NAME: query.enabled(config),
+        pretrain.NAME: config.pretrain.steps > 0,
+        finetune.NAME: config.finetune.enabled,
+        sample.NAME: True,
+    }
+    run = [name for name in NAMES if runs[name]]
+    if unknown := [name for name in names if name not in run]:
+        raise UserError(f"--programs: {unknown[0]!r} is no program of this config; give some of {', '.join(run)}.")
+    made = []
+    for name in (name for name in run if not names or name in names):
+        of_classifier = name in (train_query.NAME, query.NAME)
+        model = ("query_net.model", config.query_net.model) if of_classifier else ("model.name", config.model.name)
+        with named_failures(*model):
+            if name == finetune.NAME:
+                made += [_finetune(config, facts, machine, method) for method in methods]
+            else:
+                made.append(_MAKERS[name](config, facts, machine))
+    return made
+
+
+def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
+    model, recipe = train_query.build(config, facts.public_classes), train_query.recipe(config, facts.public_n)
+    shape, size = _image_shape(config), config.query_net.batch_size
+    state = jax.eval_shape(lambda key: classifier.init(model, recipe, key, shape), _key())
+
+    def lower(mesh: Mesh) -> jax.stages.Lowered:
+        data = _data(config, "public", facts.public_n, mesh, machine)
+        return _lower_loop(classifier.make_step(model, recipe, mesh), state, data, {"key": _key()}, mesh)
+
+    def loss(params, rest, images):
+        logits, _ = model.apply(
+            {**rest, "params": params}, images, train=True, mutable=list(rest), rngs={"dropout": jax.random.key(0)}
+        )
+        return jnp.sum(jax.nn.log_softmax(logits))
+
+    def flops() -> float:
+        variables = dict(state["variables"])
+        params, images = variables.pop("params"), _array((_COUNTED, *shape), jnp.float32)
+        return _flops(jax.grad(loss), params, variables, images) * size / _COUNTED
+
+    return Program(
+        name=train_query.NAME,
+        method=None,
+        lower=lower,
+        flops=flops,
+        rounds=(1,),
+        times=recipe.steps,
+        precision=_precision(config, config.query_net.kwargs),
+        asked=config.precision,
+        microbatch=None,
+        batch=size,
+        divided="config.query_net.batch_size",
+        remedy=_remedy(machine, facts.public_n, shape, "config.query_net.batch_size", "config.public.max_examples"),
+        settings=_settings(config, facts, "query_net"),
+    )
+
+
+def _query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
+    model, shape = train_query.build(config, facts.public_classes), _image_shape(config)
+    variables = jax.eval_shape(lambda key: registry.init_classifier(model, key, shape), _key())
+    size = -(-min(_QUERY_BATCH, facts.n) // machine.devices) * machine.devices
+
+    def lower(mesh: Mesh) -> jax.stages.Lowered:
+        classify = features.forward(model, _placed(variables, meshes.replicated(mesh)), method="__call__")
+        images = _placed(_array((size, *shape), jnp.uint8), meshes.batch_sharded(mesh))
+        return features.on_batch.lower(classify, images, mesh=mesh)
+
+    def flops() -> float:
+        images = _array((_COUNTED, *shape), jnp.float32)
+        counted = _flops(lambda variables, images: model.apply(variables, images, train=False), variables, images)
+        return counted * size / _COUNTED
+
+    return Program(
+        name=query.NAME,
+        method=None,
+        lower=lower,
+        flops=flops,
+        rounds=(),
+        times=-(-facts.n // size),
+        precision=_precision(config, config.query_net.kwargs),
+        asked=config.precision,
+        microbatch=None,
+        batch=size,
+        divided="",
+        remedy="choose a smaller config.query_net.model",
+        settings=_settings(config, facts, "query_net"),
+    )
+
+
+def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
+    model, shape, optimizer = generator.build(config, facts.n_classes), _image_shape(config), _adam(config.pretrain)
+    params, size, images = _params(model, shape), config.pretrain.batch_size, selected(config, facts)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+
+    def lower(mesh: Mesh) -> jax.stages.Lowered:
+        step = pretrain.make_step(config, mesh, model, optimizer, facts.n_classes)
+        data = _data(config, "public", images, mesh, machine)
+        return _lower_loop(step, state, data, {"key": _key()}, mesh)
+
+    def flops() -> float:
+        loss = make_per_example_loss(model, generator.edm(config), facts.n_classes, 1)
+        gradient = jax.grad(lambda params, batch, keys: jnp.sum(loss(params, batch, keys)))
+        return _flops(gradient, params, *batch_shapes(_COUNTED, shape)) * size / _COUNTED
+
+    return Program(
+        name=pretrain.NAME,
+        method=None,
+        lower=lower,
+        flops=flops,
+        rounds=(1,),
+        times=config.pretrain.steps,
+        precision=_precision(config, config.model.kwargs),
+        asked=config.precision,
+        microbatch=None,
+        batch=size,
+        divided="config.pretrain.batch_size",
+        remedy=_remedy(machine, images, shape, "config.pretrain.batch_size", "config.public.max_examples"),
+        settings=_settings(config, facts, "pretrain", "model", "diffusion", "selection"),
+    )
+
+
+def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -> Program:
+    model, shape, optimizer = generator.build(config, facts.n_classes), _image_shape(config), _adam(config.finetune)
+    params, size = _params(model, shape), config.finetune.batch_size
+    microbatch = finetune.choose_microbatch(config, model, params, machine.devices, machine.memory)
+    loss = finetune.objective(config, model, facts.n_classes)
+    # The noise multiplier is one constant of the program, and makes no difference to its cost.
+    settings = finetune.dp_settings(config, facts.n, 1.0, microbatch)
+    settings = dataclasses.replace(settings, method="auto" if method == NONPRIVATE else method)
+    merge = None
+
+    def initial(params):
+        nonlocal merge
+        trained, frozen, merge = finetune.part_params(config, params, jax.random.key(0))
+        return init_state(trained, optimizer, frozen)
+
+    state = jax.eval_shape(initial, params)
+
+    def lower(mesh: Mesh) -> jax.stages.Lowered:
+        if method == NONPRIVATE:
+            update = make_update(optimizer, config.finetune.ema)
+            plain = fast_convolutions(platform=machine.platform)(loss)
+            nonprivate = benchmark.nonprivate_step(plain, update, settings, mesh, merge)
+
+            def step(state, inputs, t):
+                return nonprivate(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
+        else:
+            step = finetune.make_step(config, mesh, model, optimizer, facts.n_classes, settings, merge)
+        data, keys = (
+            _data(config, "data", facts.n, mesh, machine),
+            {"key": _array((8,), jnp.uint32), "loss_key": _key()},
+        )
+        return _lower_loop(step, state, data, keys, mesh)
+
+    def flops() -> float:
+        def total(trained, frozen, batch, keys):
+            return jnp.sum(loss(merge(trained, frozen), batch, keys))
+
+        counted = _flops(jax.grad(total), state["params"], state["frozen"], *batch_shapes(_COUNTED, shape))
+        return counted * size / _COUNTED
+
+    return Program(
+        name=finetune.NAME,
+        method=method,
+        lower=lower,
+        flops=flops,
+        # A device's last microbatch is half empty on average.
+        rounds=(1, max(1.0, size / machine.devices / microbatch + 0.5)),
+        times=configs.finetune_steps(config, facts.n),
+        precision=_precision(config, config.model.kwargs),
+        asked=config.precision,
+        microbatch=microbatch,
+        batch=size,
+        divided="",
+        remedy=_remedy(machine, facts.n, shape, "config.clipping.microbatch", "config.data.image_size"),
+        settings=_settings(config, facts, "finetune", "clipping", "model", "diffusion")
+        | {"method": method, "microbatch": microbatch},
+    )
+
+
+def _sample(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
+    model, shape, section = generator.build(config, facts.n_classes), _image_shape(config), config.sample
+    params, size = _params(model, shape), -(-section.batch_size // machine.devices) * machine.devices
+    calls = section.steps if section.sampler == "ddim" else 2 * section.steps - 1
+    calls *= 2 if section.guidance else 1
+
+    def lower(mesh: Mesh) -> jax.stages.Lowered:
+        everywhere, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
+        numbers, labels = (_placed(_array((size,), dtype), split) for dtype in (jnp.uint32, jnp.int32))
+        sampler = generator.Sampler(config, model, mesh)
+        return sampler.program.lower(_placed(params, everywhere), _placed(_key(), everywhere), numbers, labels)
+
+    def flops() -> float:
+        def once(params, images, sigma, labels):
+            return denoise(model, generator.edm(config), params, images, sigma, labels)
+
+        images, sigma = _array((_COUNTED, *shape), jnp.float32), _array((_COUNTED,), jnp.float32)
+        return _flops(once, params, images, sigma, _array((_COUNTED,), jnp.int32)) * calls * size / _COUNTED
+
+    return Program(
+        name=sample.NAME,
+        method=None,
+        lower=lower,
+        flops=flops,
+        rounds=(),
+        times=-(-section.n // section.batch_size),
+        precision=_precision(config, config.model.kwargs),
+        asked=config.precision,
+        microbatch=None,
+        batch=size,
+        divided="",
+        remedy="give a smaller config.sample.batch_size",
+        settings=_settings(config, facts, "sample", "model", "diffusion"),
+    )
+
+
+def _lower_loop(step: loop.Step, state: Any, data: Any, keys: dict[str, Any], mesh: Mesh) -> jax.stages.Lowered:
+    everywhere, number = meshes.replicated(mesh), _array((), jnp.int32)
+    state, keys, number = (_placed(tree, everywhere) for tree in (state, keys, number))
+    return loop.compiled(step).lower(state, {"data": data, **keys}, number, number)
+
+
+def _flops(function: Callable, *shapes: Any) -> float:
+    """XLA's count for a function without loops, whose body it would count once whatever its number of rounds."""
+    return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
+
+
+def _params(model: Any, shape: tuple[int, int, int]) -> Any:
+    return jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), _key())
+
+
+def _image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    return config.data.image_size, config.data.image_size, config.data.channels
+
+
+def _adam(section: ConfigDict) -> optax.GradientTransformation:
+    return optax.adam(section.learning_rate)
+
+
+def _data(config: ConfigDict, section: str, n: int, mesh: Mesh, machine: Machine) -> records.Records:
+    """The n images of a set and their labels as the run would lay them on the devices."""
+    tree = {"image": _array((n, *_image_shape(config)), jnp.uint8), "label": _array((n,), jnp.int32)}
+    return residency.shapes(tree, mesh, config[section].residency, machine.memory, f"config.{section}.residency")
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def _precision(config: ConfigDict, kwargs: ConfigDict) -> str:
+    """Of the matrix products: those of bfloat16 activations are bfloat16, others as the config says."""
+    return "bfloat16" if kwargs.get("dtype") == "bfloat16" else config.precision
+
+
+def _remedy(machine: Machine, images: int, shape: tuple[int, int, int], batch: str, data: str) -> str:
+    """Which setting makes a program smaller: of its batch, or, where the images are most of it, of these."""
+    if images * math.prod(shape) < machine.memory / 2:
+        return f"give a smaller {batch}"
+    return f"keep fewer images by {data}" if data.endswith("max_examples") else f"give a smaller {data}"
+
+
+def _settings(config: ConfigDict, facts: Facts, *sections: str) -> dict[str, Any]:
+    own = configs.section(config, *sections, "data.image_size", "data.channels", "precision")
+    return own | dataclasses.asdict(facts)
+
+
+_MAKERS = {train_query.NAME: _train_query, query.NAME: _query, pretrain.NAME: _pretrain, sample.NAME: _sample}
