@@ -57,8 +57,8 @@ def estimate(program: Program, mesh: Mesh, machine: Machine) -> Estimate:
         with jax.default_matmul_precision(PRECISIONS[program.asked]):
             lowered = program.lower(mesh)
         compiled = lowered.compile(compiler_options=_OPTIONS[machine.platform])
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{program.title} for {machine.name}: {error}") from error
     except Exception as error:  # of jax, of the compiler, or of the model's own code
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise UserError(_refusal(program, machine, error)) from error

@@ -157,7 +157,7 @@ def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         microbatch=None,
         batch=size,
         divided="config.query_net.batch_size",
-        remedy=_remedy(machine, facts.public_n, shape, "config.query_net.batch_size", "config.public.max_examples"),
+        remedy=_remedy(config, "public", facts.public_n, machine, "config.query_net.batch_size"),
         settings=_settings(config, facts, "query_net"),
     )
 
@@ -221,7 +221,7 @@ def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         microbatch=None,
         batch=size,
         divided="config.pretrain.batch_size",
-        remedy=_remedy(machine, images, shape, "config.pretrain.batch_size", "config.public.max_examples"),
+        remedy=_remedy(config, "public", images, machine, "config.pretrain.batch_size"),
         settings=_settings(config, facts, "pretrain", "model", "diffusion", "selection"),
     )
 
@@ -253,11 +253,8 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
                 return nonprivate(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
         else:
             step = finetune.make_step(config, mesh, model, optimizer, facts.n_classes, settings, merge)
-        data, keys = (
-            _data(config, "data", facts.n, mesh, machine),
-            {"key": _array((8,), jnp.uint32), "loss_key": _key()},
-        )
-        return _lower_loop(step, state, data, keys, mesh)
+        data = _data(config, "data", facts.n, mesh, machine)
+        return _lower_loop(step, state, data, {"key": _array((8,), jnp.uint32), "loss_key": _key()}, mesh)
 
     def flops() -> float:
         def total(trained, frozen, batch, keys):
@@ -279,7 +276,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         microbatch=microbatch,
         batch=size,
         divided="",
-        remedy=_remedy(machine, facts.n, shape, "config.clipping.microbatch", "config.data.image_size"),
+        remedy=_remedy(config, "data", facts.n, machine, "config.clipping.microbatch"),
         settings=_settings(config, facts, "finetune", "clipping", "model", "diffusion")
         | {"method": method, "microbatch": microbatch},
     )
@@ -367,15 +364,19 @@ def _precision(config: ConfigDict, kwargs: ConfigDict) -> str:
     return "bfloat16" if kwargs.get("dtype") == "bfloat16" else config.precision
 
 
-def _remedy(machine: Machine, images: int, shape: tuple[int, int, int], batch: str, data: str) -> str:
-    """Which setting makes a program smaller: of its batch, or, where the images are most of it, of these."""
-    if images * math.prod(shape) < machine.memory / 2:
-        return f"give a smaller {batch}"
-    return f"keep fewer images by {data}" if data.endswith("max_examples") else f"give a smaller {data}"
+def _remedy(config: ConfigDict, section: str, images: int, machine: Machine, batch: str) -> str:
+    """What makes a program smaller: its batch, or, where the images of a set are most of it, less of these."""
+    whole, half = images * math.prod(_image_shape(config)), machine.memory / 2
+    if whole / machine.devices >= half:
+        return "use more devices, or fewer images"
+    if whole >= half and config[section].residency == "replicated":
+        return f"give config.{section}.residency=auto"
+    return f"give a smaller {batch}"
 
 
 def _settings(config: ConfigDict, facts: Facts, *sections: str) -> dict[str, Any]:
-    own = configs.section(config, *sections, "data.image_size", "data.channels", "precision")
+    shared = ("data.image_size", "data.channels", "data.residency", "public.residency", "precision")
+    own = configs.section(config, *sections, *shared)
     return own | dataclasses.asdict(facts)
 
 

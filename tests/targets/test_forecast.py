@@ -95,11 +95,13 @@ def test_a_program_compiles_for_a_gpu_that_is_not_here(privimage, config, tmp_pa
 @needs_libtpu
 def test_a_config_that_does_not_fit_is_refused_after_its_rows(privimage, config, tmp_path):
     out = tmp_path / "rows.json"
-    given = ("--config.data.n=60", "--public_n=500000000", "--public_classes=6", "--programs=train-query")
-    refused = privimage("forecast", "--config", config, *given, "--target=v5e:1x1", "--out", out)
-    refused.refuses("train-query does not fit on v5e:1x1", "GB more than the 16.9 GB", "config.public.max_examples")
+    call = ("forecast", "--config", config, "--target=v5e:1x1", "--out", out)
+    refused = privimage(*call, *PUBLIC, "--programs=sample", "--config.sample.batch_size=200000000")
+    refused.refuses("sample does not fit on v5e:1x1", "GB more than the 16.9 GB", "give a smaller config.sample.batch")
     [row] = json.loads(out.read_text())
-    assert row["fits"] is False and row["estimated_seconds"] is None
+    assert row["fits"] is False
+    given = ("--config.data.n=60", "--public_n=500000000", "--public_classes=6", "--programs=train-query")
+    privimage(*call, *given).refuses("train-query for v5e:1x1", "GiB of images on each device", "use more devices")
 
 
 @needs_libtpu

@@ -81,8 +81,13 @@ def test_a_model_that_fails_is_named(config):
 
 
 def test_too_many_images_are_to_be_fewer(config):
-    facts = dataclasses.replace(FACTS, public_n=10**9)
-    [program] = programs.make(config, facts, TPUS, ("vmap",), ("train-query",))
-    assert program.remedy == "keep fewer images by config.public.max_examples"
-    [program] = programs.make(config, FACTS, TPUS, ("vmap",), ("train-query",))
-    assert program.remedy == "give a smaller config.query_net.batch_size"
+    def remedy(public_n):
+        [program] = programs.make(
+            config, dataclasses.replace(FACTS, public_n=public_n), TPUS, ("vmap",), ("train-query",)
+        )
+        return program.remedy
+
+    assert remedy(60) == remedy(10**9) == "give a smaller config.query_net.batch_size"  # each device has a share
+    assert remedy(10**10) == "use more devices, or fewer images"
+    config.public.residency = "replicated"
+    assert remedy(10**9) == "give config.public.residency=auto"
