@@ -34,6 +34,11 @@ class SmallClassifier(nn.Module):
         return self.head(self.features(x, train))
 
 
+def again(weights):
+    """The same weights for a further use, which a planted bug overlooks."""
+    return weights
+
+
 class Tied(nn.Module):
     """One embedding used twice: to read tokens and to score them."""
 
@@ -41,7 +46,30 @@ class Tied(nn.Module):
     def __call__(self, x):
         embed = nn.Embed(5, 4)
         h = nn.Dense(4)(embed(jnp.abs(x[..., 0] * 10).astype(jnp.int32) % 5))
-        return embed.attend(h)
+        return h @ again(embed.embedding).T
+
+
+class ReadByParent(nn.Module):
+    """A layer's kernel that its parent uses as well."""
+
+    @nn.compact
+    def __call__(self, x):
+        conv = nn.Conv(3, (3, 3), name="conv")
+        h = conv(x)
+        return h * jnp.sum(again(conv.variables["params"]["kernel"]) ** 2)
+
+
+class CalledTwice(nn.Module):
+    """A convolution of its own output."""
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], x.shape[-1]))
+
+        def convolved(x, kernel):
+            return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        return convolved(nn.silu(convolved(x, kernel)), again(kernel))
 
 
 def use_small_models(config):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models
 from audits import (
     KEY,
     LOSS_KEY,
@@ -33,14 +34,14 @@ from audits import (
     recorded_draws,
 )
 from pipelines import release_bytes, tiny_config, write_npz
-from small_models import SmallClassifier, Tied, use_small_models
+from small_models import SmallClassifier, use_small_models
 
 from privimage_jax import config as configs
 from privimage_jax.diffusion import EDM, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
-from privimage_jax.privacy import chacha, clipping, dp_sgd, noise, records, sampling
+from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, records, sampling
 from privimage_jax.stages import choose_sampler, generator, mechanism, query, sample
 from privimage_jax.stages.context import Context
 from privimage_jax.training.mesh import make_mesh
@@ -56,15 +57,31 @@ def clipping_of_a_linear_model(folder):
     check_clipping(linear_loss, *linear_problem(), C)
 
 
-def clipping_of_tied_weights(folder):
+def clipping_of(model: nn.Module) -> None:
     x = jax.random.normal(jax.random.key(1), (3, 4, 4, 2))
-    params = Tied().init(jax.random.key(0), x)["params"]
+    params = model.init(jax.random.key(0), x)["params"]
 
     def loss(params, batch, keys):
-        outputs = Tied().apply({"params": params}, batch["x"])  # reads tokens, whole numbers that are never NaN
+        outputs = model.apply({"params": params}, batch["x"])  # may read tokens, whole numbers that are never NaN
         return jnp.sum(outputs**2, axis=(1, 2, 3)) * jnp.mean(batch["x"] ** 2, axis=(1, 2, 3))
 
     check_clipping(loss, params, {"x": x}, jax.random.split(jax.random.key(2), 3), 1e-2, "bookkeeping")
+
+
+def clipping_of_tied_weights(folder):
+    clipping_of(small_models.Tied())
+
+
+def clipping_of_a_weight_that_its_parent_reads(folder):
+    clipping_of(small_models.ReadByParent())
+
+
+def clipping_of_a_layer_called_twice(folder):
+    clipping_of(small_models.CalledTwice())
+
+
+def clipping_of_a_dense_layer(folder):
+    clipping_of(nn.Dense(3))
 
 
 def examples_apart(folder):
@@ -243,15 +260,14 @@ def zero_weight_nan(patch):
     patch.setattr(clipping, "clip", weighted)
 
 
-def tied_weights_seen_once(patch):
+def a_weight_seen_once(patch):
     """The norm is that of one use of a weight, the sum has all of them: a tap on each layer without proof."""
-    attend = nn.Embed.attend
 
-    def sum_of_clipped(loss, clip_norm, params, batch, keys, mask):
-        losses, whole = clipping.per_example_gradients(loss, params, batch, keys)
+    def sum_of_clipped(loss, clip_norm, products, rules, params, examples, keys, mask):
+        losses, whole = clipping.per_example_gradients(loss, params, examples, keys, rules)
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(nn.Embed, "attend", lambda self, x: attend(_Stopped(self), x))
-            _, seen = clipping.per_example_gradients(loss, params, batch, keys)
+            inner.setattr(small_models, "again", jax.lax.stop_gradient)
+            _, seen = clipping.per_example_gradients(loss, params, examples, keys, rules)
         norms = jnp.sqrt(sum(jnp.sum(leaf.reshape(len(keys), -1) ** 2, axis=1) for leaf in jax.tree.leaves(seen)))
         weights = jnp.where(mask, jnp.minimum(1.0, clip_norm * (1 - clipping.ETA) / norms), 0.0)
         return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), whole), norms, losses
@@ -259,14 +275,17 @@ def tied_weights_seen_once(patch):
     patch.setattr(clipping, "_sum_of_clipped", sum_of_clipped)
 
 
-class _Stopped:
-    """An embedding whose table is a constant to differentiation."""
+def rows_mixed_inside_a_flat_rule(patch):
+    """A sum over an example's rows that is one over the rows of all examples."""
 
-    def __init__(self, embed: nn.Embed):
-        self._embed, self.embedding = embed, jax.lax.stop_gradient(embed.embedding)
+    def mixing(equation, inputs, batch):
+        result = flat_rules.by_vmap(equation, inputs, batch)[0]
+        if 0 not in equation.params["axes"]:
+            return result
+        mixed = jnp.broadcast_to(jnp.sum(result.stacked, axis=0), result.stacked.shape)
+        return flat_rules.PerExample(batch.size, stacked=mixed)
 
-    def __getattr__(self, name):
-        return getattr(self._embed, name)
+    patch.setitem(flat_rules.RULES, "reduce_sum", mixing)
 
 
 def parameters_not_cast_to_varying(patch):
@@ -415,7 +434,10 @@ BUGS = (
     Bug(a_key_used_twice, blocks_used_once, "blocks were drawn more than once"),
     Bug(a_label_count_leaked_into_the_sampler, replay_of_sampling, "the releases differ in synthetic.npz"),
     Bug(zero_weight_nan, clipping_of_a_linear_model, "an example of NaN, masked, is not counted as zero"),
-    Bug(tied_weights_seen_once, clipping_of_tied_weights, "a clipped gradient has norm"),
+    Bug(a_weight_seen_once, clipping_of_tied_weights, "a clipped gradient has norm"),
+    Bug(a_weight_seen_once, clipping_of_a_weight_that_its_parent_reads, "a clipped gradient has norm"),
+    Bug(a_weight_seen_once, clipping_of_a_layer_called_twice, "a clipped gradient has norm"),
+    Bug(rows_mixed_inside_a_flat_rule, clipping_of_a_dense_layer, "a clipped gradient is off"),
     Bug(parameters_not_cast_to_varying, devices_agree, r"\(2, 2\) differs"),
     Bug(a_second_pass_in_bfloat16, clipping_of_a_linear_model, "a clipped gradient"),
     # Others that are easily made.

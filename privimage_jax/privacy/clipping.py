@@ -90,15 +90,24 @@ def clipped_grad(
     batch = None
     if method != "vmap":
         batch = Batch(convolution=convolution or weight_gradients.of_platform(jax.default_backend()))
+    return functools.partial(_sum_of_clipped, per_example_loss, clip_norm, PRECISIONS[precision], batch)
 
-    def clipped_sum(params: Any, examples: Any, keys: jax.Array, mask: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-        with jax.default_matmul_precision(PRECISIONS[precision]):
-            losses, gradients = per_example_gradients(per_example_loss, params, examples, keys, batch)
-        clipped, norms = jax.vmap(functools.partial(clip, clip_norm=clip_norm))(gradients, mask)
-        total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), clipped)
-        return total, norms, jnp.where(mask, losses, 0.0)
 
-    return clipped_sum
+def _sum_of_clipped(
+    per_example_loss: PerExampleLoss,
+    clip_norm: float,
+    products: str,
+    batch: Batch | None,
+    params: Any,
+    examples: Any,
+    keys: jax.Array,
+    mask: jax.Array,
+) -> tuple[Any, jax.Array, jax.Array]:
+    with jax.default_matmul_precision(products):
+        losses, gradients = per_example_gradients(per_example_loss, params, examples, keys, batch)
+    clipped, norms = jax.vmap(functools.partial(clip, clip_norm=clip_norm))(gradients, mask)
+    total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), clipped)
+    return total, norms, jnp.where(mask, losses, 0.0)
 
 
 def per_example_gradients(

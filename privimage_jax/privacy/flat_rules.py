@@ -275,7 +275,7 @@ def _gather(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | No
     return _on_rows(equation, batch, table.value, indices.merged)
 
 
-_ELEMENTWISE = """
+ELEMENTWISE = """
 abs add add_any and asin atan atan2 cbrt ceil clamp convert_element_type copy cos cosh digamma div eq erf erf_inv
 erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter
 not or pcast population_count pow pvary real reduce_precision rem round rsqrt select_n shift_left
@@ -284,7 +284,7 @@ shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradie
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
 
 RULES: dict[str, Callable[[Any, list[Value], Batch], Any]] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
