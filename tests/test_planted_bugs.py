@@ -339,8 +339,8 @@ def rows_of_the_own_share(patch):
 def labels_of_the_next_image(patch):
     pack = records.Layout.pack
 
-    def astray(self, tree):
-        return pack(self, {**tree, "label": np.roll(tree["label"], 1)})
+    def astray(self, tree, first=0):
+        return pack(self, {**tree, "label": np.roll(tree["label"], 1)}, first)
 
     patch.setattr(records.Layout, "pack", astray)
 

@@ -153,8 +153,8 @@ def sum_over_batch(
         def microbatch(i, carry):
             place = i * m + jnp.arange(m, dtype=jnp.int32)
             ids = sampling.positions(cumulative, device + n_devices * place)
-            mask = place < share
-            batch = records.take(data, ids)
+            batch, arrived = records.take(data, ids)
+            mask = (place < share) & arrived  # a wrong record is not processed, and the count of those tells
             keys = jax.vmap(lambda record: jax.random.fold_in(step_key, record))(ids)
             total, norms, losses = gradient(params, batch, keys, mask)
             return jax.tree.map(jnp.add, carry, (total, _count(norms, losses, mask, settings.clip_norm)))

@@ -1,9 +1,9 @@
 """How the records lie on the devices of a mesh, and how the rows of a batch reach the device that processes them.
 
 A record is one row of bytes: all of its fields one after the other, image and label alike, so that no field can go
-astray from the rest. A row is filled up with zeros to a multiple of 128 bytes: a TPU then keeps the rows as they come,
-and gathering some of them copies none of the others. Images [n, H, W, C] would be turned into another layout, all of
-them, in every step.
+astray from the rest, and then the record's own id, by which a device knows that it got what it asked for. A row is
+filled up with zeros to a multiple of 128 bytes: a TPU then keeps the rows as they come, and gathering some of them
+copies none of the others. Images [n, H, W, C] would be turned into another layout, all of them, in every step.
 
 There are two ways to lay n rows on D devices:
 
@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
 ROW_MULTIPLE = 128  # bytes; the width of a TPU's tile
+ID_BYTES = 4
 PIECE_BYTES = 1 << 26  # of rows on the host at a time, while they are placed
 
 
@@ -58,18 +59,31 @@ class Layout:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row, with its filling."""
-        used = sum(_field_bytes(*field) for field in self.fields)
-        return max(1, -(-used // ROW_MULTIPLE)) * ROW_MULTIPLE
+        return -(-(self._end + ID_BYTES) // ROW_MULTIPLE) * ROW_MULTIPLE
 
-    def pack(self, tree: Any) -> np.ndarray:
-        """On the host: the rows, uint8 [m, row_bytes], of m records given as a tree of NumPy arrays [m, ...]."""
+    @property
+    def _end(self) -> int:
+        """Where the fields end and the id begins."""
+        return sum(_field_bytes(*field) for field in self.fields)
+
+    def pack(self, tree: Any, first: int = 0) -> np.ndarray:
+        """On the host: the rows, uint8 [m, row_bytes], of m records given as a tree of NumPy arrays [m, ...].
+
+        Their ids are first, first + 1, … A row holds its id plus 1, so that a row of zeros is nobody's.
+        """
         leaves = jax.tree.leaves(tree)
         rows, start = np.zeros((len(leaves[0]), self.row_bytes), np.uint8), 0
         for leaf, field in zip(leaves, self.fields, strict=True):
             values = np.ascontiguousarray(leaf, field[1]).reshape(len(rows), math.prod(field[0]))
             rows[:, start : start + _field_bytes(*field)] = values.view(np.uint8)
             start += _field_bytes(*field)
+        ids = np.arange(first + 1, first + 1 + len(rows), dtype="<i4")
+        rows[:, start : start + ID_BYTES] = ids[:, None].view(np.uint8)
         return rows
+
+    def ids(self, rows: jax.Array) -> jax.Array:
+        """On a device: whose the rows are, int32 [m]; -1 for a row of zeros."""
+        return _from_bytes(rows[:, self._end : self._end + ID_BYTES], (), np.dtype("int32")) - 1
 
     def unpack(self, rows: jax.Array) -> Any:
         """On a device: the tree of arrays [m, ...] whose rows, uint8 [m, row_bytes], `pack` made."""
@@ -137,7 +151,7 @@ def place(tree: Any, mesh: Mesh, sharded: bool = False) -> Records:
         def read(index: tuple[slice, ...]) -> np.ndarray:
             begin = (index[0].start or 0) // height * share + first
             end = max(begin, min(begin + height, n))
-            rows = layout.pack(jax.tree.map(lambda leaf: np.asarray(leaf[begin:end]), tree))
+            rows = layout.pack(jax.tree.map(lambda leaf: np.asarray(leaf[begin:end]), tree), begin)
             return np.pad(rows, ((0, height - len(rows)), (0, 0))) if len(rows) < height else rows
 
         return jax.make_array_from_callback((parts * height, layout.row_bytes), sharding, read)
@@ -192,7 +206,7 @@ def spec(data: Data) -> P:
     return P(AXIS) if isinstance(data, Records) and data.sharded else P()
 
 
-def take(data: Data, ids: jax.Array) -> Any:
+def take(data: Data, ids: jax.Array) -> tuple[Any, jax.Array]:
     """Inside `jax.shard_map` over the axis "data": the records that this device asks for, bit for bit.
 
     Where the records are sharded every device must call it, as often as any other, with as many ids.
@@ -202,11 +216,13 @@ def take(data: Data, ids: jax.Array) -> Any:
       ids: int32 [m], in 0..n-1, each device its own.
 
     Returns:
-      The tree of arrays [m, ...] of these records.
+      The tree of arrays [m, ...] of these records; bool [m], whether each is the one that was asked for, by the id that
+      it brings along. It always is, unless something is wrong with this file, a compiler or a network.
     """
     if not isinstance(data, Records):
-        return jax.tree.map(lambda leaf: leaf[ids], data)
-    return data.layout.unpack(_rows(data, ids))
+        return jax.tree.map(lambda leaf: leaf[ids], data), jnp.ones_like(ids, bool)
+    rows = _rows(data, ids)
+    return data.layout.unpack(rows), data.layout.ids(rows) == ids
 
 
 def _rows(data: Records, ids: jax.Array) -> jax.Array:
