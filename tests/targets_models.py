@@ -1,5 +1,6 @@
-"""A classifier with an operation that only CPUs and GPUs have, for the tests of forecasts."""
+"""Classifiers for the tests of forecasts: with an operation that only CPUs and GPUs have, and one for TPUs."""
 
+import flax.linen as nn
 import jax.numpy as jnp
 from small_models import SmallClassifier
 
@@ -9,3 +10,28 @@ class Eigenvalues(SmallClassifier):
 
     def features(self, x, train=False):
         return super().features(jnp.linalg.eigvals(x[..., 0]).real)
+
+
+class GroupNormResNet(nn.Module):
+    """A residual network of two blocks that looks at each image alone, in training too."""
+
+    n_classes: int
+    dtype: str = "float32"
+
+    def setup(self):
+        self.convolutions = [nn.Conv(16, (3, 3), dtype=self.dtype) for _ in range(5)]
+        self.norms = [nn.GroupNorm(4, dtype=self.dtype) for _ in range(4)]
+        self.head = nn.Dense(self.n_classes)
+
+    def features(self, x, train=False):
+        stem, *convolutions = self.convolutions
+        h = stem(x)
+        for block in range(2):
+            inner = h
+            for i in (2 * block, 2 * block + 1):
+                inner = convolutions[i](nn.relu(self.norms[i](inner)))
+            h = h + inner
+        return h.mean((1, 2)).astype(jnp.float32)
+
+    def __call__(self, x, train=False):
+        return self.head(self.features(x, train))
