@@ -29,6 +29,8 @@ def compiled(step: Step) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any
     `inputs` holds data and keys: they are arguments, never constants of the compiled program.
     """
 
+    step = jax.jit(step)  # traced once, not for the shapes of its metrics and again for the loop
+
     @partial(jax.jit, donate_argnums=0)
     def run(state, inputs, start, stop):
         shapes = jax.eval_shape(step, state, inputs, start)[1]
