@@ -42,8 +42,8 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
                --workdir FOLDER --format npz|png|zip|tfds[,...] --out PATH
   prepare      download a TFDS set: privimage prepare NAME [--data_dir FOLDER] (needs the extra [prepare])
   benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
-               [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
-               [--repeats 5] [--out FILE]
+               [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--precisions float32,tf32,bfloat16]
+               [--methods A,B] [--repeats 5] [--out FILE]
   forecast     plan a job before you rent it: what a config would take on a machine that is not here, as its compiler
                says, without data or accelerator: privimage forecast --config FILE --target v5e:2x4 (or h100:8, …)
                [--methods nonprivate,bookkeeping,vmap] [--programs A,B] [--price PER_DEVICE_HOUR] [--out FILE]
@@ -77,6 +77,7 @@ XLA_FLAGS = (
     "--xla_gpu_deterministic_ops=true",  # a replayed DP-SGD step must be bit-identical
 )
 
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of `clipping.PRECISIONS`, whose module imports jax
 INTERRUPTED = 130  # as shells report SIGINT
 GRACE_SECONDS = 3.0  # for the news that another process has failed
 
@@ -345,7 +346,7 @@ def _benchmark(arguments: list[str]) -> None:
     lists = {
         "batch_sizes": "8,64",
         "noise_multiplicities": "1,8",
-        "dtypes": "float32,bfloat16",
+        "precisions": "float32,bfloat16",
         "repeats": "5",
         "methods": "",
     }
@@ -354,9 +355,7 @@ def _benchmark(arguments: list[str]) -> None:
     batch_sizes, noise_multiplicities = (
         _numbers(name, given[name]) for name in ("batch_sizes", "noise_multiplicities")
     )
-    dtypes, repeats, out = given["dtypes"].split(","), _numbers("repeats", given["repeats"]), values.out
-    if wrong := [name for name in dtypes if name not in ("float32", "bfloat16")]:
-        raise UserError(f"--dtypes: {wrong[0]!r} is not known; give float32, bfloat16 or both, separated by a comma.")
+    precisions, repeats, out = _precisions(given["precisions"]), _numbers("repeats", given["repeats"]), values.out
     if len(repeats) > 1:
         raise UserError(f"--repeats={given['repeats']} must be one number.")
     if config.data.n and max(batch_sizes) > config.data.n:
@@ -375,7 +374,7 @@ def _benchmark(arguments: list[str]) -> None:
         config,
         batch_sizes,
         noise_multiplicities,
-        dtypes,
+        precisions,
         repeats[0],
         methods=tuple(filter(None, given["methods"].split(","))),
     ):
@@ -455,6 +454,16 @@ def _sweep(arguments: list[str]) -> None:
         from privimage_jax import sweep
 
         sweep.run(runs, workdir, given.measure or "", given.correlate)
+
+
+def _precisions(text: str) -> list[str]:
+    """The number formats of `--precisions`."""
+    names = list(dict.fromkeys(text.split(",")))
+    if wrong := [name for name in names if name not in PRECISIONS]:
+        raise UserError(
+            f"--precisions: {wrong[0]!r} is not known; give some of {', '.join(PRECISIONS)}, separated by commas."
+        )
+    return names
 
 
 def _numbers(name: str, text: str, most: int = 10**6) -> list[int]:
