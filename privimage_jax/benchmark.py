@@ -42,12 +42,11 @@ from rich.table import Table
 
 from privimage_jax import benchmark_peers as peers
 from privimage_jax.benchmark_peers import Problem
-from privimage_jax.diffusion import make_per_example_loss
+from privimage_jax.diffusion import EDM, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.privacy import chacha, clipping, dp_sgd, records, sampling
-from privimage_jax.stages import generator
 from privimage_jax.training import memory
 from privimage_jax.training.mesh import make_mesh, replicated
 from privimage_jax.training.precision import AUTO, activations, resolve
@@ -186,7 +185,7 @@ def _build(config: ConfigDict, precision: str) -> nn.Module:
 
 
 def _problem(config, model, params, shape, batch_size, noise_multiplicity, precision) -> Problem:
-    section, edm = config.finetune, generator.edm(config)
+    section, edm = config.finetune, EDM(**config.diffusion.to_dict())
     loss = make_per_example_loss(model, edm, model.n_classes, noise_multiplicity)
     microbatch = config.clipping.microbatch
     if not microbatch:

@@ -48,6 +48,10 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
                says, without data or accelerator: privimage forecast --config FILE --target v5e:2x4 (or h100:8, …)
                [--methods nonprivate,bookkeeping,vmap] [--programs A,B] [--price PER_DEVICE_HOUR] [--out FILE]
                [--cache FOLDER] [--classes N] [--public_n N] [--public_classes N] (extra [targets] or [cuda])
+  first-light  does this machine compute what it should, and how fast? Checks, then the benchmark, then the forecast
+               beside it, without data: privimage first-light --config FILE --out FOLDER [--minutes 8]
+               [--batch_sizes 64,512,4096] [--noise_multiplicities 1,8,32] [--precisions float32,tf32,bfloat16]
+               [--repeats 3] [--part NAME]; the same command goes on where it stopped
   audit        attack fine-tuning, without data: a lower bound on epsilon (config.audit; needs the extra [audit])
   sweep        the run for each combination of settings: privimage sweep --config FILE --workdir FOLDER
                --over section.key=A,B [--over …] [--zip] [--measure fid] [--correlate]
@@ -358,10 +362,7 @@ def _benchmark(arguments: list[str]) -> None:
     precisions, repeats, out = _precisions(given["precisions"]), _numbers("repeats", given["repeats"]), values.out
     if len(repeats) > 1:
         raise UserError(f"--repeats={given['repeats']} must be one number.")
-    if config.data.n and max(batch_sizes) > config.data.n:
-        raise UserError(
-            f"--batch_sizes: {max(batch_sizes)} is more than config.data.n={config.data.n}; give at most that."
-        )
+    _check_batch_sizes(config, batch_sizes)
     if out is not None:
         _check_writable("out", out)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
@@ -391,7 +392,9 @@ def _forecast(arguments: list[str]) -> None:
     )
     given = {name: _numbers(name, values[name].value, 10**9)[0] if values[name].value else 0 for name in counts}
     methods, names = (tuple(filter(None, (values[name].value or "").split(","))) for name in ("methods", "programs"))
-    price, out = _price(values.price), values.out
+    price, out = None, values.out
+    if values.price is not None:
+        price = _positive("price", values.price, "what a device costs an hour, as in --price=1.2")
     if out is not None:
         _check_writable("out", out)
     machine = topologies.parse(values.target)
@@ -412,17 +415,49 @@ def _forecast(arguments: list[str]) -> None:
     forecast.check_fits(rows)
 
 
-def _price(text: str | None) -> float | None:
-    """What one device costs an hour, of the flag."""
-    if text is None:
-        return None
+def _first_light(arguments: list[str]) -> None:
+    lists = {
+        "batch_sizes": "64,512,4096",
+        "noise_multiplicities": "1,8,32",
+        "precisions": ",".join(PRECISIONS),
+        "repeats": "3",
+    }
+    config, values = _configured(arguments, "out", optional=[*lists, "minutes", "part"])
+    given = {name: default if values[name].value is None else values[name].value for name, default in lists.items()}
+    numbers = {name: _numbers(name, given[name]) for name in lists if name != "precisions"}
+    minutes = _positive("minutes", values.minutes or "8", "how long it may take, as in --minutes=8")
+    _check_batch_sizes(config, numbers["batch_sizes"])
+    out = Path(values.out).expanduser().absolute()
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(f"--out={values.out} is no folder; give the path of one.")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
+    if values.part:
+        _set_up_jax(out / "compilation_cache")
+    # Without a part, the devices are left to the processes that are started.
+    from privimage_jax.light import driver
+    from privimage_jax.light.parts import Settings
+
+    settings = Settings(
+        numbers["batch_sizes"],
+        numbers["noise_multiplicities"],
+        _precisions(given["precisions"]),
+        numbers["repeats"][0],
+    )
+    if values.part:
+        driver.run_part(config, settings, out, values.part)
+    else:
+        driver.run(config, settings, out, minutes, driver.in_child(arguments))
+
+
+def _positive(name: str, text: str, advice: str) -> float:
+    """The number above 0 of a flag; `advice` says what to give."""
     try:
-        price = float(text)
+        value = float(text)
     except ValueError:
-        price = -1.0
-    if not 0 < price < math.inf:
-        raise UserError(f"--price={text} is not accepted; give what a device costs an hour, as in --price=1.2.")
-    return price
+        value = -1.0
+    if not 0 < value < math.inf:
+        raise UserError(f"--{name}={text} is not accepted; give {advice}.")
+    return value
 
 
 def _audit(arguments: list[str]) -> None:
@@ -474,6 +509,14 @@ def _numbers(name: str, text: str, most: int = 10**6) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
+def _check_batch_sizes(config, batch_sizes: list[int]) -> None:
+    """Refuses batches of more records than the config declares."""
+    if config.data.n and max(batch_sizes) > config.data.n:
+        raise UserError(
+            f"--batch_sizes: {max(batch_sizes)} is more than config.data.n={config.data.n}; give at most that."
+        )
+
+
 def _check_writable(name: str, path: str) -> None:
     """Refuses a file that could not be written when the work is done."""
     folder = os.path.dirname(os.path.abspath(path))
@@ -498,6 +541,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": _prepare,
     "benchmark": _benchmark,
     "forecast": _forecast,
+    "first-light": _first_light,
     "audit": _audit,
     "sweep": _sweep,
 }
