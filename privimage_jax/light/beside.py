@@ -42,6 +42,9 @@ def run(config: ConfigDict, device: str, measured: list[Row]) -> Iterator[Row]:
         yield rows.note(f"There is no forecast, as no compiler's description of a device {device!r} is known.")
         return
     alone = {row["method"]: row for row in measured if row["kind"] == rows.BENCHMARK and row["devices"] == 1}
+    if not {*_METHODS} <= alone.keys():
+        yield rows.note("There is no forecast, as nothing was measured that it could be set beside.")
+        return
     try:
         for row in _forecast(config, name, alone["bookkeeping"]):
             own = alone[row["method"]]

@@ -52,7 +52,7 @@ def run(config: ConfigDict, settings: Settings, out: Path, minutes: float, start
         left = end - time.monotonic()
         if left < LEAST_SECONDS:
             break
-        if not part.after or kept.is_done(part.after):
+        if not part.after or kept.rows(part.after):
             _run_part(part, kept, min(part.seconds, left), start)
             _write(out, machine, kept, todo)
     left_over = [part.name for part in todo if not kept.is_done(part.name)]

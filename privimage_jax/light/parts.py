@@ -6,7 +6,6 @@ Each runs in a process of its own, so that it can be bounded in time, may fail a
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import flax
 import jax
@@ -14,6 +13,7 @@ import jaxlib
 from ml_collections import ConfigDict
 
 from privimage_jax import benchmark
+from privimage_jax import benchmark_peers as peers
 from privimage_jax.light import beside, clipping_checks, problem, rows, step_checks
 from privimage_jax.light.kept import Kept
 from privimage_jax.light.rows import Row
@@ -118,19 +118,29 @@ def _measurements(config: ConfigDict, settings: Settings, kept: Kept, machine: R
     def forecast() -> Iterator[Row]:
         return beside.run(config, machine["device"], kept.rows(first))
 
-    others = Part("benchmark-others", 180, _benchmark(config, centre, settings.repeats, ()))
-    return [parts[0], Part("forecast", 150, forecast, after=first, on_host=True), others, *parts[1:]]
+    def others() -> Iterator[Row]:
+        installed = [name for name in peers.MODULES if not peers.missing(name)]
+        yield from (rows.note(peers.missing(name)) for name in peers.MODULES if name not in installed)
+        if installed:
+            yield from _benchmark(config, centre, settings.repeats, tuple(installed))()
+
+    return [
+        parts[0],
+        Part("forecast", 150, forecast, after=first, on_host=True),
+        Part("peers", 180, others),
+        Part("vmap", 150, _benchmark(config, centre, settings.repeats, ("vmap", "sampling"))),
+        *parts[1:],
+    ]
 
 
 def _benchmark(
     config: ConfigDict, setting: tuple[str, int, int], repeats: int, methods: tuple[str, ...]
 ) -> Callable[[], Iterator[Row]]:
-    precision, batch_size, noise_multiplicity = setting
+    precision, batch_size, noise_multiplicity = ([value] for value in setting)
 
     def run() -> Iterator[Row]:
-        counts: Any = sorted({1, jax.device_count()})
-        arguments = ([batch_size], [noise_multiplicity], [precision], repeats, counts, methods or benchmark.METHODS)
-        for result in benchmark.run(config, *arguments):
+        counts = sorted({1, jax.device_count()})
+        for result in benchmark.run(config, batch_size, noise_multiplicity, precision, repeats, counts, methods):
             benchmark.show(result)
             yield from ({"kind": rows.BENCHMARK, **row} for row in result.rows)
             yield from map(rows.note, result.notes)

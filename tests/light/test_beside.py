@@ -39,6 +39,11 @@ def test_a_compiler_that_is_not_there_gets_a_sentence(monkeypatch):
     assert row == {"kind": "note", "text": "There is no forecast: install the extra."}
 
 
+def test_without_a_measurement_there_is_a_sentence():
+    (row,) = beside.run(base.get_config(), "NVIDIA L4", [{"kind": "note", "text": "It does not fit."}])
+    assert "nothing was measured" in row["text"]
+
+
 def test_the_same_setting_is_forecast(monkeypatch):
     def run(config, machine, facts, cache, methods, names):
         assert (config.finetune.batch_size, config.finetune.noise_multiplicity, config.precision) == (64, 2, "tf32")

@@ -68,12 +68,12 @@ def machine(tmp_path):
 def test_the_most_telling_parts_come_first_and_none_comes_twice(machine):
     rows, page = machine.light()
     ran = list(machine.ran)
-    assert ran[:7] == [
+    assert ran[:8] == [
         *("clipping", "replay", "resume", "devices"),
-        *("benchmark-float32-16-2", "forecast", "benchmark-others"),
+        *("benchmark-float32-16-2", "forecast", "peers", "vmap"),
     ]
-    away = [sum(a != b for a, b in zip(name.split("-")[1:], ("float32", "16", "2"), strict=True)) for name in ran[7:]]
-    assert away == sorted(away) and away[0] == 1 and len(ran) == len(set(ran)) == 6 + 2 * 3 * 3
+    away = [sum(a != b for a, b in zip(name.split("-")[1:], ("float32", "16", "2"), strict=True)) for name in ran[8:]]
+    assert away == sorted(away) and away[0] == 1 and len(ran) == len(set(ran)) == 7 + 2 * 3 * 3
     assert [row["kind"] for row in rows] == ["machine", *["note"] * len(ran)]
     assert "Abacus &lt;1&gt;" in page and "No check has run yet." in page
     assert machine.light() == (rows, page) and machine.ran == []
@@ -90,13 +90,13 @@ def test_a_part_that_fails_is_named_and_tried_again_at_the_end(machine):
     machine.answers = {
         "clipping": (None, ""),
         "replay": (1, "Traceback\nRuntimeError: <lost>\n"),
-        "benchmark-others": (2, "privimage: error: it does not fit.\n"),
+        "vmap": (2, "privimage: error: it does not fit.\n"),
     }
     rows, page = machine.light()
     said = {row["part"]: row["text"] for row in rows if row["kind"] == "note"}
     assert said["clipping"].startswith("clipping was not finished in ")
     assert said["replay"] == "replay failed: RuntimeError: <lost> (all of it: parts/replay.log)."
-    assert said["benchmark-others"] == "benchmark-others: it does not fit."
+    assert said["vmap"] == "vmap: it does not fit."
     assert "RuntimeError: &lt;lost&gt;" in page and "resume" not in machine.ran
     assert (machine.out / "parts" / "replay.log").read_text().startswith("Traceback")
     machine.answers = {}

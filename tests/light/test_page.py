@@ -28,8 +28,8 @@ def test_every_kind_of_row_is_shown():
         "measured_ratio": 1.5,
     }
     rows = [{"kind": "machine", "device": "L4", "devices": 2}, check("a claim", 0.5, 1.0), measured, estimated]
-    html = page.render([*rows, note("No peer is here.")], ["benchmark-others"])
+    html = page.render([*rows, note("No peer is here.")], ["vmap"])
     for shown in ("2 × L4", "All of 1 checks passed.", "a claim", "sampling", "128", "l4:1", "No peer is here."):
         assert shown in html
-    assert "Not run yet: benchmark-others." in html
+    assert "Not run yet: vmap." in html
     assert "http://" not in html and "https://" not in html and "src=" not in html
