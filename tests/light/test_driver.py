@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -169,3 +171,16 @@ def test_steps_replay_and_resume_bit_for_bit_in_real_processes(privimage, tmp_pa
     rows = json.loads((out / driver.JSON).read_text())
     assert rows[0]["devices"] == 2 and "2 × cpu (cpu)" in said and "parts are left" not in said
     assert [(row["part"], row["ok"]) for row in rows[1:]] == [("replay", True), *[("resume", True)] * 3]
+
+
+def test_it_needs_few_packages_and_leaves_the_devices_to_its_parts():
+    """A machine that is lent may have no more than jax and its kin; and a TPU belongs to one process at a time."""
+    program = (
+        "import sys, privimage_jax.light.driver\n"
+        "from jax._src import xla_bridge\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), dict(xla_bridge._backends))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("] {}\n"), done
+    others = ("PIL", "scipy", "sklearn", "matplotlib", "tensorboardX", "tensorflow_datasets", "dp_accounting", "orbax")
+    assert not [name for name in others if f"'{name}'" in done.stdout]
