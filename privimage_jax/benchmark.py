@@ -4,20 +4,24 @@ It needs no data: images are random, of the config's shape and number (`config.d
 loss, the clipping norm and the microbatch are the config's; every parameter is trained. The methods:
 
 - `nonprivate`: the very program of `dp_sgd.dp_step`, with its loop, data path, K and m, less clipping and noise;
-- `nonprivate_best`: one plain gradient of a given batch, the fastest of several microbatches and convolutions;
+- `nonprivate_best`: one plain gradient of a given batch, the fastest of several microbatches and convolutions, in the
+  precision that suits the device best, whatever the setting's;
 - `bookkeeping`, `vmap`: `dp_sgd.dp_step` with that clipping method;
 - `sampling`: drawing the exact Poisson batch, alone; its ratio is the share of it in a non-private step;
 - those of `benchmark_peers`.
 
-How it is measured: in one process and, within one setting (batch size, K, dtype), round-robin over the methods, so that
-a change of the machine's load meets all of them; medians, and the distance between the quartiles as spread. Only steps
-are run whose Poisson batch happens to hold exactly the expected number of records, so that all do equal work. A method
-whose first step takes `SLOW` times that of `nonprivate`, and seconds, is not run again: its row has `repeats` 1.
+How it is measured: in one process and, within one setting (batch size, K, precision), round-robin over the methods, so
+that a change of the machine's load meets all of them; medians, and the distance between the quartiles as spread. Only
+steps are run whose Poisson batch happens to hold exactly the expected number of records, so that all do equal work. A
+method whose first step takes `SLOW` times that of `nonprivate`, and seconds, is not run again: its row has `repeats` 1.
 
 The model's floating-point operations are XLA's count for the plain gradient of one microbatch, written without a loop,
 times the number of microbatches: XLA counts the body of a loop once, whatever its number of rounds, so the count of the
 step itself would be wrong. Recomputation and clipping are thus no useful work. The utilisation is relative to what one
-large matrix product of the same dtype reaches on the device, measured here.
+large matrix product of the same precision reaches on the device, measured here.
+
+All methods of a setting compute in its precision (`training.precision`): the same type of activations, and the same
+precision of float32 products. `computes_in` of a row says what it really was.
 """
 
 import dataclasses
@@ -26,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,14 +42,14 @@ from rich.table import Table
 
 from privimage_jax import benchmark_peers as peers
 from privimage_jax.benchmark_peers import Problem
-from privimage_jax.diffusion import make_per_example_loss
+from privimage_jax.diffusion import EDM, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.privacy import chacha, clipping, dp_sgd, records, sampling
-from privimage_jax.stages import generator
 from privimage_jax.training import memory
 from privimage_jax.training.mesh import make_mesh, replicated
+from privimage_jax.training.precision import AUTO, activations, resolve
 from privimage_jax.training.state import init_state, make_update
 
 RECORDS = 50_000
@@ -71,6 +76,7 @@ class Entry:
       compile_seconds: None where nothing is compiled.
       peak_bytes: asked for after the last step; None where unknown.
       baseline: the method that is its own non-private step.
+      precision: what it computes in, where that is not the setting's.
       seconds: of every measured step.
     """
 
@@ -80,6 +86,7 @@ class Entry:
     compile_seconds: float | None
     peak_bytes: Callable[[], int | None]
     baseline: str = "nonprivate"
+    precision: str = ""
     seconds: list[float] = dataclasses.field(default_factory=list)
 
 
@@ -95,7 +102,7 @@ def run(
     config: ConfigDict,
     batch_sizes: list[int],
     noise_multiplicities: list[int],
-    dtypes: list[str],
+    precisions: list[str],
     repeats: int,
     device_counts: list[int] | None = None,
     methods: tuple[str, ...] = (),
@@ -105,7 +112,7 @@ def run(
     Args:
       config: a checked config.
       batch_sizes, noise_multiplicities: B (over all devices) and K, each at least 1.
-      dtypes: of "float32" and "bfloat16".
+      precisions: of `clipping.PRECISIONS`.
       repeats: measured steps of every method.
       device_counts: how many devices to use; by default 1, 2, 4, … and all there are.
       methods: of `METHODS`, beside "nonprivate", to which all others are compared; () = all.
@@ -120,14 +127,15 @@ def run(
         raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
     counts = device_counts or sorted({2**i for i in range(jax.device_count().bit_length())} | {jax.device_count()})
     counts = [count for count in counts if count <= jax.device_count()]
-    models = {dtype: _build(config, dtype) for dtype in dtypes}  # a wrong dtype is refused before anything runs
-    for dtype, model in models.items():
-        rate = _product_rate(dtype)
+    # A model that cannot compute so is refused before anything runs.
+    models = {precision: _build(config, precision) for precision in precisions}
+    for precision, model in models.items():
+        rate = _product_rate(precision)
         shape = (config.data.image_size, config.data.image_size, config.data.channels)
         params = registry.init_denoiser(model, jax.random.key(config.seed), shape)
         for batch_size in batch_sizes:
             for noise_multiplicity in noise_multiplicities:
-                problem = _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype)
+                problem = _problem(config, model, params, shape, batch_size, noise_multiplicity, precision)
                 yield _measure(
                     problem,
                     config.data.n or max(RECORDS, batch_size),
@@ -145,7 +153,7 @@ def show(result: Result) -> None:
     first = result.rows[0]
     compared = [name for name in peers.MODULES if any(row[f"ratio_to_{name}"] for row in result.rows)]
     table = Table(
-        title=f"batch {first['batch_size']}, K = {first['noise_multiplicity']}, {first['dtype']}: "
+        title=f"batch {first['batch_size']}, K = {first['noise_multiplicity']}, {first['precision']}: "
         f"{first['parameters']:,} parameters on {first['device']}",
     )
     names = ("method", "devices", "s / step", "spread", "/ non-private", *(f"/ {name}" for name in compared))
@@ -166,18 +174,18 @@ def _cell(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if value is None else format(value / unit, form)
 
 
-def _build(config: ConfigDict, dtype: str):
-    """The config's network computing in `dtype`."""
-    n_classes = len(config.data.class_names) or 10
-    model = generator.build(config, n_classes)
+def _build(config: ConfigDict, precision: str) -> nn.Module:
+    """The config's network computing in `precision`."""
+    n_classes, dtype = len(config.data.class_names) or 10, activations(precision)
+    model = registry.build_denoiser(config.model, n_classes, config.data.channels)
     if dtype == "float32" and not hasattr(model, "dtype"):
         return model  # a model without such an argument is taken to compute in its parameters' type
     section = ConfigDict({"name": config.model.name, "kwargs": {**config.model.kwargs, "dtype": dtype}})
     return registry.build_denoiser(section, n_classes, config.data.channels)
 
 
-def _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype) -> Problem:
-    section, edm = config.finetune, generator.edm(config)
+def _problem(config, model, params, shape, batch_size, noise_multiplicity, precision) -> Problem:
+    section, edm = config.finetune, EDM(**config.diffusion.to_dict())
     loss = make_per_example_loss(model, edm, model.n_classes, noise_multiplicity)
     microbatch = config.clipping.microbatch
     if not microbatch:
@@ -198,7 +206,7 @@ def _problem(config, model, params, shape, batch_size, noise_multiplicity, dtype
         microbatch=min(microbatch, batch_size),
         clip_norm=config.clipping.norm,
         noise_multiplier=1.0,
-        dtype=dtype,
+        precision=precision,
     )
 
 
@@ -269,7 +277,8 @@ def _rows(problem: Problem, entries: list[Entry], rate: float) -> list[Row]:
                 "method": entry.method,
                 "batch_size": problem.batch_size,
                 "noise_multiplicity": problem.noise_multiplicity,
-                "dtype": problem.dtype,
+                "precision": problem.precision,
+                "computes_in": entry.precision or problem.precision,
                 "devices": entry.devices,
                 "device": jax.devices()[0].device_kind,
                 "parameters": registry.parameter_count(problem.params),
@@ -322,6 +331,8 @@ def _place(tree: Any, devices: int) -> Any:
 class _Compiled:
     """A compiled `step(state, *inputs) -> (state, aside)` with its state, whose buffers it takes over at each call.
 
+    Its products of float32 values are in the problem's precision, unless the step says otherwise.
+
     Raises:
       DoesNotFit: (on construction) it needs more memory than the device has.
     """
@@ -329,7 +340,8 @@ class _Compiled:
     def __init__(self, step: Callable, problem: Problem, devices: int, *inputs: Any):
         state = init_state(problem.params, optax.adam(problem.learning_rate))
         self.state = _place(jax.device_get(state), devices)  # by way of the host: the parameters are shared
-        self.program, self.compile_seconds = _compile(jax.jit(step, donate_argnums=0), self.state, *inputs)
+        with jax.default_matmul_precision(clipping.PRECISIONS[problem.precision]):
+            self.program, self.compile_seconds = _compile(jax.jit(step, donate_argnums=0), self.state, *inputs)
         self.peak_bytes = _peak_bytes(self.program)
 
     def __call__(self, *inputs: Any) -> None:
@@ -374,6 +386,7 @@ def _own_step(problem: Problem, method: str, data: Any, n: int, devices: int, ke
         noise_multiplier=problem.noise_multiplier,
         microbatch=min(problem.microbatch, -(-problem.batch_size // devices)),
         method="auto" if method == "nonprivate" else method,
+        precision=problem.precision,
     )
     if method == "nonprivate":
         step = nonprivate_step(fast_convolutions()(problem.loss), problem.update, settings, mesh)
@@ -415,7 +428,8 @@ def nonprivate_step(
 
 
 def _best_nonprivate(problem: Problem) -> Entry:
-    """The fastest plain gradient step over a given batch, in the backend's default precision."""
+    """The fastest plain gradient step over a given batch, in the precision that suits the device best."""
+    problem = _in_precision(problem, resolve(AUTO, jax.default_backend()))
     batch = jax.device_put(_random_data(problem, problem.batch_size))
     best, refused = None, None
     for microbatch in sorted({problem.divisor(m) for m in (4 * problem.microbatch, problem.microbatch // 4)})[::-1]:
@@ -434,7 +448,17 @@ def _best_nonprivate(problem: Problem) -> Entry:
     if best is None:
         raise refused
     program = best[1]
-    return _entry("nonprivate_best", 1, program, lambda t: program(batch, jax.random.key(t)))
+    entry = _entry("nonprivate_best", 1, program, lambda t: program(batch, jax.random.key(t)))
+    return dataclasses.replace(entry, precision=problem.precision)
+
+
+def _in_precision(problem: Problem, precision: str) -> Problem:
+    """The same problem in another precision; activations change where the model lets them."""
+    if not hasattr(problem.model, "dtype"):
+        return dataclasses.replace(problem, precision=precision)
+    model = problem.model.clone(dtype=activations(precision))
+    loss = make_per_example_loss(model, problem.edm, model.n_classes, problem.noise_multiplicity)
+    return dataclasses.replace(problem, model=model, loss=loss, precision=precision)
 
 
 def _timed(run: Callable[[int], None], t: int) -> float:
@@ -499,10 +523,10 @@ def _model_flops(problem: Problem) -> float:
     return lowered.cost_analysis()["flops"] * problem.batch_size / m
 
 
-def _product_rate(dtype: str) -> float:
+def _product_rate(precision: str) -> float:
     """Floating-point operations a second of one large matrix product on one device, the best of five."""
     side = 1024 if jax.default_backend() == "cpu" else 8192
-    x = jax.device_put(jnp.ones((side, side), dtype), jax.devices()[0])
-    product = jax.jit(functools.partial(jnp.matmul, precision="highest" if dtype == "float32" else None))
+    x = jax.device_put(jnp.ones((side, side), activations(precision)), jax.devices()[0])
+    product = jax.jit(functools.partial(jnp.matmul, precision=clipping.PRECISIONS[precision]))
     product(x, x).block_until_ready()
     return 2 * side**3 / min(_timed(lambda _: product(x, x).block_until_ready(), i) for i in range(5))

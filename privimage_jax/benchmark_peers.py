@@ -6,8 +6,9 @@
   measured, the number of parameters and the outputs on random inputs are compared. Opacus clips per row of a batch, so
   the gradients of an example's K draws are added before its optimizer sees them, as DPDM does (Dockhorn et al. 2023).
 
-A peer draws no Poisson batch: its batch is given, on the device, which is in its favour. "bfloat16" is PyTorch's
-autocast, with float32 parameters as ours.
+A peer draws no Poisson batch: its batch is given, on the device, which is in its favour. The precision is the same for
+all. In PyTorch, "tf32" lets products of float32 values use it; "bfloat16" is autocast beside that, with float32
+parameters as ours.
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ class Problem:
       batch_size, noise_multiplicity: B and K.
       microbatch: examples that a device handles at once.
       clip_norm, noise_multiplier: of DP-SGD.
-      dtype: "float32" or "bfloat16".
+      precision: of `clipping.PRECISIONS`.
     """
 
     model: nn.Module
@@ -70,7 +71,7 @@ class Problem:
     microbatch: int
     clip_norm: float
     noise_multiplier: float
-    dtype: str
+    precision: str
 
     def divisor(self, most: int) -> int:
         """The largest microbatch of at most `most` examples that divides the batch."""
@@ -156,6 +157,13 @@ def _torch():
     return importlib.import_module("torch")
 
 
+def _allow_tf32(allowed: bool) -> None:
+    """Whether PyTorch may compute products and convolutions of float32 values in TF32, where the device has it."""
+    torch = _torch()
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 class TorchStep:
     """A training step of the UNet's PyTorch twin: the denoising loss, Adam and the moving average, eagerly.
 
@@ -198,11 +206,12 @@ class TorchStep:
 
     def __call__(self) -> None:
         torch, problem = _torch(), self.problem
+        _allow_tf32(problem.precision != "float32")  # other float32 products are TF32 in JAX's "bfloat16" as well
         starts = range(0, problem.batch_size, self.microbatch)
         self.optimizer.zero_grad(set_to_none=True)
         for start in starts:
             part = slice(start, start + self.microbatch)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=problem.dtype == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=problem.precision == "bfloat16"):
                 loss = self._loss(self.images[part], self.labels[part])
                 # Within autocast, since Opacus multiplies activations and their gradients of different types.
                 (loss if self.private else loss / problem.batch_size).backward()

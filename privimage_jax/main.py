@@ -42,12 +42,16 @@ USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.sec
                --workdir FOLDER --format npz|png|zip|tfds[,...] --out PATH
   prepare      download a TFDS set: privimage prepare NAME [--data_dir FOLDER] (needs the extra [prepare])
   benchmark    time the DP-SGD step beside others, without data: privimage benchmark --config FILE
-               [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--dtypes float32,bfloat16] [--methods A,B]
-               [--repeats 5] [--out FILE]
+               [--batch_sizes 8,64] [--noise_multiplicities 1,8] [--precisions float32,tf32,bfloat16]
+               [--methods A,B] [--repeats 5] [--out FILE]
   forecast     plan a job before you rent it: what a config would take on a machine that is not here, as its compiler
                says, without data or accelerator: privimage forecast --config FILE --target v5e:2x4 (or h100:8, …)
                [--methods nonprivate,bookkeeping,vmap] [--programs A,B] [--price PER_DEVICE_HOUR] [--out FILE]
                [--cache FOLDER] [--classes N] [--public_n N] [--public_classes N] (extra [targets] or [cuda])
+  first-light  does this machine compute what it should, and how fast? Checks, then the benchmark, then the forecast
+               beside it, without data: privimage first-light --config FILE --out FOLDER [--minutes 8]
+               [--batch_sizes 64,512,4096] [--noise_multiplicities 1,8,32] [--precisions float32,tf32,bfloat16]
+               [--repeats 3] [--part NAME]; the same command goes on where it stopped
   audit        attack fine-tuning, without data: a lower bound on epsilon (config.audit; needs the extra [audit])
   sweep        the run for each combination of settings: privimage sweep --config FILE --workdir FOLDER
                --over section.key=A,B [--over …] [--zip] [--measure fid] [--correlate]
@@ -77,6 +81,7 @@ XLA_FLAGS = (
     "--xla_gpu_deterministic_ops=true",  # a replayed DP-SGD step must be bit-identical
 )
 
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of `clipping.PRECISIONS`, whose module imports jax
 INTERRUPTED = 130  # as shells report SIGINT
 GRACE_SECONDS = 3.0  # for the news that another process has failed
 
@@ -345,7 +350,7 @@ def _benchmark(arguments: list[str]) -> None:
     lists = {
         "batch_sizes": "8,64",
         "noise_multiplicities": "1,8",
-        "dtypes": "float32,bfloat16",
+        "precisions": "float32,bfloat16",
         "repeats": "5",
         "methods": "",
     }
@@ -354,15 +359,10 @@ def _benchmark(arguments: list[str]) -> None:
     batch_sizes, noise_multiplicities = (
         _numbers(name, given[name]) for name in ("batch_sizes", "noise_multiplicities")
     )
-    dtypes, repeats, out = given["dtypes"].split(","), _numbers("repeats", given["repeats"]), values.out
-    if wrong := [name for name in dtypes if name not in ("float32", "bfloat16")]:
-        raise UserError(f"--dtypes: {wrong[0]!r} is not known; give float32, bfloat16 or both, separated by a comma.")
+    precisions, repeats, out = _precisions(given["precisions"]), _numbers("repeats", given["repeats"]), values.out
     if len(repeats) > 1:
         raise UserError(f"--repeats={given['repeats']} must be one number.")
-    if config.data.n and max(batch_sizes) > config.data.n:
-        raise UserError(
-            f"--batch_sizes: {max(batch_sizes)} is more than config.data.n={config.data.n}; give at most that."
-        )
+    _check_batch_sizes(config, batch_sizes)
     if out is not None:
         _check_writable("out", out)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
@@ -375,7 +375,7 @@ def _benchmark(arguments: list[str]) -> None:
         config,
         batch_sizes,
         noise_multiplicities,
-        dtypes,
+        precisions,
         repeats[0],
         methods=tuple(filter(None, given["methods"].split(","))),
     ):
@@ -392,7 +392,9 @@ def _forecast(arguments: list[str]) -> None:
     )
     given = {name: _numbers(name, values[name].value, 10**9)[0] if values[name].value else 0 for name in counts}
     methods, names = (tuple(filter(None, (values[name].value or "").split(","))) for name in ("methods", "programs"))
-    price, out = _price(values.price), values.out
+    price, out = None, values.out
+    if values.price is not None:
+        price = _positive("price", values.price, "what a device costs an hour, as in --price=1.2")
     if out is not None:
         _check_writable("out", out)
     machine = topologies.parse(values.target)
@@ -413,17 +415,49 @@ def _forecast(arguments: list[str]) -> None:
     forecast.check_fits(rows)
 
 
-def _price(text: str | None) -> float | None:
-    """What one device costs an hour, of the flag."""
-    if text is None:
-        return None
+def _first_light(arguments: list[str]) -> None:
+    lists = {
+        "batch_sizes": "64,512,4096",
+        "noise_multiplicities": "1,8,32",
+        "precisions": ",".join(PRECISIONS),
+        "repeats": "3",
+    }
+    config, values = _configured(arguments, "out", optional=[*lists, "minutes", "part"])
+    given = {name: default if values[name].value is None else values[name].value for name, default in lists.items()}
+    numbers = {name: _numbers(name, given[name]) for name in lists if name != "precisions"}
+    minutes = _positive("minutes", values.minutes or "8", "how long it may take, as in --minutes=8")
+    _check_batch_sizes(config, numbers["batch_sizes"])
+    out = Path(values.out).expanduser().absolute()
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(f"--out={values.out} is no folder; give the path of one.")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
+    if values.part:
+        _set_up_jax(out / "compilation_cache")
+    # Without a part, the devices are left to the processes that are started.
+    from privimage_jax.light import driver
+    from privimage_jax.light.parts import Settings
+
+    settings = Settings(
+        numbers["batch_sizes"],
+        numbers["noise_multiplicities"],
+        _precisions(given["precisions"]),
+        numbers["repeats"][0],
+    )
+    if values.part:
+        driver.run_part(config, settings, out, values.part)
+    else:
+        driver.run(config, settings, out, minutes, driver.in_child(arguments))
+
+
+def _positive(name: str, text: str, advice: str) -> float:
+    """The number above 0 of a flag; `advice` says what to give."""
     try:
-        price = float(text)
+        value = float(text)
     except ValueError:
-        price = -1.0
-    if not 0 < price < math.inf:
-        raise UserError(f"--price={text} is not accepted; give what a device costs an hour, as in --price=1.2.")
-    return price
+        value = -1.0
+    if not 0 < value < math.inf:
+        raise UserError(f"--{name}={text} is not accepted; give {advice}.")
+    return value
 
 
 def _audit(arguments: list[str]) -> None:
@@ -457,12 +491,30 @@ def _sweep(arguments: list[str]) -> None:
         sweep.run(runs, workdir, given.measure or "", given.correlate)
 
 
+def _precisions(text: str) -> list[str]:
+    """The number formats of `--precisions`."""
+    names = list(dict.fromkeys(text.split(",")))
+    if wrong := [name for name in names if name not in PRECISIONS]:
+        raise UserError(
+            f"--precisions: {wrong[0]!r} is not known; give some of {', '.join(PRECISIONS)}, separated by commas."
+        )
+    return names
+
+
 def _numbers(name: str, text: str, most: int = 10**6) -> list[int]:
     """The whole numbers from 1 to `most` of a flag, such as "8,64"."""
     parts = text.split(",")
     if not all(part.isascii() and part.isdigit() and len(part) < 11 and 1 <= int(part) <= most for part in parts):
         raise UserError(f"--{name}={text} is not accepted; give whole numbers from 1 to {most}, as in --{name}=8,64.")
     return list(dict.fromkeys(map(int, parts)))
+
+
+def _check_batch_sizes(config, batch_sizes: list[int]) -> None:
+    """Refuses batches of more records than the config declares."""
+    if config.data.n and max(batch_sizes) > config.data.n:
+        raise UserError(
+            f"--batch_sizes: {max(batch_sizes)} is more than config.data.n={config.data.n}; give at most that."
+        )
 
 
 def _check_writable(name: str, path: str) -> None:
@@ -489,6 +541,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prepare": _prepare,
     "benchmark": _benchmark,
     "forecast": _forecast,
+    "first-light": _first_light,
     "audit": _audit,
     "sweep": _sweep,
 }

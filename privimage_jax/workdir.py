@@ -16,6 +16,7 @@ temporary name, and it or a file is `removed`.
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -272,6 +273,15 @@ def jsonable(value: Any) -> Any:
 def fingerprint(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 of all code of this package."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 class Workdir:

@@ -28,7 +28,8 @@ from privimage_jax.errors import UserError
 from privimage_jax.metrics import weight_files
 from privimage_jax.privacy import verification
 from privimage_jax.privacy.ledger import Ledger
-from privimage_jax.report import ReportInputs, curves, render
+from privimage_jax.report import curves
+from privimage_jax.report.page import ReportInputs, render
 from privimage_jax.stages import generator, noisy_counts, plan, sample, selection
 from privimage_jax.training import checkpoint
 from privimage_jax.training.writers import MetricWriter

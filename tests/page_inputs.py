@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from privimage_jax.report import ReportInputs
 from privimage_jax.report.comparison import RunInputs
 from privimage_jax.report.curves import Metric
 from privimage_jax.report.evaluation import EvaluationInputs
 from privimage_jax.report.gallery import ImageSet
+from privimage_jax.report.page import ReportInputs
 
 ENTRIES = [
     {"index": 0, "kind": "open", "n": 1000, "accountant": "pld", "previous": "0" * 64},

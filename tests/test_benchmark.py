@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ FIELDS = {
     "method": str,
     "batch_size": int,
     "noise_multiplicity": int,
-    "dtype": str,
+    "precision": str,
+    "computes_in": str,
     "devices": int,
     "seconds_median": float,
     "seconds_spread": float,
@@ -53,7 +55,14 @@ def test_the_table_and_the_file_hold_every_method(privimage, config, tmp_path, m
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     monkeypatch.setattr(peers, "missing", lambda name: None if name == "optax" else f"{name} is not here.")
     out = tmp_path / "rows.json"
-    given = ("--batch_sizes", "4", "--noise_multiplicities=2", "--dtypes=float32", "--repeats=3", "--config.data.n=60")
+    given = (
+        "--batch_sizes",
+        "4",
+        "--noise_multiplicities=2",
+        "--precisions=float32",
+        "--repeats=3",
+        "--config.data.n=60",
+    )
     model = "--config.model.name=small_models:SmallDenoiser"
     said = privimage("benchmark", "--config", config, *given, model, "--out", out).succeeds().out
     rows = {(row["method"], row["devices"]): row for row in json.loads(out.read_text())}
@@ -61,7 +70,7 @@ def test_the_table_and_the_file_hold_every_method(privimage, config, tmp_path, m
     assert rows.keys() == expected | {("nonprivate_best", 1), ("sampling", 1), ("optax", 1)}
     for row in rows.values():
         assert all(type(row[name]) is kind for name, kind in FIELDS.items()), row
-        assert (row["batch_size"], row["noise_multiplicity"], row["dtype"], row["repeats"]) == (4, 2, "float32", 3)
+        assert (row["batch_size"], row["noise_multiplicity"], row["precision"], row["repeats"]) == (4, 2, "float32", 3)
         assert row["peak_bytes"] > 0 and row["compile_seconds"] > 0 and row["seconds_spread"] >= 0
         baseline = rows["nonprivate", row["devices"]]["seconds_median"]
         assert row["ratio_to_nonprivate"] == pytest.approx(row["seconds_median"] / baseline)
@@ -82,7 +91,7 @@ def test_every_combination_is_measured_and_written(privimage, config, tmp_path, 
 
     monkeypatch.setattr(benchmark, "_measure", measure)
     monkeypatch.setattr(benchmark, "show", lambda result: None)
-    out, lists = tmp_path / "rows.json", ("--batch_sizes=8,64,8", "--noise_multiplicities=1,3", "--dtypes=float32")
+    out, lists = tmp_path / "rows.json", ("--batch_sizes=8,64,8", "--noise_multiplicities=1,3", "--precisions=float32")
     methods = "--methods=bookkeeping,optax"
     privimage("benchmark", "--config", config, *lists, methods, "--out", out).succeeds()
     rows = [(row["batch_size"], row["noise_multiplicity"]) for row in json.loads(out.read_text())]
@@ -92,8 +101,8 @@ def test_every_combination_is_measured_and_written(privimage, config, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "culprits"),
     [
-        (["--dtypes=float16"], ["--dtypes: 'float16'", "float32, bfloat16"]),
-        (["--dtypes="], ["--dtypes: ''"]),
+        (["--precisions=float16"], ["--precisions: 'float16'", "float32, tf32, bfloat16"]),
+        (["--precisions="], ["--precisions: ''"]),
         (["--batch_sizes=0"], ["--batch_sizes=0", "whole numbers from 1"]),
         (["--batch_sizes=8,"], ["--batch_sizes=8,"]),
         (["--batch_sizes=61", "--config.data.n=60"], ["--batch_sizes: 61", "config.data.n=60"]),
@@ -120,7 +129,7 @@ def test_an_unknown_method_is_refused(privimage, config):
 
 
 def test_a_model_without_the_dtype_is_refused(privimage, config):
-    given = ("--dtypes=bfloat16", "--batch_sizes=4")
+    given = ("--precisions=bfloat16", "--batch_sizes=4")
     privimage("benchmark", "--config", config, *given).refuses("takes no argument dtype", "config.model.kwargs")
 
 
@@ -174,6 +183,42 @@ def test_the_best_nonprivate_step_is_the_gradient_of_the_mean_loss(microbatch):
     got, _ = jax.jit(benchmark._plain_step(own, problem.loss, microbatch))({"params": problem.params}, batch, key)
     expected = jax.jit(jax.grad(mean_loss))(problem.params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), got["gradient"], expected)
+
+
+@pytest.mark.parametrize(("precision", "products"), [("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "DEFAULT")])
+@pytest.mark.parametrize("method", ["nonprivate", "bookkeeping", "vmap", *(set(HERE) & {*peers.JAX_PEERS})])
+def test_every_method_computes_in_the_precision_of_the_setting(monkeypatch, precision, products, method):
+    def look(function, *inputs):
+        text = function.lower(*inputs).as_text()
+        found = re.findall(r"(?:dot_general|convolution)\b.*?precision(?:_config)? = \[[^\]]*?(\w+)>?\]", text)
+        assert found and set(found) == {products}
+        raise InterruptedError
+
+    monkeypatch.setattr(benchmark, "_compile", look)
+    problem = dataclasses.replace(problem_of(), precision=precision)
+    with pytest.raises(InterruptedError):
+        if method in peers.MODULES:
+            benchmark._peer(method, problem)
+        else:
+            data = benchmark._random_data(problem, 20)
+            benchmark._own_step(problem, method, data, 20, 1, chacha.key_from_seed(0))
+
+
+def test_the_best_nonprivate_step_takes_the_precision_of_the_device():
+    problem = benchmark._in_precision(problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1), "bfloat16")
+    assert (problem.precision, problem.model.dtype) == ("bfloat16", "bfloat16")
+    assert benchmark._in_precision(problem, "float32").model.dtype == "float32"
+    assert benchmark._best_nonprivate(dataclasses.replace(problem_of(), precision="tf32")).precision == "float32"
+
+
+@pytest.mark.skipif("torch_nonprivate" not in HERE, reason="PyTorch is not installed")
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bfloat16", True)])
+def test_pytorch_gets_the_same_precision(precision, allowed):
+    import torch
+
+    problem = problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1)
+    peers.TorchStep(dataclasses.replace(problem, precision=precision), private=False, memory=2**30)()
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
 
 
 def test_a_slow_method_is_run_once(monkeypatch):

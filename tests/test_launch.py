@@ -39,6 +39,34 @@ def test_arguments_of_the_quickstart_reach_the_program(environment):
     assert f"--xla_force_host_platform_device_count={min(8, os.cpu_count())}" in done.stdout  # a device for each core
 
 
+def test_first_light_takes_what_is_there(environment, tmp_path):
+    """Without an accelerator a small network; with one the published, in the environment with its packages."""
+    programs = tmp_path / "venv" / "bin"
+    (programs / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    (programs / "nvidia-smi").chmod(0o755)
+    environment = {**environment, "PATH": f"{programs}:{environment['PATH']}"}
+    done = bash("launch/first_light.sh --minutes 2", environment)
+    assert done.returncode == 0 and "no GPU or TPU was found" in done.stderr, done.stderr
+    assert done.stdout.startswith("privimage first-light --config configs/quickstart.py --batch_sizes 64 ")
+    assert " --out runs/first_light --minutes 2\n" in done.stdout
+    (programs / "nvidia-smi").write_text("#!/bin/sh\n")
+    os.rename(tmp_path / "venv" / ".installed-plain", tmp_path / "venv" / ".installed-cuda")
+    done = bash(f"launch/first_light.sh {tmp_path}/out", environment)
+    assert done.stdout.startswith(f"privimage first-light --config configs/cifar10.py --out {tmp_path}/out\n")
+    done = bash("launch/first_light.sh here --config mine.py", environment)
+    assert done.stdout.startswith(f"privimage first-light --out {ROOT}/here --config mine.py\n")
+
+
+def test_first_light_needs_no_installation_where_packages_are_there(environment, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$* $PYTHONPATH"\n')
+    python.chmod(0o755)
+    variables = {**environment, "PRIVIMAGE_INSTALLED": "1", "PYTHON": str(python), "PYTHONPATH": "/packages"}
+    done = bash("launch/first_light.sh o", variables)
+    assert done.returncode == 0 and done.stdout.startswith("-m privimage_jax.main first-light --config "), done.stderr
+    assert done.stdout.splitlines()[0].endswith(f" --out {ROOT}/o {ROOT}:/packages")
+
+
 @pytest.mark.parametrize(
     ("user", "apt_status", "done", "said"),
     [

@@ -27,6 +27,7 @@ LAYERS = (
     ("benchmark_peers", "sweep_plots", "sweep_subsets"),
     ("benchmark", "audit", "comparison", "sweep"),
     ("targets",),
+    ("light",),
     ("main",),
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them

@@ -4,8 +4,8 @@ from typing import Any
 
 from privimage_jax import config as configs
 from privimage_jax import workdir
-from privimage_jax.report import ReportInputs, render
 from privimage_jax.report.curves import Metric, read_metrics
+from privimage_jax.report.page import ReportInputs, render
 from privimage_jax.stages import (
     choose_sampler,
     finetune,

@@ -1,7 +1,6 @@
 """Keeps estimates in the user's cache folder, as compiling takes minutes."""
 
 import dataclasses
-import functools
 import hashlib
 import os
 from pathlib import Path
@@ -12,7 +11,6 @@ import jax
 import jaxlib
 import optax
 
-import privimage_jax
 from privimage_jax import workdir
 from privimage_jax.models import registry
 from privimage_jax.targets.cost import Estimate
@@ -55,16 +53,7 @@ def _identity(program: Program, machine: Machine) -> dict[str, Any]:
     return {
         "program": [program.name, program.settings, program.rounds],
         "models": own,
-        "code": _code(),
+        "code": workdir.code_digest(),
         "machine": [machine.platform, machine.devices, machine.memory, machine.description],
         "versions": [*libraries, *compiler_versions(machine), os.environ.get("XLA_FLAGS", "")],
     }
-
-
-@functools.cache
-def _code() -> str:
-    """A digest of all code of this package."""
-    root, digest = Path(privimage_jax.__file__).parent, hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -15,9 +15,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from privimage_jax.report import comparison, evaluation, render
+from privimage_jax.report import comparison, evaluation
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.report.neighbours import Neighbourhood
+from privimage_jax.report.page import render
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
 FLAGS = (

@@ -14,9 +14,10 @@ import PIL.Image
 import pytest
 from page_inputs import ENTRIES
 
-from privimage_jax.report import page, plots, render
+from privimage_jax.report import page, plots
 from privimage_jax.report.curves import Metric
 from privimage_jax.report.neighbours import Neighbourhood
+from privimage_jax.report.page import render
 from privimage_jax.report.text import rounded_up
 
 

@@ -1,0 +1,1 @@
+"""`privimage first-light`: does this machine compute what it should, and how fast?"""
