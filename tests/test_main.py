@@ -171,7 +171,7 @@ def test_the_installed_script_works_from_anywhere(tmp_path):
 
 
 def test_flags_are_set_before_jax_starts_and_a_users_own_win(tmp_path):
-    """This jax knows all of them, as an unknown one ends the process. What GPUs choose by measuring stays in the run."""
+    """This jax knows all of them, as an unknown one ends the process. A GPU's choices stay in the run."""
     program = f"""if True:
         import json, os, sys
         from privimage_jax import main

@@ -11,8 +11,9 @@ the input channels and whose summed "features" are the rows of the example. Both
 - `by_offsets` is one matrix product per kernel offset and example, over all its rows and positions. On CPUs it is the
   fastest; on TPUs it was estimated to cost ten times the grouped form.
 
-All give the gradients [m, *kernel] of m examples, from operands with merged rows (see `flat_rules`). TPUs and CPUs have
-a rule each, `of_platform`; for GPUs a table, `by_table`, says which rule is for which layer.
+All give the gradients [m, *kernel] of m examples, from operands with merged rows (see `flat_rules`). `of_platform` has
+the rule that is expected to be the fastest; on GPUs it is better to measure, and a table, `by_table`, then says which
+rule is for which layer.
 """
 
 import itertools
@@ -107,7 +108,7 @@ RULES: dict[str, Rule] = {"compiler": by_compiler, "channels": by_channels, "off
 
 def of_platform(platform: str) -> Rule:
     """The rule for devices of a platform: "cpu", "gpu", "cuda", "rocm" or "tpu"."""
-    return by_offsets if platform == "cpu" else by_compiler
+    return {"cpu": by_offsets, "tpu": by_compiler}.get(platform, by_channels)
 
 
 class Layer(NamedTuple):
