@@ -47,7 +47,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.privacy import chacha, clipping, dp_sgd, records, sampling
-from privimage_jax.training import memory
+from privimage_jax.training import convolution_choice, memory
 from privimage_jax.training.mesh import make_mesh, replicated
 from privimage_jax.training.precision import AUTO, activations, resolve
 from privimage_jax.training.state import init_state, make_update
@@ -391,7 +391,11 @@ def _own_step(problem: Problem, method: str, data: Any, n: int, devices: int, ke
     if method == "nonprivate":
         step = nonprivate_step(fast_convolutions()(problem.loss), problem.update, settings, mesh)
     else:
-        step = dp_sgd.dp_step(problem.loss, problem.update, settings, mesh)
+        device = mesh.devices.flat[0]
+        rule = convolution_choice.of_device(
+            lambda: convolution_choice.layers(problem.loss, problem.params, problem.image_shape, settings), device
+        )
+        step = dp_sgd.dp_step(problem.loss, problem.update, settings, mesh, convolution=rule)
     inputs = (data, *_place((key, jax.random.key(1)), devices))
     program = _Compiled(step, problem, devices, *inputs, np.int32(0))
     return _entry(method, devices, program, lambda t: program(*inputs, np.int32(t)))

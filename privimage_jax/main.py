@@ -78,7 +78,7 @@ STAGE_COMMANDS = (
 
 XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs
-    "--xla_gpu_deterministic_ops=true",  # a replayed DP-SGD step must be bit-identical
+    "--xla_gpu_exclude_nondeterministic_ops=true",  # a replayed DP-SGD step must be bit-identical, see docs/recovery.md
 )
 
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of `clipping.PRECISIONS`, whose module imports jax
@@ -251,7 +251,11 @@ def _configured(arguments: list[str], *required: str, **accepted: Iterable[str])
 
 
 def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
-    """What must happen before jax starts; a user's own XLA_FLAGS come last and win."""
+    """What must happen before jax starts; a user's own XLA_FLAGS come last and win.
+
+    Compiled programs are kept in `cache_dir`. On a GPU that is also how a replay gets the same kernels: XLA chooses
+    them by measuring, so that another compilation may choose others.
+    """
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
     os.environ.setdefault("MPLBACKEND", "Agg")
     topologies.quieten_libtpu()
@@ -261,6 +265,7 @@ def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
 
     if cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
     warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
     warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
     try:
@@ -268,6 +273,8 @@ def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"jax finds no device ({reason}); correct JAX_PLATFORMS or the installation.") from None
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # no program is too small to be kept
 
 
 def _run(last: str | None) -> Callable[[list[str]], None]:

@@ -294,15 +294,17 @@ def check_clipping(
     clip_norm: float,
     method: str = "auto",
     tolerance: float = 1e-5,
+    precision: str = "float32",
 ) -> None:
     """The clipped sum of a microbatch has sensitivity `clip_norm`, whichever example is struck out, or is NaN.
 
     Each example's contribution, recomputed in float64, is at most `clip_norm` long and is what plain `jax.grad` of that
     example alone gives when it is clipped in float64, up to `tolerance` times `clip_norm`. Neighbouring sums differ by
     at most `clip_norm`, up to their rounding. Floating-point leaves of `batch` are made NaN for one example, which must
-    then count as zero, drawn or masked.
+    then count as zero, drawn or masked. `precision` is that of the products that are clipped, not of what they are
+    compared with.
     """
-    fn = jax.jit(clipping.clipped_grad(loss, clip_norm, method), compiler_options=OPTIONS)
+    fn = jax.jit(clipping.clipped_grad(loss, clip_norm, method, precision), compiler_options=OPTIONS)
     everyone = np.ones(len(keys), bool)
     whole = vector64(fn(params, batch, keys, everyone)[0])
 

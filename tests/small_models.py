@@ -18,6 +18,19 @@ class SmallDenoiser(nn.Module):
         return nn.Dense(flat.shape[-1])(jnp.concatenate([flat, told], axis=-1)).reshape(x.shape)
 
 
+class SmallConvolutions(nn.Module):
+    """A denoiser of four convolutions, of which the second and the third have equal shapes."""
+
+    n_classes: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, x, c_noise, label):
+        h = nn.Conv(2, (3, 3))(x) + nn.Embed(self.n_classes + 1, 2)(label)[:, None, None]
+        h = nn.Conv(2, (3, 3))(nn.silu(h) + c_noise[:, None, None, None])
+        return nn.Conv(self.channels, (1, 1))(nn.Conv(2, (3, 3))(nn.silu(h)))
+
+
 class SmallClassifier(nn.Module):
     """One hidden layer."""
 

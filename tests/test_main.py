@@ -1,8 +1,12 @@
 """The command line: every mistake is answered in one sentence with exit status 2, every command does what it says."""
 
+import json
+import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -164,6 +168,27 @@ def test_the_installed_script_works_from_anywhere(tmp_path):
     assert "sigma1 = 5" in finish(script).succeeds().out
     script = start("budget", "--config", "mine.py", "--config.data.n=0", cwd=tmp_path)
     finish(script).refuses("config.data.n is 0")
+
+
+def test_flags_are_set_before_jax_starts_and_a_users_own_win(tmp_path):
+    """This jax knows all of them, as an unknown one ends the process. A GPU's choices stay in the run."""
+    program = f"""if True:
+        import json, os, sys
+        from privimage_jax import main
+        is_late = "jax" in sys.modules
+        main._set_up_jax({str(tmp_path / "internal" / "compilation_cache")!r})
+        import jax
+        print(json.dumps([is_late, os.environ["XLA_FLAGS"].split(), jax.config.jax_compilation_cache_dir,
+                          jax.config.jax_persistent_cache_enable_xla_caches, float(jax.numpy.ones(3).sum())]))"""
+    own = "--xla_gpu_exclude_nondeterministic_ops=false"
+    environment = {**os.environ, "XLA_FLAGS": own, "JAX_PLATFORMS": "cpu"}
+    out = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, timeout=100)
+    is_late, given, folder, caches, three = json.loads(out.stdout)
+    assert not is_late and three == 3
+    assert given == [*main.XLA_FLAGS, own] and "--xla_gpu_exclude_nondeterministic_ops=true" in given
+    assert not any("deterministic_ops" in flag and "exclude" not in flag for flag in given)  # it ends autotuning
+    assert folder == str(tmp_path / "internal" / "compilation_cache")
+    assert caches == "xla_gpu_per_fusion_autotune_cache_dir"
 
 
 def test_a_full_standard_output_is_no_stack_trace(tmp_path):

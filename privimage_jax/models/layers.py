@@ -3,8 +3,8 @@
 XLA's CPU back end computes the weight gradient of a convolution inside a ``while`` loop without its fast library path
 (tens of times slower), and every microbatch loop is one. `convolve` states its own derivatives instead: with respect to
 the input, a forward convolution with the flipped, transposed kernel; with respect to the kernel, one matrix product per
-kernel offset over all (example, row, column) positions. Under ``vmap`` with a shared kernel the former stay one
-convolution and the latter become batched products, where XLA would make a grouped convolution.
+kernel offset over all (example, row, column) positions. It is for CPUs; GPUs and TPUs keep XLA's own derivatives.
+Per-example gradients do not need it: `privacy.weight_gradients` has a rule for each device.
 """
 
 import contextlib
@@ -178,8 +178,7 @@ def fast_convolutions(enabled: bool | None = None, platform: str | None = None) 
     not work inside.
 
     Args:
-      enabled: None means "where it is faster": on CPUs; GPUs and TPUs keep XLA's convolution (per-example gradients
-        are faster by it everywhere, see `privacy.bookkeeping`).
+      enabled: None means "where it is faster": on CPUs; GPUs and TPUs keep XLA's convolution.
       platform: of the devices that the program is for: "cpu", "gpu" or "tpu"; None means jax's default backend.
     """
     if enabled is None:

@@ -76,6 +76,7 @@ def dp_step(
     settings: DPSGD,
     mesh: Mesh,
     merge: Callable[[Any, Any], Any] | None = None,
+    convolution: weight_gradients.Rule | None = None,
 ) -> Step:
     """One step of DP-SGD as a pure, jit-able function.
 
@@ -85,6 +86,7 @@ def dp_step(
       settings: public settings.
       mesh: of one axis, "data".
       merge: `(params, frozen) -> params` of the loss; without it `state["frozen"]` is not used.
+      convolution: how book-keeping computes weight gradients of convolutions; None is `weight_gradients.of_platform`.
 
     Returns:
       `step(state, data, key, loss_key, t) -> (state, stats)`:
@@ -101,7 +103,7 @@ def dp_step(
       never released. `processed` equals `drawn` in every step; the caller may assert it.
     """
 
-    convolution = weight_gradients.of_platform(mesh.devices.flat[0].platform)
+    convolution = convolution or weight_gradients.of_platform(mesh.devices.flat[0].platform)
 
     def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
         return clipping.clipped_grad(loss, settings.clip_norm, settings.method, settings.precision, convolution)
@@ -217,6 +219,7 @@ def check_objective(
     n_classes: int,
     name: str = "the model",
     method: str = "auto",
+    convolution: weight_gradients.Rule | None = None,
 ) -> None:
     """Checks on random public inputs that the loss of one example does not depend on another.
 
@@ -231,6 +234,7 @@ def check_objective(
       n_classes: labels are in [0, n_classes).
       name: of the model, for the message.
       method: of clipping.
+      convolution: as `dp_step` is going to be told.
 
     Raises:
       UserError: when examples are mixed (batch statistics, attention over the batch, …).
@@ -280,7 +284,8 @@ def check_objective(
     if influence != 0:
         refuse("the loss of an example has a derivative with respect to the image of another")
 
-    fn = jax.jit(clipping.clipped_grad(per_example_loss, 1.0, method), compiler_options=options)
+    gradient = clipping.clipped_grad(per_example_loss, 1.0, method, convolution=convolution)
+    fn = jax.jit(gradient, compiler_options=options)
     alone, _, _ = fn(params, batch, batch_keys, rest)
     together, norms, _ = fn(params, with_nan, batch_keys, jnp.ones(size, bool))
     same = jax.tree.map(lambda a, b: np.allclose(a, b, **tolerance), alone, together)

@@ -5,15 +5,20 @@ the input channels and whose summed "features" are the rows of the example. Both
 
 - `by_compiler` asks for a grouped convolution, as `jax.vmap` does. On TPUs that costs about the batch's own gradient.
   XLA's CPU back end computes it without its fast library, tens of times slower, in a loop all the more.
+- `by_channels` is the weight gradient of one layer whose channels are cut into a group per example. XLA gives it to the
+  kernels that GPUs have for weight gradients; of `by_compiler` it makes a forward convolution with a kernel as large
+  as the image. It reads and writes as many bytes.
 - `by_offsets` is one matrix product per kernel offset and example, over all its rows and positions. On CPUs it is the
   fastest; on TPUs it was estimated to cost ten times the grouped form.
 
-Both give the gradients [m, *kernel] of m examples, from operands with merged rows (see `flat_rules`).
+All give the gradients [m, *kernel] of m examples, from operands with merged rows (see `flat_rules`). `of_platform` has
+the rule that is expected to be the fastest; on GPUs it is better to measure, and a table, `by_table`, then says which
+rule is for which layer.
 """
 
 import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +49,25 @@ def by_compiler(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) 
     """
     x, dy = (operand.reshape(size, -1, *operand.shape[1:]) for operand in (x, dy))
     return jax.vmap(lambda x, dy: lax.conv_general_dilated_p.bind(x, dy, **params))(x, dy)
+
+
+def by_channels(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) -> jax.Array:
+    """One convolution whose channels are those of all examples, in a group per example; arguments as above."""
+    numbers = params["dimension_numbers"]
+
+    def widened(rows: jax.Array, channel: int) -> jax.Array:
+        """[m K, ..., C, ...] as [K, ..., m C, ...]."""
+        rows = jnp.moveaxis(rows.reshape(size, -1, *rows.shape[1:]), 0, channel)
+        return rows.reshape(*rows.shape[:channel], -1, *rows.shape[channel + 2 :])
+
+    groups, outputs = params["batch_group_count"], numbers.out_spec[1]
+    gradient = lax.conv_general_dilated_p.bind(
+        widened(x, numbers.lhs_spec[0]),
+        widened(dy, numbers.rhs_spec[0]),
+        **{**params, "batch_group_count": size * groups},
+    )
+    shape = gradient.shape
+    return jnp.moveaxis(gradient.reshape(*shape[:outputs], size, -1, *shape[outputs + 1 :]), outputs, 0)
 
 
 def by_offsets(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) -> jax.Array:
@@ -79,6 +103,62 @@ def by_offsets(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) -
     return jnp.transpose(offsets, order).astype(dtype)
 
 
+RULES: dict[str, Rule] = {"compiler": by_compiler, "channels": by_channels, "offsets": by_offsets}
+
+
 def of_platform(platform: str) -> Rule:
     """The rule for devices of a platform: "cpu", "gpu", "cuda", "rocm" or "tpu"."""
-    return by_offsets if platform == "cpu" else by_compiler
+    return {"cpu": by_offsets, "tpu": by_compiler}.get(platform, by_channels)
+
+
+class Layer(NamedTuple):
+    """A weight gradient as a rule is asked for it, the arrays by their shapes."""
+
+    x: jax.ShapeDtypeStruct
+    dy: jax.ShapeDtypeStruct
+    size: int
+    params: dict[str, Any]
+
+
+def name_of(x: Any, dy: Any, size: int, params: dict[str, Any]) -> str:
+    """What decides how a layer's weight gradient is computed, as one line: the same in every process.
+
+    Shapes are those of one example, so that another microbatch finds the same layers.
+    """
+    numbers = params["dimension_numbers"]
+    shapes = [f"{operand.dtype} {[operand.shape[0] // size, *operand.shape[1:]]}" for operand in (x, dy)]
+    fields = {
+        "axes": [list(map(int, spec)) for spec in numbers],
+        "strides": [int(step) for step in params["window_strides"]],
+        "padding": [list(map(int, pair)) for pair in params["padding"]],
+        "dilation": [int(step) for step in params["rhs_dilation"]],
+        "groups": int(params["batch_group_count"]),
+        "precision": params["precision"],
+    }
+    return ", ".join([*shapes, *(f"{name} {value}" for name, value in fields.items())])
+
+
+def noted(layers: dict[str, Layer], rule: Rule) -> Rule:
+    """A rule that also notes every layer it is asked for, by its name."""
+
+    def noting(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) -> jax.Array:
+        shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in (x, dy)]
+        layers[name_of(x, dy, size, params)] = Layer(*shapes, size, params)
+        return rule(x, dy, size, params)
+
+    return noting
+
+
+def by_table(table: Mapping[str, str], other: Rule) -> Rule:
+    """The rule that a table has for a layer.
+
+    Args:
+      table: the name of a layer (`name_of`) -> the name of a rule (in `RULES`).
+      other: the rule for layers that are not in the table.
+    """
+
+    def chosen(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) -> jax.Array:
+        name = table.get(name_of(x, dy, size, params))
+        return (other if name is None else RULES[name])(x, dy, size, params)
+
+    return chosen

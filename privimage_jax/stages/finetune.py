@@ -14,14 +14,14 @@ from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.diffusion import PerExampleLoss, batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import clipping, dp_sgd
+from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.stages import generator, pretrain, publication
 from privimage_jax.stages.context import Context
 from privimage_jax.stages.mechanism import Mechanism
 from privimage_jax.stages.plan import FINE_TUNING, reserved
-from privimage_jax.training import loop, lora, memory, residency
+from privimage_jax.training import convolution_choice, loop, lora, memory, residency
 from privimage_jax.training.checkpoint import Checkpoints
-from privimage_jax.training.mesh import place, replicated
+from privimage_jax.training.mesh import place, platform, replicated
 from privimage_jax.training.state import init_state, make_update, merge_params, split_params, tree_digest
 
 NAME = "finetune"
@@ -66,12 +66,14 @@ def run(context: Context) -> None:
         return
     mechanism = Mechanism(context, MECHANISM, NAME)
     if not mechanism.is_closed:
+        convolutions = choose_convolutions(context, mechanism, params)
         mechanism.fix_inputs(
             data=context.sensitive.digest(),
             parameters=tree_digest(params),
             settings=workdir.fingerprint(settings(context.config)),
+            convolutions=workdir.fingerprint(convolutions),
         )
-        _publish(context, _train(context, mechanism, params))
+        _publish(context, _train(context, mechanism, params, convolutions))
         mechanism.close()
     elif not target.exists():
         raise UserError(
@@ -126,7 +128,31 @@ def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_k
     return Stretch(generation + 1, checkpoint, checkpoint, checkpoint + left)
 
 
-def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
+def choose_convolutions(context: Context, mechanism: Mechanism, params: Any) -> convolution_choice.Choice:
+    """Which rule computes the weight gradients of each convolution: on the disk before any budget is spent."""
+    config, plan, n_classes = context.config, context.plan, context.sensitive.n_classes
+
+    def find() -> dict[str, weight_gradients.Layer]:
+        loss = objective(config, generator.build(config, n_classes), n_classes)
+        trainable, frozen, merge = part_params(config, params, context.key("low-rank factors"))
+        settings = dp_settings(config, plan.n, plan.finetune_noise, context.microbatch)
+
+        def merged(trained, batch, keys):
+            return loss(merge(trained, frozen), batch, keys)
+
+        return convolution_choice.layers(merged, trainable, context.sensitive.image_shape, settings)
+
+    is_spent = mechanism.generation >= 0
+    device = context.mesh.local_devices[0]
+    return convolution_choice.kept(mechanism.folder, is_spent, find, device, platform(context.mesh))
+
+
+def convolution_rule(convolutions: convolution_choice.Choice, mesh: Mesh) -> weight_gradients.Rule:
+    """The chosen rule for each layer, and the platform's for all others."""
+    return weight_gradients.by_table(convolutions, weight_gradients.of_platform(platform(mesh)))
+
+
+def _train(context: Context, mechanism: Mechanism, params: Any, convolutions: convolution_choice.Choice) -> Any:
     config, plan, log = context.config, context.plan, context.config.log
     n_classes = context.sensitive.n_classes
     model = generator.build(config, n_classes)
@@ -151,7 +177,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
         "data": residency.place(data, context.mesh, config.data.residency),
         **place(keys, replicated(context.mesh)),
     }
-    _check_model(context, mechanism, model, n_classes, params)
+    _check_model(context, mechanism, model, n_classes, params, convolutions)
     dp = dp_settings(config, plan.n, plan.finetune_noise, context.microbatch)
     draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
@@ -167,7 +193,7 @@ def _train(context: Context, mechanism: Mechanism, params: Any) -> Any:
 
     state = loop.train(
         NAME,
-        make_step(config, context.mesh, model, optimizer, n_classes, dp, merge),
+        make_step(config, context.mesh, model, optimizer, n_classes, dp, merge, convolutions),
         state,
         inputs,
         stretch.start,
@@ -245,7 +271,14 @@ def objective(config, model, n_classes: int) -> PerExampleLoss:
     )
 
 
-def _check_model(context: Context, mechanism: Mechanism, model: nn.Module, n_classes: int, params: Any) -> None:
+def _check_model(
+    context: Context,
+    mechanism: Mechanism,
+    model: nn.Module,
+    n_classes: int,
+    params: Any,
+    convolutions: convolution_choice.Choice,
+) -> None:
     """Refuses a model that mixes the examples of a batch, and warns of a slow one."""
     config = context.config
     per_example_loss = objective(config, model, n_classes)
@@ -256,6 +289,7 @@ def _check_model(context: Context, mechanism: Mechanism, model: nn.Module, n_cla
         n_classes,
         f"config.model.name={config.model.name}",
         config.clipping.method,
+        convolution_rule(convolutions, context.mesh),
     )
     slow = clipping.left_to_vmap(per_example_loss, params, *batch_shapes(1, context.sensitive.image_shape))
     if slow and config.clipping.method != "vmap":
@@ -286,10 +320,15 @@ def make_step(
     n_classes: int,
     settings: dp_sgd.DPSGD,
     merge: Callable[[dict, dict], dict],
+    convolutions: convolution_choice.Choice | None = None,
 ) -> loop.Step:
-    """`step(state, {"data", "key", "loss_key"}, t) -> (state, stats)`, see `dp_sgd.dp_step`."""
+    """`step(state, {"data", "key", "loss_key"}, t) -> (state, stats)`, see `dp_sgd.dp_step`.
+
+    `convolutions` is the choice of rules for weight gradients; without it all have the platform's.
+    """
     update = make_update(optimizer, config.finetune.ema)
-    dp_step = dp_sgd.dp_step(objective(config, model, n_classes), update, settings, mesh, merge=merge)
+    rule = convolution_rule(convolutions or {}, mesh)
+    dp_step = dp_sgd.dp_step(objective(config, model, n_classes), update, settings, mesh, merge, rule)
 
     def step(state, inputs, t):
         return dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)

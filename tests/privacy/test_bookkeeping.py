@@ -15,9 +15,14 @@ from small_models import Tied
 from privimage_jax.diffusion import EDM, batch_shapes, make_per_example_loss
 from privimage_jax.models.cnn import CNN
 from privimage_jax.models.resnet import ResNet9
+from privimage_jax.models.resnext import ResNeXt
 from privimage_jax.models.unet import UNet
+from privimage_jax.models.wide_resnet import WideResNet
 from privimage_jax.privacy import weight_gradients
-from privimage_jax.privacy.clipping import clipped_grad, left_to_vmap
+from privimage_jax.privacy.clipping import clipped_grad, left_to_vmap, per_example_gradients
+from privimage_jax.privacy.flat_rules import Batch
+from privimage_jax.training import lora
+from privimage_jax.training.state import flatten_params
 
 M = 3
 # At level 0 a program that runs once on three examples compiles in a third of the time.
@@ -39,11 +44,29 @@ def of_outputs(apply):
     return loss
 
 
-def jitter(params, seed=1):
-    """No parameter is left at zero, where gradients vanish."""
-    leaves, structure = jax.tree.flatten(params)
-    moved = [leaf + 0.1 * random(*leaf.shape, seed=seed + i) for i, leaf in enumerate(leaves)]
-    return jax.tree.unflatten(structure, moved)
+def drawn(shapes, seed=1):
+    """Random values of given shapes, none left at zero, where gradients vanish; nothing has to be compiled for them.
+
+    Kernels have the scale of a usual start. Vectors lie around 1: variances among them must be positive.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        values = rng.normal(size=leaf.shape)
+        matrix = leaf.ndim > 1
+        return (values / np.sqrt(leaf.size / leaf.shape[-1]) if matrix else 1 + 0.1 * values).astype(leaf.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def initial(module, *inputs):
+    """All variables of a module."""
+    return drawn(jax.eval_shape(module.init, jax.random.key(0), *inputs))
+
+
+def initial_denoiser(model, side):
+    """The parameters of a denoiser of images of one channel."""
+    return initial(model, jnp.zeros((1, side, side, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
 
 
 @functools.cache
@@ -79,26 +102,90 @@ def images(side, channels):
     return jax.random.randint(jax.random.key(3), (M, side, side, channels), 0, 256).astype(jnp.uint8)
 
 
-def test_agrees_with_vmap_on_the_denoiser():
-    """With attention in the middle, resampling, rematerialised blocks and two draws of each example."""
-    model = UNet(n_classes=3, channels=1, nf=4, ch_mult=(1, 2), num_blocks=1, remat=True)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
-    loss = make_per_example_loss(model, EDM(), 3, 2)
-    assert_agrees(loss, jitter(params["params"]), {"image": images(8, 1), "label": jnp.arange(M)})
+def adapted(params, base):
+    """(what is trained, the loss): of every three kernels one by low-rank factors, one in full, and one not at all.
+
+    Of every three other parameters two are trained.
+    """
+    flat = flatten_params(params)
+    kernels = [path for path in sorted(flat) if flat[path].ndim > 1]
+    others = [path for path in sorted(flat) if flat[path].ndim == 1]
+    factors, frozen = jax.eval_shape(lambda: lora.split(params, "|".join(kernels[::3]), 2, jax.random.key(5)))
+    frozen = {path: flat[path] for path in frozen}
+    full = {path: frozen.pop(path) for path in [*kernels[1::3], *others[::3], *others[1::3]]}
+    assert factors and full and len(frozen) > len(kernels[::3])
+
+    def loss(trained, batch, keys):
+        return base(lora.merge(trained["factors"], {**frozen, **trained["full"]}), batch, keys)
+
+    return {"factors": drawn(factors), "full": full}, loss
 
 
-def test_agrees_with_vmap_on_the_zoos_classifiers():
-    model, x = CNN(n_classes=4), random(M, 8, 8, 1)
-    params = jitter(jax.jit(model.init)(jax.random.key(0), x)["params"])
-    assert_agrees(of_outputs(model.apply), params, {"x": x})
-
-    model, x = ResNet9(n_classes=4, width=4), random(M, 8, 8, 3)  # at inference, so that nothing mixes examples
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+@pytest.mark.parametrize(
+    "model",
+    [
+        CNN(n_classes=4),
+        ResNet9(n_classes=4, width=4),
+        WideResNet(n_classes=4, depth=10, width=1),
+        ResNeXt(n_classes=4, depth=11, groups=2, width=2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_agrees_with_vmap_on_the_zoos_classifiers(model):
+    """At inference, where nothing mixes examples; with low-rank factors and frozen parameters among the others."""
+    x = random(M, 8, 8, 3)
+    variables = initial(model, x)
 
     def apply(given, x):
         return model.apply({**variables, **given}, x)
 
-    assert_agrees(of_outputs(apply), jitter(variables["params"]), {"x": x})
+    params, loss = adapted(variables["params"], of_outputs(apply))
+    assert_agrees(loss, params, {"x": x})
+
+
+def test_agrees_with_vmap_on_the_denoiser():
+    """With attention in the middle, resampling, rematerialised blocks and two draws of each example; in part adapted."""
+    model = UNet(n_classes=3, channels=1, nf=4, ch_mult=(1, 2), num_blocks=1, remat=True)
+    params, loss = adapted(initial_denoiser(model, 8), make_per_example_loss(model, EDM(), 3, 2))
+    assert_agrees(loss, params, {"image": images(8, 1), "label": jnp.arange(M)})
+
+
+class MixesLargeBatches(nn.Module):
+    """Centres the images of a batch, but only of one above 8."""
+
+    @nn.compact
+    def __call__(self, x, c_noise, label):
+        return nn.Dense(1)(x - jnp.mean(x, axis=0) if len(x) > 8 else x)
+
+
+class LooksAtLater(nn.Module):
+    """Every image sees those that come after it in its batch."""
+
+    @nn.compact
+    def __call__(self, x, c_noise, label):
+        return nn.Dense(1)(jnp.cumsum(x[::-1], axis=0)[::-1])
+
+
+@pytest.mark.parametrize("model", [MixesLargeBatches(), LooksAtLater()], ids=lambda model: type(model).__name__)
+def test_a_model_that_mixes_a_batch_changes_nobody_elses_gradient(model):
+    """Each example is differentiated alone, so that the model never sees another, wherever that lies in the batch."""
+    n = 12
+    batch = {"image": np.asarray(random(n, 4, 4, 1)), "label": np.zeros(n, int)}
+    params = initial_denoiser(model, 4)
+    moved = batch["image"] + (np.arange(n) == n - 1)[:, None, None, None]
+    first = [np.asarray(model.apply({"params": params}, images, 0, 0)[0]) for images in (batch["image"], moved)]
+    assert np.abs(first[0] - first[1]).max() > 0.01  # the last image changes the first: it does mix
+
+    loss, keys = make_per_example_loss(model, EDM(), 2, 2), jax.random.split(jax.random.key(1), n)
+    rule = Batch(convolution=weight_gradients.by_offsets)
+    gradients = jax.jit(lambda batch: per_example_gradients(loss, params, batch, keys, rule)[1])
+    before = jax.tree.leaves(gradients(batch))
+    for victim in (0, 5, n - 1):
+        image = batch["image"].copy()
+        image[victim] = -image[victim] + 1
+        for old, new in zip(before, jax.tree.leaves(gradients({**batch, "image": image})), strict=True):
+            differs = np.abs(np.asarray(old) - np.asarray(new)).reshape(n, -1).max(axis=1) > 0
+            assert differs.tolist() == (np.arange(n) == victim).tolist()
 
 
 class ReadOutside(nn.Module):
@@ -151,7 +238,7 @@ class Attention(nn.Module):
 )
 def test_agrees_with_vmap_on_hard_cases(module):
     x = random(M, 6, 6, 2)
-    params = jitter(jax.jit(module.init)(jax.random.key(0), x)["params"])
+    params = initial(module, x)["params"]
     assert_agrees(of_outputs(module.apply), params, {"x": x})
 
 
@@ -190,21 +277,20 @@ def test_agrees_with_vmap_on_random_modules(data):
     makers = tuple(data.draw(st.lists(layers(sides), min_size=1, max_size=2)))
     x = random(M, *(7, 6, 5)[:sides], 4)
     module = Stack(makers)
-    params = module.init(jax.random.key(0), x)["params"]
-    assert_agrees(of_outputs(module.apply), jitter(params), {"x": x})
+    assert_agrees(of_outputs(module.apply), initial(module, x)["params"], {"x": x})
 
 
 @pytest.mark.parametrize("method", ["bookkeeping", "vmap"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_denoisers_gradients_are_clipped_each_by_itself(method, dtype):
+    """Activations and products in one precision."""
     model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1,), num_blocks=1, dtype=dtype)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+    params = initial_denoiser(model, 4)
     loss = make_per_example_loss(model, EDM(), 2, 2)
     batch = {"image": np.asarray(random(M, 4, 4, 1)), "label": np.arange(M) % 2}
     tolerance = 1e-4 if dtype == "float32" else 0.1  # half precision rounds differently in another program
-    check_clipping(
-        loss, jitter(params["params"]), batch, jax.random.split(jax.random.key(7), M), 1e-3, method, tolerance
-    )
+    keys = jax.random.split(jax.random.key(7), M)
+    check_clipping(loss, params, batch, keys, 1e-3, method, tolerance, precision=dtype)
 
 
 @pytest.mark.parametrize("method", ["bookkeeping", "vmap"])

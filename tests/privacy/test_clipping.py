@@ -118,6 +118,23 @@ def test_no_clipped_gradient_of_a_microbatch_exceeds_the_bound():
         assert norm64(jax.tree.map(lambda leaf, row=row: leaf[row], clipped)) <= C
 
 
+@pytest.mark.parametrize("method", ["bookkeeping", "vmap"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "tf32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
+)
+def test_no_products_in_reduced_precision_exceed_the_bound(dtype, precision, method):
+    """The gradient of w is the product of an adversarial row with v, of v one that may cancel or overflow."""
+    rows = np.stack([np.resize(values, 300).astype(np.float32) for values in ADVERSARIAL.values()])
+    params = {"w": np.linspace(-1, 1, 600, dtype=np.float32).reshape(300, 2), "v": np.array([0.3, -0.7], np.float32)}
+
+    def loss(params, batch, keys):
+        x, w, v = (value.astype(dtype) for value in (batch["x"], params["w"], params["v"]))
+        return (x @ w @ v).astype(jnp.float32)
+
+    keys = jax.random.split(jax.random.key(0), len(rows))
+    check_clipping(loss, params, {"x": rows}, keys, C, method, tolerance=0.02, precision=precision)
+
+
 def test_eta_covers_every_rounding():
     """The derivation beside `ETA`, in exact figures: no more than half of it is used."""
     u = 2.0**-24
