@@ -51,7 +51,7 @@ def quick():
         kept(patch, train_query, "_shapes")
         kept(patch, query, "forward", lambda model, variables: tree_digest(variables))
         kept(patch, finetune.dp_sgd, "check_objective")
-        kept(patch, finetune.bookkeeping, "left_to_vmap")
+        kept(patch, finetune.clipping, "left_to_vmap")
         patch.setattr(configs, "check", lambda config: config)
         patch.setattr(pipeline, "_check_models", lambda context, stages: setattr(context, "microbatch", 8))
         patch.setattr(chacha, "new_key", lambda: KEY)

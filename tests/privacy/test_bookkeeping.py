@@ -144,7 +144,7 @@ def test_agrees_with_vmap_on_the_zoos_classifiers(model):
 
 
 def test_agrees_with_vmap_on_the_denoiser():
-    """With attention, resampling, rematerialised blocks and two draws of each example; in part adapted."""
+    """With attention in the middle, resampling, rematerialised blocks and two draws an example; adapted in part."""
     model = UNet(n_classes=3, channels=1, nf=4, ch_mult=(1, 2), num_blocks=1, remat=True)
     params, loss = adapted(initial_denoiser(model, 8), make_per_example_loss(model, EDM(), 3, 2))
     assert_agrees(loss, params, {"image": images(8, 1), "label": jnp.arange(M)})
