@@ -161,15 +161,16 @@ def clip(gradient: Any, mask: jax.Array, clip_norm: float) -> tuple[Any, jax.Arr
     """
     leaves, structure = jax.tree.flatten(gradient)
     # Everything is divided by a power of two near the largest entry, which is exact: no square overflows, and none that
-    # matters underflows. The barriers keep compilers from computing such numbers anew beside each of their many uses.
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]))
-    scale = jax.lax.optimization_barrier(_power_of_two_below(largest))
-    squares = [_sum_in_blocks((leaf / scale) ** 2) for leaf in leaves]
-    scaled_norm = jnp.sqrt(_sum_in_blocks(jnp.stack(squares)))
+    # matters underflows. The sorts keep XLA's CPU backend from fusing the numbers of all leaves into the scaling of
+    # each, which would make compile time grow with the square of their number. An infinity or a NaN comes last.
+    largest = jax.lax.sort(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]))[-1]
+    scale = _power_of_two_below(largest)
+    squares = jax.lax.sort(jnp.stack([_sum_in_blocks((leaf / scale) ** 2) for leaf in leaves]))
+    scaled_norm = jnp.sqrt(_sum_in_blocks(squares))
     finite = jnp.isfinite(largest) & jnp.isfinite(scaled_norm)
     tiny = jnp.finfo(jnp.float32).tiny
     factor = jnp.minimum(scale, clip_norm * (1 - ETA) / jnp.maximum(scaled_norm, tiny))
-    keep, factor = jax.lax.optimization_barrier((mask & finite, factor))
+    keep = mask & finite
     # Dropped by `where` before any product: 0 * NaN is NaN.
     clipped = [jnp.where(keep, leaf, 0.0) / scale * jnp.where(keep, factor, 0.0) for leaf in leaves]
     norm = jnp.where(finite, jnp.minimum(scaled_norm * scale, jnp.finfo(jnp.float32).max), jnp.nan)

@@ -1,10 +1,10 @@
-import types
-
+import jax
 import numpy as np
 import pytest
 from pipelines import tiny_config
 
 from privimage_jax.stages.context import Context
+from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
 
 
@@ -12,7 +12,7 @@ from privimage_jax.workdir import Workdir
 def context(tmp_path):
     config = tiny_config(tmp_path)
     config.data.cache = config.public.cache = False
-    return Context(config, Workdir(tmp_path / "run"), types.SimpleNamespace(size=1))
+    return Context(config, Workdir(tmp_path / "run"), make_mesh(jax.devices()[:1]))
 
 
 def test_declared_classes_are_not(context, capsys):
