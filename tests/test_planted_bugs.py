@@ -276,14 +276,12 @@ def a_weight_seen_once(patch):
 
 
 def rows_mixed_inside_a_flat_rule(patch):
-    """A sum over an example's rows that is one over the rows of all examples."""
+    """A sum over one example's values to which every example adds."""
 
     def mixing(equation, inputs, batch):
-        result = flat_rules.by_vmap(equation, inputs, batch)[0]
-        if 0 not in equation.params["axes"]:
-            return result
-        mixed = jnp.broadcast_to(jnp.sum(result.stacked, axis=0), result.stacked.shape)
-        return flat_rules.PerExample(batch.size, stacked=mixed)
+        [own] = flat_rules.by_vmap(equation, inputs, batch)
+        everyone = jnp.broadcast_to(jnp.sum(own.stacked, axis=0), own.stacked.shape)
+        return flat_rules.PerExample(batch.size, stacked=everyone)
 
     patch.setitem(flat_rules.RULES, "reduce_sum", mixing)
 
