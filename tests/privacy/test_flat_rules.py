@@ -200,7 +200,7 @@ def test_elementwise_primitives_are_elementwise():
         np.testing.assert_allclose(got, jax.jit(function)(rows), rtol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_agrees_with_vmap_on_random_reductions_and_shapes(data):
     shape = tuple(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
