@@ -43,12 +43,13 @@ PRECISIONS = {  # of matrix products with float32 operands; those of bfloat16 op
 # - scaling by powers of two is exact, and a square that underflows is below 2**-126 of the largest: nothing, even for
 #   2**32 of them;
 # - each square is off by u, and a sum of at most _BLOCK non-negative terms by (_BLOCK - 1) u, whatever the order in
-#   which the compiler adds them. A leaf is summed over groups of its axes; two neighbours hold more than _BLOCK values
-#   together, so that 2**32 values make at most 9 groups, and 2**16 leaves 2 more;
-# - so the squared norm is off by 11 _BLOCK u = 1.7e-4, and the norm by half of that, 8.4e-5;
+#   which the compiler adds them. A leaf is summed over one group of its axes after the other. A group of s values,
+#   2 <= s <= 256, costs less than s u <= 32 log2(s) u, so that 2**32 values (with what fills them up) cost 4 _BLOCK u
+#   together, however they are grouped, and 2**16 leaves 2 _BLOCK u more;
+# - so the squared norm is off by 6 _BLOCK u = 9.2e-5, and the norm by half of that, 4.6e-5;
 # - root, quotient, the rounded constant, the product and a value's own scaling add a few u each, at most 16 u = 1e-6.
 #
-# Together 8.5e-5: less than ETA.
+# Together 4.7e-5: less than ETA, by a factor of two.
 ETA = 1e-4
 _BLOCK = 256
 

@@ -196,6 +196,14 @@ def test_unknown_settings_are_named():
         clipped_grad(linear_loss, 0.0)
 
 
+def test_sums_over_groups_of_axes_stay_within_the_documented_error():
+    rng = np.random.default_rng(6)
+    for shape in ((3, 3, 64, 64), (300, 7), (257, 2, 300), (1, 5, 1, 4099), (2, 2, 2, 2, 2, 2, 2, 2, 2, 2), ()):
+        values = np.exp(rng.normal(size=shape) * 4).astype(np.float32) ** 2
+        got = float(jax.jit(clipping._sum_in_blocks)(values))
+        assert got == pytest.approx(np.sum(values.astype(np.float64)), rel=ETA)
+
+
 def test_block_sums_stay_within_the_documented_error():
     rng = np.random.default_rng(5)
     for size in (1, 255, 256, 257, 65_536, 65_537, 1_000_003):
