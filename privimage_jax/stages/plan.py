@@ -164,7 +164,7 @@ def code_version(config: ConfigDict) -> str:
         *sorted(root.glob("privacy/*.py")),
         *sorted(root.glob("models/*.py")),
         *(root / f"stages/{name}.py" for name in ("query", "class_histogram", "noisy_counts", "finetune", "generator")),
-        *(root / f"training/{name}.py" for name in ("state", "lora", "loop", "mesh")),
+        *(root / f"training/{name}.py" for name in ("state", "lora", "loop", "mesh", "precision", "residency")),
         root / "metrics/features.py",
         root / "diffusion.py",
         root / "augment.py",

@@ -30,7 +30,7 @@ def reads(config) -> tuple[str, ...]:
 
 def settings(config) -> dict[str, Any]:
     """What of the config decides this stage's result."""
-    return configs.section(config, "query", "privacy", "data")
+    return configs.section(config, "precision", "query", "privacy", "data")
 
 
 def run(context: Context) -> None:
