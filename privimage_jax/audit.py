@@ -40,7 +40,7 @@ from privimage_jax.models import registry
 from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, records, sampling
 from privimage_jax.stages import finetune, generator
 from privimage_jax.training import loop, memory
-from privimage_jax.training.mesh import make_mesh, place, replicated
+from privimage_jax.training.mesh import make_mesh, place, platform, replicated
 from privimage_jax.training.precision import resolve
 from privimage_jax.training.state import init_state, make_update
 from privimage_jax.training.writers import progress
@@ -114,7 +114,7 @@ def audit(config: ConfigDict, mesh: Mesh) -> Result:
       UserError: jax-privacy is missing, or the model cannot be built.
     """
     section, private = config.audit, config.privacy.fixed_seed < 0
-    config.precision = resolve(config.precision, mesh.devices.flat[0].platform)
+    config.precision = resolve(config.precision, platform(mesh))
     coins = np.random.default_rng(None if private else [config.privacy.fixed_seed, 1])
     key = chacha.new_key() if private else chacha.key_from_seed(f"{config.privacy.fixed_seed} audit")
     included = coins.integers(0, 2, 2 * section.canaries).astype(bool)

@@ -138,12 +138,17 @@ def run(
                 problem = _problem(config, model, params, shape, batch_size, noise_multiplicity, precision)
                 yield _measure(
                     problem,
-                    config.data.n or max(RECORDS, batch_size),
+                    records_of(config, batch_size),
                     counts,
                     repeats,
                     rate,
                     {"nonprivate", *(methods or METHODS)},
                 )
+
+
+def records_of(config: ConfigDict, batch_size: int) -> int:
+    """How many random images stand in for the set: the config's number, else `RECORDS`, and never less than a batch."""
+    return config.data.n or max(RECORDS, batch_size)
 
 
 def show(result: Result) -> None:
@@ -356,18 +361,13 @@ def _compile(function: Any, *inputs: Any) -> tuple[jax.stages.Compiled, float]:
 
 
 def _peak_bytes(program: jax.stages.Compiled) -> int | None:
-    """What a compiled program holds on a device: arguments, outputs and temporary values.
+    """`memory.program_bytes`.
 
     Raises:
       DoesNotFit: that is more than the device has.
     """
-    usage = program.memory_analysis()
-    if usage is None:
-        return None
-    # A donated argument and the output that takes its place are the same memory.
-    held = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
-    total, limit = held + usage.temp_size_in_bytes, memory.device_bytes()
-    if total > limit:
+    total, limit = memory.program_bytes(program), memory.device_bytes()
+    if total is not None and total > limit:
         raise DoesNotFit(f"it needs {total / 1e9:.1f} GB of the device's {limit / 1e9:.1f} GB")
     return total
 

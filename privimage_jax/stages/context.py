@@ -15,7 +15,7 @@ from privimage_jax import data
 from privimage_jax.data import Dataset
 from privimage_jax.errors import UserError
 from privimage_jax.stages.plan import Plan, make_plan
-from privimage_jax.training.mesh import make_mesh
+from privimage_jax.training.mesh import make_mesh, platform
 from privimage_jax.training.precision import resolve
 from privimage_jax.training.writers import headline, progress
 from privimage_jax.workdir import Workdir, make_dir
@@ -29,7 +29,7 @@ class Context:
         self.workdir = workdir
         self.mesh = make_mesh() if mesh is None else mesh
         # What "auto" means here is part of the settings from now on: a run does not go on in another number format.
-        config.precision = resolve(config.precision, self.mesh.devices.flat[0].platform)
+        config.precision = resolve(config.precision, platform(self.mesh))
         self.fingerprints: dict[str, str] = {}  # of each enabled stage, set by the pipeline
         self.microbatch = 0  # examples whose gradients a device holds at once, set by the pipeline
 

@@ -12,6 +12,7 @@ from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.targets import hlo
 from privimage_jax.targets.machine import Machine
 from privimage_jax.targets.programs import Program
+from privimage_jax.training import memory
 
 # Autotuning runs kernels on a GPU, and there is none.
 _OPTIONS = {"gpu": {"xla_gpu_autotune_level": 0}, "tpu": None}
@@ -64,7 +65,7 @@ def estimate(program: Program, mesh: Mesh, machine: Machine) -> Estimate:
             raise UserError(_refusal(program, machine, error)) from error
         needed, seconds = _needed(str(error)), time.perf_counter() - begin
         return Estimate(needed, True, None, None, None, None, None, None, flops, seconds)
-    return read(compiled.as_text(), _peak(compiled), program.rounds, flops, time.perf_counter() - begin)
+    return read(compiled.as_text(), memory.program_bytes(compiled), program.rounds, flops, time.perf_counter() - begin)
 
 
 def read(text: str, peak: int | None, rounds: tuple[float, ...], flops: float, seconds: float) -> Estimate:
@@ -99,15 +100,6 @@ def seconds(found: Estimate, machine: Machine, precision: str) -> float | None:
         return None
     by_flops = found.model_flops / machine.devices / machine.peaks[precision]
     return max(by_flops, found.bytes_moved / machine.bandwidth)
-
-
-def _peak(compiled: jax.stages.Compiled) -> int | None:
-    usage = compiled.memory_analysis()
-    if usage is None:
-        return None
-    # A donated argument and the output that takes its place are the same memory.
-    held = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
-    return held + usage.temp_size_in_bytes
 
 
 def _needed(text: str) -> int | None:

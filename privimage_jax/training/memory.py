@@ -22,6 +22,16 @@ def device_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
+def program_bytes(program: jax.stages.Compiled) -> int | None:
+    """What a compiled program holds on a device: arguments, outputs and temporary values; None if it does not tell."""
+    usage = program.memory_analysis()
+    if usage is None:
+        return None
+    # A donated argument and the output that takes its place are the same memory.
+    held = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
+    return held + usage.temp_size_in_bytes
+
+
 def bytes_per_example(per_example_loss: Callable, params: Any, image_shape: tuple[int, ...]) -> int:
     """Memory that one more example in a microbatch takes; found by tracing alone.
 
