@@ -59,18 +59,18 @@ class Program:
     """
 
     name: str
-    method: str | None
     lower: Callable[[Mesh], jax.stages.Lowered]
     flops: Callable[[], float]
     rounds: tuple[float, ...]
     times: int
     precision: str
     asked: str
-    microbatch: int | None
     batch: int
-    divided: str
     remedy: str
     settings: dict[str, Any]
+    method: str | None = None
+    microbatch: int | None = None
+    divided: str = ""
 
     @property
     def title(self) -> str:
@@ -147,14 +147,12 @@ def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
 
     return Program(
         name=train_query.NAME,
-        method=None,
         lower=lower,
         flops=flops,
         rounds=(1,),
         times=recipe.steps,
         precision=_precision(config, config.query_net.kwargs),
         asked=config.precision,
-        microbatch=None,
         batch=size,
         divided="config.query_net.batch_size",
         remedy=_remedy(config, "public", facts.public_n, machine, "config.query_net.batch_size"),
@@ -179,16 +177,13 @@ def _query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
 
     return Program(
         name=query.NAME,
-        method=None,
         lower=lower,
         flops=flops,
         rounds=(),
         times=-(-facts.n // size),
         precision=_precision(config, config.query_net.kwargs),
         asked=config.precision,
-        microbatch=None,
         batch=size,
-        divided="",
         remedy="choose a smaller config.query_net.model",
         settings=_settings(config, facts, "query_net"),
     )
@@ -211,14 +206,12 @@ def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
 
     return Program(
         name=pretrain.NAME,
-        method=None,
         lower=lower,
         flops=flops,
         rounds=(1,),
         times=config.pretrain.steps,
         precision=_precision(config, config.model.kwargs),
         asked=config.precision,
-        microbatch=None,
         batch=size,
         divided="config.pretrain.batch_size",
         remedy=_remedy(config, "public", images, machine, "config.pretrain.batch_size"),
@@ -275,7 +268,6 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         asked=config.precision,
         microbatch=microbatch,
         batch=size,
-        divided="",
         remedy=_remedy(config, "data", facts.n, machine, "config.clipping.microbatch"),
         settings=_settings(config, facts, "finetune", "clipping", "model", "diffusion")
         | {"method": method, "microbatch": microbatch},
@@ -303,16 +295,13 @@ def _sample(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
 
     return Program(
         name=sample.NAME,
-        method=None,
         lower=lower,
         flops=flops,
         rounds=(),
         times=-(-section.n // section.batch_size),
         precision=_precision(config, config.model.kwargs),
         asked=config.precision,
-        microbatch=None,
         batch=size,
-        divided="",
         remedy="give a smaller config.sample.batch_size",
         settings=_settings(config, facts, "sample", "model", "diffusion"),
     )
