@@ -10,7 +10,7 @@ import pytest
 from audits import check_clipping, check_full_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import Tied
+from small_models import ReadByParent, Tied
 
 from privimage_jax.diffusion import EDM, batch_shapes, make_per_example_loss
 from privimage_jax.models.cnn import CNN
@@ -188,16 +188,6 @@ def test_a_model_that_mixes_a_batch_changes_nobody_elses_gradient(model):
             assert differs.tolist() == (np.arange(n) == victim).tolist()
 
 
-class ReadOutside(nn.Module):
-    """A layer's kernel that its parent uses as well."""
-
-    @nn.compact
-    def __call__(self, x):
-        conv = nn.Conv(3, (3, 3), name="conv")
-        h = conv(x)
-        return h * jnp.sum(conv.variables["params"]["kernel"] ** 2)
-
-
 class Repeated(nn.Module):
     """A layer called twice, a rematerialised block and a layer outside the zoo's kind."""
 
@@ -234,7 +224,7 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "module", [Tied(), ReadOutside(), Repeated(), Scanned(), Attention()], ids=lambda m: type(m).__name__
+    "module", [Tied(), ReadByParent(), Repeated(), Scanned(), Attention()], ids=lambda m: type(m).__name__
 )
 def test_agrees_with_vmap_on_hard_cases(module):
     x = random(M, 6, 6, 2)
