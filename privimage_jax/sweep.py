@@ -175,9 +175,9 @@ def _finish(one: Run, folder: Workdir, subsets: Subsets | None) -> Row:
     own = Workdir(folder.root / one.name)
     row: Row = workdir.jsonable({"run": one.name, **one.values})
     config = one.config.copy_and_resolve_references()
-    config.query_net.workdir = config.query_net.workdir or _trained_network(one, folder)
     try:
-        context = Context(config, own)
+        context = Context(config, own)  # which settles what "auto" stands for: settings of runs compare after that
+        config.query_net.workdir = config.query_net.workdir or _trained_network(config, own, folder)
         pipeline.run(context)
         results = {"status": "done", "epsilon": total_epsilon(open_ledger(own).entries), **_evaluation(own, config)}
         if subsets is not None:
@@ -199,11 +199,11 @@ def _reason(error: Exception) -> str:
     return f"the memory does not suffice ({detail}); give a smaller model, batch or config.clipping.microbatch."
 
 
-def _trained_network(one: Run, folder: Workdir) -> str:
+def _trained_network(config: ConfigDict, own: Workdir, folder: Workdir) -> str:
     """The workdir of another run whose query network this one may take over; "" if there is none, or no need."""
-    if Workdir(folder.root / one.name).done_mark(train_query.NAME):
+    if own.done_mark(train_query.NAME):
         return ""
-    wanted = _network(one.config)
+    wanted = _network(config)
     for path in sorted(folder.root.glob("*/config.json")):
         other, stored = Workdir(path.parent), workdir.read_record(path)
         mark = other.done_mark(train_query.NAME)
