@@ -257,11 +257,23 @@ def _convolution(equation: Any, inputs: list[Value], batch: Batch) -> PerExample
     if isinstance(kernel, Shared):
         if numbers.lhs_spec[0] != 0 or numbers.out_spec[0] != 0 or equation.params["batch_group_count"] != 1:
             return None
-        return _on_rows(equation, batch, x.merged, kernel.value)
+        return _with_kernel(equation, batch, x.merged, kernel.value)
     if isinstance(x, Shared) or not weight_gradients.is_one(equation.params):
         return None
     gradient = batch.convolution(x.merged, kernel.merged, batch.size, equation.params)
     return PerExample(batch.size, stacked=gradient)
+
+
+def _with_kernel(equation: Any, batch: Batch, rows: jax.Array, kernel: jax.Array) -> PerExample:
+    """A convolution whose kernel lies as [*window, I, O].
+
+    Differentiation leaves the kernel of an input gradient as [*window, O, I] and says so in the dimension numbers. For
+    these XLA's CPU back end has no fast code.
+    """
+    numbers = equation.params["dimension_numbers"]
+    outputs, inputs, *window = numbers.rhs_spec
+    numbers = numbers._replace(rhs_spec=(kernel.ndim - 1, kernel.ndim - 2, *range(kernel.ndim - 2)))
+    return _on_rows(equation, batch, rows, lax.transpose(kernel, (*window, inputs, outputs)), dimension_numbers=numbers)
 
 
 def _gather(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:

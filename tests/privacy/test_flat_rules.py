@@ -218,3 +218,16 @@ def test_agrees_with_vmap_on_random_reductions_and_shapes(data):
         got,
         jax.vmap(function, (None, 0))(SHARED, rows),
     )
+
+
+def test_kernels_of_input_gradients_lie_as_those_of_layers():
+    """XLA's CPU back end is several times slower for a kernel that lies in another order."""
+
+    def input_gradient(shared, x):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(convolved(x, shared["kernel"]))))(x)
+
+    traced = jax.make_jaxpr(flat_vmap(input_gradient, Batch()))(SHARED, examples())
+    convolutions = [each for each in traced.eqns if each.primitive.name == "conv_general_dilated"]
+    assert len(convolutions) == 2
+    for each in convolutions:
+        assert each.params["dimension_numbers"].rhs_spec == (3, 2, 0, 1)
