@@ -177,6 +177,9 @@ def get_config() -> ConfigDict:
     config.audit.batch_size = 1000  # expected size of a Poisson batch
     config.audit.steps = 20  # of DP-SGD
 
+    config.extra_stages = ()  # stages from elsewhere, each package.module:NAME of a privimage_jax.run.stage.Stage
+    config.extra = ConfigDict()  # their settings, under any names
+
     config.log = ConfigDict()
     config.log.every = 50  # steps between two lines of metrics
     config.log.sample_every = 500  # steps between two grids of samples; 0 = none
@@ -184,6 +187,6 @@ def get_config() -> ConfigDict:
     config.log.keep = 2  # checkpoints kept
 
     config.lock()
-    for kwargs in (config.model.kwargs, config.query_net.kwargs, config.evaluate.classifier_kwargs):
-        kwargs.unlock()  # a model's arguments are the model's business
+    for free in (config.model.kwargs, config.query_net.kwargs, config.evaluate.classifier_kwargs, config.extra):
+        free.unlock()  # what a model or stage from elsewhere takes is its own business
     return config

@@ -13,7 +13,7 @@ from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.report import comparison
 from privimage_jax.report.document import MARKED_BYTES, is_page
 from privimage_jax.report.gallery import shown_rows
-from privimage_jax.stages import evaluate, train_query
+from privimage_jax.run.stage import named
 from privimage_jax.workdir import Workdir
 
 DEFAULT = "comparison.html"
@@ -64,8 +64,8 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
     run.check()
     settings = export.finished_settings(run)
     evaluated = _evaluated_settings(run, settings)
-    network = run.done_mark(train_query.NAME)
-    synthetic = run.release / "synthetic.npz"
+    network = run.done_mark("train-query")
+    synthetic = named("sample").artefact(run)
     with reading.told(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
         images, labels = arrays.read("images"), arrays.read("labels")
         class_names = [str(each) for each in arrays.read("class_names")]
@@ -83,7 +83,7 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
         # A later command may have left another config.json: it gives only what no stage depends on, such as paths.
         settings=_object(run.config_json) | settings | evaluated,
         query_network=network["fingerprint"] if network else str(run.root),  # unknown, it may be like no other
-        results=_object(run.root / evaluate.OUTPUTS[0]) if evaluated else {},
+        results=_object(named("evaluate").artefact(run)) if evaluated else {},
         images=images[rows],
         labels=labels[rows],
         class_names=class_names,
@@ -96,8 +96,8 @@ def _evaluated_settings(run: Workdir, settings: dict[str, Any]) -> dict[str, Any
     A run evaluates before it reports. An evaluation older than the set has therefore lost its mark, or the report was
     made with evaluation off. One that was repeated with other settings of its own is still of this set.
     """
-    made_with = (run.done_mark(evaluate.NAME) or {}).get("settings")
-    there = isinstance(made_with, dict) and (run.root / evaluate.OUTPUTS[0]).exists()
+    made_with = (run.done_mark("evaluate") or {}).get("settings")
+    there = isinstance(made_with, dict) and (named("evaluate").artefact(run)).exists()
     if not there or not settings.get("evaluate.enabled"):
         return {}
     return {key: value for key, value in made_with.items() if key.startswith("evaluate.")}

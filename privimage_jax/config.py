@@ -34,7 +34,7 @@ INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
     "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
     "https://github.com/mseitzer/pytorch-fid"
 )
-FREE_SECTIONS = ("model.kwargs.", "query_net.kwargs.", "evaluate.classifier_kwargs.")
+FREE_SECTIONS = ("extra.", "model.kwargs.", "query_net.kwargs.", "evaluate.classifier_kwargs.")
 TYPES = {
     bool: "True or False",
     int: "a whole number",

@@ -24,15 +24,16 @@ from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.privacy.verification import verify
 from privimage_jax.rounding import plain_up
-from privimage_jax.stages import choose_sampler, finetune, pretrain, report, sample
-from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.run.stage import named
+from privimage_jax.stages import sample
 from privimage_jax.training.writers import encode_png
 from privimage_jax.workdir import Workdir, atomic_dir, atomic_write_bytes, remove
 
 DATASHEET = "README.md"
 SPLIT = "train"  # the only one of the TFDS set
 _SHARD = f"synthetic-{SPLIT}.array_record-00000-of-00001"
-_MADE_BY = (pretrain, finetune, sample)  # what a run always does
+_MADE_BY = ("pretrain", "finetune", "sample")  # what a run always does
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip entry can have, in place of a clock's
 
 
@@ -102,7 +103,7 @@ def read(workdir: Workdir) -> Release:
     Raises:
       UserError: if something is missing, damaged, older than what it describes, or does not verify.
     """
-    path, settings = workdir.release / "synthetic.npz", finished_settings(workdir)
+    path, settings = named("sample").artefact(workdir), finished_settings(workdir)
     ledger = open_ledger(workdir)
     verify(ledger, finished=True)
     remedy = "delete it, and `privimage run` makes it again"
@@ -111,7 +112,7 @@ def read(workdir: Workdir) -> Release:
         if len(shape) != 4 or shape[-1] not in (1, 3) or names.dtype.kind != "U" or names.ndim != 1:
             raise reading.Unreadable("does not hold images [N, H, W, C] and the names of classes")
     if settings.get("sampler_choice.enabled"):
-        choice = workdir.root / choose_sampler.OUTPUTS[0]
+        choice = named("choose-sampler").artefact(workdir)
         with reading.told(choice, "restore it from a copy"):
             chosen = reading.read_json(choice)
             settings = settings | {f"sample.{chosen['setting']}": chosen["chosen"]}
@@ -127,9 +128,9 @@ def finished_settings(workdir: Workdir) -> dict[str, Any]:
     Raises:
       UserError: if something is missing or older than what it describes.
     """
-    path = workdir.release / "synthetic.npz"
-    marks = {stage: (workdir.done_mark(stage.NAME) or {}).get("settings") for stage in (*_MADE_BY, report)}
-    settings = marks[report]
+    path = named("sample").artefact(workdir)
+    marks = {name: (workdir.done_mark(name) or {}).get("settings") for name in (*_MADE_BY, "report")}
+    settings = marks["report"]
     if not path.exists() or not all(isinstance(mark, dict) for mark in marks.values()):
         raise UserError(f"{workdir.root} holds no finished run; finish it with `privimage run`.")
     if any(settings[key] != value for mark in marks.values() for key, value in mark.items() if key in settings):

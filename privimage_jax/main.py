@@ -25,12 +25,13 @@ from ml_collections import config_flags
 from privimage_jax import combinations, distributed, preemption, processes
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError, printable
+from privimage_jax.run.stage import STAGES
 from privimage_jax.targets import topologies
 
-USAGE = """usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
+USAGE = f"""usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
   run          everything that is missing, from images to release/
-  train-query | query | class-histogram | select | pretrain | finetune | choose-sampler | sample | evaluate | report
+  {" | ".join(stage.name for stage in STAGES)}
                the same, up to and including that stage
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
   report       with PATHs in place of --config: finished workdirs side by side, in one page that is not private:
@@ -62,19 +63,6 @@ Every setting is in configs/base.py.
 Several processes, one command each: add --coordinator=HOST:PORT --num_processes=N --process_id=I (or the variables
 PRIVIMAGE_COORDINATOR, PRIVIMAGE_NUM_PROCESSES, PRIVIMAGE_PROCESS_ID), or --coordinator=auto inside SLURM, GKE or a TPU
 pod; --start_timeout=SECONDS for how long they wait for each other. launch/ has scripts that do so."""
-
-STAGE_COMMANDS = (
-    "train-query",
-    "query",
-    "class-histogram",
-    "select",
-    "pretrain",
-    "finetune",
-    "choose-sampler",
-    "sample",
-    "evaluate",
-    "report",
-)
 
 XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs
@@ -287,9 +275,9 @@ def _run(last: str | None) -> Callable[[list[str]], None]:
             workdir = Workdir(values.workdir)
             _set_up_jax(workdir.internal / "compilation_cache", place)
             from privimage_jax import pipeline
-            from privimage_jax.stages.context import Context
+            from privimage_jax.run.inputs import make_inputs
 
-            pipeline.run(Context(config, workdir), last)
+            pipeline.run(make_inputs(config, workdir), last)
             distributed.stop()
 
     return command
@@ -301,7 +289,7 @@ def _budget(arguments: list[str]) -> None:
     if not n:
         raise UserError("config.data.n is 0; give the number of sensitive training images, as --config.data.n=60000.")
     _set_up_jax()
-    from privimage_jax.stages.plan import describe, make_plan
+    from privimage_jax.run.plan import describe, make_plan
 
     print(describe(make_plan(config, n)))
 
@@ -540,7 +528,7 @@ def _check_writable(name: str, path: str) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": _run(None),
-    **{name: _run(name) for name in STAGE_COMMANDS},
+    **{stage.name: _run(stage.name) for stage in STAGES},
     "report": _report,
     "budget": _budget,
     "ledger": _ledger,

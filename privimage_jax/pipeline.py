@@ -2,75 +2,43 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax import processes, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
-from privimage_jax.stages import (
-    choose_sampler,
-    class_histogram,
-    evaluate,
-    finetune,
-    generator,
-    pretrain,
-    query,
-    report,
-    sample,
-    selection,
-    train_query,
-    utility,
-)
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import open_ledger, terms
-from privimage_jax.stages.plan import code_version
+from privimage_jax.run.code_version import code_version
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.mechanism import open_ledger, terms
+from privimage_jax.run.stage import Stage, all_stages, enabled_stages
+from privimage_jax.stages import choose_sampler, evaluate, finetune, generator, train_query, utility
 from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
 
-STAGES: tuple[ModuleType, ...] = (
-    train_query,
-    query,
-    class_histogram,
-    selection,
-    pretrain,
-    finetune,
-    choose_sampler,
-    sample,
-    evaluate,
-    report,
-)
 
-
-def enabled_stages(config: ConfigDict) -> list[ModuleType]:
-    """The stages that this config runs, in order; a stage without a say in it always runs."""
-    return [stage for stage in STAGES if not hasattr(stage, "enabled") or stage.enabled(config)]
-
-
-def fingerprints(context: Context) -> dict[str, str]:
+def fingerprints(inputs: Inputs) -> dict[str, str]:
     """Stage -> SHA-256 over its part of the config, the fingerprints of what it reads, and the data's digests."""
-    config = context.config
+    config = inputs.config
     result: dict[str, str] = {}
     for stage in enabled_stages(config):
         covered = {
             "settings": stage.settings(config),
             "reads": {name: result[name] for name in stage.reads(config) if name in result},
-            "classes": None if stage is train_query else context.sensitive.class_names,
-            "public": context.public.digest() if stage in (train_query, selection) else None,
-            "sensitive": context.sensitive.digest() if stage is evaluate or hasattr(stage, "MECHANISM") else None,
-            "held_out": context.held_out.digest() if stage is evaluate else None,
+            "classes": inputs.sensitive.class_names if stage.sees("classes") else None,
+            "public": inputs.public.digest() if stage.sees("public") else None,
+            "sensitive": inputs.sensitive.digest() if stage.sees("sensitive") else None,
+            "held_out": inputs.held_out.digest() if stage.sees("held_out") else None,
         }
-        result[stage.NAME] = workdir.fingerprint(covered)
+        result[stage.name] = workdir.fingerprint(covered)
     return result
 
 
-def run(context: Context, last: str | None = None) -> None:
+def run(inputs: Inputs, last: str | None = None) -> None:
     """Runs every enabled stage up to `last` (default: all) that is missing or stale, under the workdir's lock.
 
     All data are read and checked before the first stage. A stage whose budget is spent never runs on other inputs.
@@ -79,55 +47,57 @@ def run(context: Context, last: str | None = None) -> None:
       UserError: for wrong data, a stage that the config does not enable, or a change in or upstream of a stage that
         has spent.
     """
-    stages = enabled_stages(context.config)
-    names = [stage.NAME for stage in stages]
+    stages = enabled_stages(inputs.config)
+    names = [stage.name for stage in stages]
     if last is not None and last not in names:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
-    _compare_processes(context)
-    context.workdir.create()
-    with context.workdir.lock():
-        context.check_data(needs_public=train_query in stages or selection in stages)
-        _ = context.plan  # an impossible budget is an error before anything runs
-        _check_models(context, stages)
-        prints = context.fingerprints = fingerprints(context)
+    _compare_processes(inputs)
+    inputs.workdir.create()
+    with inputs.workdir.lock():
+        inputs.data.check(needs_public=any(stage.sees("public") for stage in stages))
+        _ = inputs.plan  # an impossible budget is an error before anything runs
+        microbatch = check_models(inputs)
+        prints = fingerprints(inputs)
         processes.current().meet("data", {f"the data or settings of the stage {name}": prints[name] for name in prints})
-        _refuse_changed_spending(context, stages, prints)
-        open_ledger(context.workdir).check_terms(terms(context))
-        _write_config(context)
+        _refuse_changed_spending(inputs, stages, prints)
+        open_ledger(inputs.workdir).check_terms(terms(inputs))
+        workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
-            _run_stage(context, stage, prints[stage.NAME])
+            _run_stage(inputs.of(stage, prints[stage.name], microbatch))
 
 
-def _compare_processes(context: Context) -> None:
+def _compare_processes(inputs: Inputs) -> None:
     """Refuses processes that were started with other settings, code or folders, before any of them writes."""
-    facts = {f"config.{key}": repr(value) for key, value in configs.flatten(context.config)}
-    facts["--workdir"] = str(context.workdir.root)
-    facts["the version of privimage_jax or a library"] = code_version(context.config)
+    facts = {f"config.{key}": repr(value) for key, value in configs.flatten(inputs.config)}
+    facts["--workdir"] = str(inputs.workdir.root)
+    facts["the version of privimage_jax or a library"] = code_version(inputs.config)
     processes.current().meet("the start", facts)
 
 
-def _check_models(context: Context, stages: list[ModuleType]) -> None:
+def check_models(inputs: Inputs) -> int:
     """Builds every model without computing anything, so that what is wrong with one is told before budget is spent.
 
-    It chooses the microbatch on the way.
+    Returns:
+      The microbatch of fine-tuning, which the memory of the smallest device allows; 0 where nothing is fine-tuned.
     """
-    config, shape, n_classes = context.config, context.sensitive.image_shape, context.sensitive.n_classes
-    key = jax.random.key(0)
+    config, shape, n_classes = inputs.config, inputs.sensitive.image_shape, inputs.sensitive.n_classes
+    names = [stage.name for stage in enabled_stages(config)]
+    key, microbatch = jax.random.key(0), 0
     model = generator.build(config, n_classes)
     with named_failures("model.name", config.model.name):
         params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
-        if finetune in stages:
+        if finetune.STAGE.name in names:
             available = processes.current().least("memory of a device", memory.device_bytes())  # the smallest's
-            context.microbatch = finetune.choose_microbatch(config, model, params, context.mesh.size, available)
+            microbatch = finetune.choose_microbatch(config, model, params, inputs.mesh.size, available)
     finetune.part_params(config, params, key)
     classifiers = []
-    if train_query in stages:
-        network = train_query.build(config, context.public.n_classes)
+    if train_query.STAGE.name in names:
+        network = train_query.build(config, inputs.public.n_classes)
         classifiers.append(("query_net.model", config.query_net.model, network))
-    if choose_sampler in stages:
+    if choose_sampler.STAGE.name in names:
         name = config.sampler_choice.classifier
         classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
-    if evaluate in stages:
+    if evaluate.STAGE.name in names:
         evaluate.check_extractors(config, shape)
         classifiers += [
             ("evaluate.classifiers", name, utility.build_classifier(config, name, n_classes))
@@ -136,6 +106,7 @@ def _check_models(context: Context, stages: list[ModuleType]) -> None:
     for setting, name, classifier in classifiers:
         with named_failures(setting, name):
             jax.eval_shape(lambda key, model=classifier: registry.init_classifier(model, key, shape), key)
+    return microbatch
 
 
 @contextlib.contextmanager
@@ -152,77 +123,71 @@ def named_failures(setting: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def _run_stage(context: Context, stage: ModuleType, fingerprint: str) -> None:
-    mark = context.workdir.done_mark(stage.NAME)
-    missing = [name for name in stage.OUTPUTS if not (context.workdir.root / name).exists()]
-    if mark is not None and mark["fingerprint"] == fingerprint and not missing:
-        headline(stage.NAME, "skipped", "done before with the same settings")
+def _run_stage(inputs: Inputs) -> None:
+    stage, run = inputs.stage, inputs.workdir
+    mark = run.done_mark(stage.name)
+    missing = [name for name in stage.writes if not (run.root / name).exists()]
+    if mark is not None and mark["fingerprint"] == inputs.fingerprint and not missing:
+        headline(stage.name, "skipped", "done before with the same settings")
         return
     if mark is not None:
         reason = f"{missing[0]} is missing" if missing else "its settings or inputs changed"
-        headline(stage.NAME, "stale", f"{reason}; it runs again")
-        context.workdir.clear_mark(stage.NAME)
-    started = context.workdir.internal / stage.NAME / "started.json"
-    record = _record(context, stage, fingerprint)
-    if not _has_spent(context, stage) and workdir.read_record(started) != record:
+        headline(stage.name, "stale", f"{reason}; it runs again")
+        run.clear_mark(stage.name)
+    started = run.internal / stage.name / "started.json"
+    record = {
+        "fingerprint": inputs.fingerprint,
+        "settings": workdir.jsonable(stage.settings(inputs.config)),
+    }
+    if not _has_spent(inputs, stage) and workdir.read_record(started) != record:
         workdir.remove(started.parent)  # what an earlier run with other settings left half done
-    context.folder(stage.NAME)
+    inputs.folder(stage.name)
     workdir.atomic_write_json(started, record)
-    headline(stage.NAME, "running")
+    headline(stage.name, "running")
     begin = time.monotonic()
-    # Measures are exact, whatever the networks are.
-    precision = "float32" if stage is evaluate else context.config.precision
+    precision = inputs.config.precision if stage.follows_precision else "float32"
     with jax.default_matmul_precision(PRECISIONS[precision]):
-        stage.run(context)
-    context.workdir.mark_done(stage.NAME, record)
-    headline(stage.NAME, "done", f"{time.monotonic() - begin:.1f} s")
+        stage.load().run(inputs)
+    run.mark_done(stage.name, record)
+    headline(stage.name, "done", f"{time.monotonic() - begin:.1f} s")
 
 
-def _record(context: Context, stage: ModuleType, fingerprint: str) -> dict[str, Any]:
-    settings = workdir.jsonable(stage.settings(context.config))
-    return {"fingerprint": fingerprint, "settings": settings}
-
-
-def _refuse_changed_spending(context: Context, stages: list[ModuleType], prints: dict[str, str]) -> None:
+def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Mapping[str, str]) -> None:
     """Refuses a change in or upstream of a stage that has spent: equal noise on other inputs would subtract."""
-    for stage in STAGES:
-        if not _has_spent(context, stage):
+    for stage in all_stages(inputs.config):
+        if not _has_spent(inputs, stage):
             continue
-        started = context.workdir.internal / stage.NAME / "started.json"
+        started = inputs.workdir.internal / stage.name / "started.json"
         record = workdir.read_record(started)
         if not {"fingerprint", "settings"} <= record.keys():
             raise UserError(
-                f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME}, but the record of its "
+                f"{inputs.workdir.root} has spent privacy budget in the stage {stage.name}, but the record of its "
                 f"inputs {started} is missing or damaged; restore it, or choose a new --workdir."
             )
-        if prints.get(stage.NAME) != record["fingerprint"]:
+        if prints.get(stage.name) != record["fingerprint"]:
             raise UserError(
-                f"{context.workdir.root} has spent privacy budget in the stage {stage.NAME}, "
-                f"{_difference(context, stage, record, stages)}; restore that, or choose a new --workdir."
+                f"{inputs.workdir.root} has spent privacy budget in the stage {stage.name}, "
+                f"{_difference(inputs, stage, record, stages)}; restore that, or choose a new --workdir."
             )
 
 
-def _has_spent(context: Context, stage: ModuleType) -> bool:
-    if not hasattr(stage, "MECHANISM"):
+def _has_spent(inputs: Inputs, stage: Stage) -> bool:
+    if stage.mechanism is None:
         return False  # without reading the ledger
-    return any(line.get("mechanism") == stage.MECHANISM for line in open_ledger(context.workdir).entries)
+    return any(line.get("mechanism") == stage.mechanism.name for line in open_ledger(inputs.workdir).entries)
 
 
-def _difference(context: Context, stage: ModuleType, record: dict, stages: list[ModuleType]) -> str:
+def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages: Sequence[Stage]) -> str:
     """Names what changed since: settings of this stage or of one before it, or the data."""
     if stage not in stages:
         return "which this config does not run"
     for earlier in stages[: stages.index(stage) + 1]:
-        started = context.workdir.internal / earlier.NAME / "started.json"
+        started = inputs.workdir.internal / earlier.name / "started.json"
         before = (record if earlier is stage else workdir.read_record(started)).get("settings")
         if not isinstance(before, dict):
             continue
-        now = workdir.jsonable(earlier.settings(context.config))
+        now = workdir.jsonable(earlier.settings(inputs.config))
         for key in sorted({*now, *before}):
             if now.get(key) != before.get(key):
                 return f"with config.{key}={before.get(key)!r}, which is now {now.get(key)!r}"
     return "with other data or stages"
-
-
-def _write_config(context: Context) -> None:
-    workdir.atomic_write_json(context.workdir.config_json, dict(configs.flatten(context.config)))

@@ -24,9 +24,9 @@ from privimage_jax.errors import UserError, printable
 from privimage_jax.ledgers import DIGITS, describe_joint, void_note
 from privimage_jax.privacy.ledger import spent, total_epsilon
 from privimage_jax.rounding import plain_up
-from privimage_jax.stages import train_query
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.run.stage import named
 from privimage_jax.sweep_plots import plot, png
 from privimage_jax.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
 from privimage_jax.training.writers import headline
@@ -174,14 +174,14 @@ def _finish(one: Run, folder: Workdir, subsets: Subsets | None) -> Row:
     """Completes one run and returns its row."""
     own = Workdir(folder.root / one.name)
     row: Row = workdir.jsonable({"run": one.name, **one.values})
-    config = one.config.copy_and_resolve_references()
     try:
-        context = Context(config, own)  # which settles what "auto" stands for: settings of runs compare after that
+        config = make_inputs(one.config, own).config  # with every "auto" resolved: only such settings compare
         config.query_net.workdir = config.query_net.workdir or _trained_network(config, own, folder)
-        pipeline.run(context)
+        inputs = make_inputs(config, own)
+        pipeline.run(inputs)
         results = {"status": "done", "epsilon": total_epsilon(open_ledger(own).entries), **_evaluation(own, config)}
         if subsets is not None:
-            results |= subsets.compare(context)
+            results |= subsets.compare(inputs)
     except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
         reason = _reason(error)
         headline("sweep", "failed", f"{one.name}: {reason}")
@@ -201,12 +201,12 @@ def _reason(error: Exception) -> str:
 
 def _trained_network(config: ConfigDict, own: Workdir, folder: Workdir) -> str:
     """The workdir of another run whose query network this one may take over; "" if there is none, or no need."""
-    if own.done_mark(train_query.NAME):
+    if own.done_mark("train-query"):
         return ""
     wanted = _network(config)
     for path in sorted(folder.root.glob("*/config.json")):
         other, stored = Workdir(path.parent), workdir.read_record(path)
-        mark = other.done_mark(train_query.NAME)
+        mark = other.done_mark("train-query")
         if mark and [mark.get("settings"), *map(stored.get, _PUBLIC_PLACES)] == wanted:
             return str(other.root)
     return ""
@@ -214,7 +214,9 @@ def _trained_network(config: ConfigDict, own: Workdir, folder: Workdir) -> str:
 
 def _network(config: ConfigDict) -> list[Any]:
     """What decides how the query network is trained: the stage's settings, and where the public images are."""
-    return workdir.jsonable([train_query.settings(config), *map(dict(configs.flatten(config)).get, _PUBLIC_PLACES)])
+    return workdir.jsonable(
+        [named("train-query").settings(config), *map(dict(configs.flatten(config)).get, _PUBLIC_PLACES)]
+    )
 
 
 def _evaluation(own: Workdir, config: ConfigDict) -> dict[str, float]:

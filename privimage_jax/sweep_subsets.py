@@ -17,8 +17,8 @@ from privimage_jax.metrics.fid import fid
 from privimage_jax.metrics.kid import mmd
 from privimage_jax.metrics.real_features import measured_rows
 from privimage_jax.metrics.sds import sds
+from privimage_jax.run.inputs import Inputs
 from privimage_jax.stages import query, selection, train_query
-from privimage_jax.stages.context import Context
 from privimage_jax.training.state import tree_digest
 
 MEASURES = ("subset_sds", "subset_fid", "subset_mmd")
@@ -31,23 +31,23 @@ class Subsets:
     def __init__(self):
         self._sensitive: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
-    def compare(self, context: Context) -> dict[str, float]:
+    def compare(self, inputs: Inputs) -> dict[str, float]:
         """The three measures of a finished run; none if it pre-trained on no public images.
 
         Raises:
           UserError: if an artefact is missing or damaged, or there are too few images.
         """
-        if not selection.enabled(context.config):
+        if not selection.STAGE.enabled(inputs.config):
             return {}
-        model, variables = train_query.load(context)
-        sensitive, most = context.sensitive, context.config.evaluate.max_images
+        model, variables = train_query.load(inputs)
+        sensitive, most = inputs.sensitive, inputs.config.evaluate.max_images
         identity = (tree_digest(variables), sensitive.digest(), str(most))
         if identity not in self._sensitive:
             self._sensitive = {
                 identity: _describe(model, variables, sensitive.images, sensitive.labels, sensitive.n_classes, most)
             }
         features, histogram = self._sensitive[identity]
-        images, labels = selection.load(context)
+        images, labels = selection.load(inputs)
         subset_features, subset_histogram = _describe(model, variables, images, labels, sensitive.n_classes, most)
         values = (
             sds(subset_histogram, histogram),

@@ -20,7 +20,8 @@ from jax.experimental import io_callback
 
 from privimage_jax.metrics import downstream, features
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
-from privimage_jax.stages import choose_sampler, class_histogram, finetune, noisy_counts, query
+from privimage_jax.run import noisy_counts
+from privimage_jax.stages import choose_sampler, class_histogram, finetune, query
 from privimage_jax.training import loop
 from privimage_jax.training.mesh import make_mesh
 

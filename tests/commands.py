@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 from privimage_jax import main
-from privimage_jax.stages import context
+from privimage_jax.run import inputs
 from privimage_jax.training.mesh import make_mesh
 
 TESTS = pathlib.Path(__file__).parent
@@ -44,7 +44,7 @@ def in_process(monkeypatch) -> None:
     """Lets `main` run in this process, on one device and with the tests' own jax set-up."""
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(main, "_set_up_jax", lambda *_: None)
-    monkeypatch.setattr(context, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(inputs, "make_mesh", lambda: mesh)
 
 
 def caller(capsys, monkeypatch) -> Callable[..., Result]:

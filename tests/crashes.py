@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from privimage_jax import workdir
 from privimage_jax.privacy.chacha import KEY_BYTES
 from privimage_jax.privacy.ledger import Ledger
-from privimage_jax.stages.plan import CLASS_HISTOGRAM, SAMPLER_CHOICE, SEMANTIC_QUERY
 from privimage_jax.training.checkpoint import is_intact
 
 NOISY_COUNTS = {  # where a mechanism's output appears first
-    SEMANTIC_QUERY: "internal/query/histogram.json",
-    CLASS_HISTOGRAM: "release/class_histogram.json",
-    SAMPLER_CHOICE: "release/sampler.json",
+    "semantic query": "internal/query/histogram.json",
+    "class histogram": "release/class_histogram.json",
+    "sampler choice": "release/sampler.json",
 }
 
 

@@ -30,7 +30,8 @@ from privimage_jax.privacy import verification
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.report import curves
 from privimage_jax.report.page import ReportInputs, render
-from privimage_jax.stages import generator, noisy_counts, plan, sample, selection
+from privimage_jax.run import noisy_counts, plan
+from privimage_jax.stages import generator, sample, selection
 from privimage_jax.training import checkpoint
 from privimage_jax.training.writers import MetricWriter
 from privimage_jax.workdir import Workdir

@@ -38,18 +38,19 @@ import tensorboardX  # noqa: E402, F401
 from crashes import Step, WriteLog, files_of, is_partial, problems  # noqa: E402
 from small_models import use_small_models  # noqa: E402
 
-from privimage_jax import pipeline, workdir  # noqa: E402
+from privimage_jax import workdir  # noqa: E402
 from privimage_jax.privacy import verification  # noqa: E402
 from privimage_jax.privacy.ledger import Ledger  # noqa: E402
-from privimage_jax.stages import context  # noqa: E402
-from privimage_jax.stages.plan import make_plan  # noqa: E402
+from privimage_jax.run import inputs  # noqa: E402
+from privimage_jax.run.plan import make_plan  # noqa: E402
+from privimage_jax.run.stage import STAGES, enabled_stages  # noqa: E402
 from privimage_jax.workdir import Workdir  # noqa: E402
 
 LONGEST_PAUSE = 0.5  # seconds between a durable step and the kill
 N = 60  # sensitive images of `pipelines.tiny_config`
 KILLED = -signal.SIGKILL  # the status of a run that was
 EVALUATION = "internal/evaluation.json"
-SPENDING = [stage.NAME for stage in pipeline.STAGES if hasattr(stage, "MECHANISM")]
+SPENDING = [stage.name for stage in STAGES if stage.mechanism]
 Observer = Callable[[str, pathlib.Path], None]
 
 
@@ -88,7 +89,7 @@ class Runs:
         self.root = folder / "killed"
         self._cache = folder / "cache"
         plan = make_plan(self.config, N)  # solved once, in place of once a run
-        context.make_plan = lambda config, n: plan
+        inputs.make_plan = lambda config, n: plan
         self.steps = self._record()
 
     def _start(self, root: pathlib.Path, observer: Observer) -> int:
@@ -159,8 +160,8 @@ class Runs:
 
     def stage(self) -> str:
         """The stage that a killed run was in: the first one that has no done mark."""
-        run, stages = Workdir(self.root), pipeline.enabled_stages(self.config)
-        return next((stage.NAME for stage in stages if run.done_mark(stage.NAME) is None), "the end")
+        run, stages = Workdir(self.root), enabled_stages(self.config)
+        return next((stage.name for stage in stages if run.done_mark(stage.name) is None), "the end")
 
     def differences(self, compared: Callable[[str], bool]) -> list[str]:
         """What of a finished run is not as in the undisturbed one, or should have gone."""

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax import pipeline
 from privimage_jax.configs import base
-from privimage_jax.stages.context import Context
+from privimage_jax.run.inputs import make_inputs
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
 
@@ -131,7 +131,7 @@ def tiny_config(folder: pathlib.Path):
 def run(config, workdir: pathlib.Path, last: str | None = None) -> Workdir:
     """Runs the pipeline in this process on one device and returns its workdir."""
     result = Workdir(workdir)
-    pipeline.run(Context(configs.check(config), result, make_mesh(jax.devices()[:1])), last)
+    pipeline.run(make_inputs(configs.check(config), result, make_mesh(jax.devices()[:1])), last)
     return result
 
 

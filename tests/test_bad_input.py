@@ -347,7 +347,7 @@ def test_a_disk_that_is_full_again_and_again(run, finished, tmp_path):
         before = release_bytes(workdir)
         with full_disk(stage, size):
             run().refuses("cannot write", culprit, "the file would be larger than this disk or account allows")
-        assert workdir.done_mark(stage.NAME) is None
+        assert workdir.done_mark(stage.STAGE.name) is None
         for name, content in before.items():
             assert release_bytes(workdir)[name].startswith(content), (culprit, name)
     run().succeeds()

@@ -18,7 +18,8 @@ from privimage_jax import config as configs
 from privimage_jax import pipeline, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
-from privimage_jax.stages import finetune, generator, mechanism, query, train_query
+from privimage_jax.run import mechanism
+from privimage_jax.stages import finetune, generator, query, train_query
 from privimage_jax.training import loop
 from privimage_jax.training.state import tree_digest
 from privimage_jax.workdir import Workdir

@@ -19,7 +19,7 @@ from pipelines import release_bytes, run, tiny_config
 from privimage_jax import config as configs
 from privimage_jax import distributed, pipeline
 from privimage_jax.errors import UserError
-from privimage_jax.stages.context import Context
+from privimage_jax.run.inputs import make_inputs
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
@@ -173,7 +173,7 @@ def test_a_killed_process_ends_the_others(folder, tmp_path):
 def finetuned(config, root: pathlib.Path, n_devices: int) -> dict[str, np.ndarray]:
     """The released parameters of a run on some of this process's simulated devices."""
     workdir = Workdir(root)
-    pipeline.run(Context(configs.check(config), workdir, make_mesh(jax.devices()[:n_devices])), "finetune")
+    pipeline.run(make_inputs(configs.check(config), workdir, make_mesh(jax.devices()[:n_devices])), "finetune")
     return released(workdir)
 
 

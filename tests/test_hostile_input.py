@@ -27,7 +27,8 @@ from privimage_jax.data.sources.base import Settings
 from privimage_jax.data.transforms import decode_image, fit
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import Ledger, spent
-from privimage_jax.stages import generator, noisy_counts, sample, selection
+from privimage_jax.run import noisy_counts
+from privimage_jax.stages import generator, sample, selection
 from privimage_jax.training import checkpoint
 from privimage_jax.workdir import Workdir
 

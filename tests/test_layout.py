@@ -21,6 +21,7 @@ LAYERS = (
     ("training",),
     ("metrics",),
     ("report",),
+    ("run",),
     ("stages",),
     ("pipeline",),
     ("ledgers", "export"),

@@ -15,9 +15,11 @@ from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.privacy import noise
 from privimage_jax.report import measures
-from privimage_jax.stages import finetune, pretrain, publication, train_query
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.run import publication
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.mechanism import Mechanism
+from privimage_jax.run.stage import STAGES
+from privimage_jax.stages import finetune, pretrain, train_query
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
 from privimage_jax.workdir import Workdir
@@ -34,9 +36,9 @@ def recorded(tmp_path_factory):
     folder, publishing, written = tmp_path_factory.mktemp("finished"), [], []
     original = publication.publish
 
-    def publish(context, name, write):
+    def publish(inputs, name, write):
         publishing.append(name)
-        original(context, name, write)
+        original(inputs, name, write)
         publishing.remove(name)
 
     def observe(step, path):
@@ -73,13 +75,13 @@ def test_the_release_is_written_by_one_function(recorded):
             assert path.relative_to(workdir.release).parts[0].strip(".").removesuffix(".partial") == name, path
 
 
-@pytest.mark.parametrize("name", publication.ARTEFACTS)
-def test_nothing_is_published_before_it_is_paid_for(tmp_path, name):
+@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in stage.published])
+def test_nothing_is_published_before_it_is_paid_for(tmp_path, stage, name):
     config = tiny_config(tmp_path)
     config.class_histogram.enabled = config.sampler_choice.enabled = True
-    context = Context(configs.check(config), Workdir(tmp_path / "run"))
+    inputs = make_inputs(configs.check(config), Workdir(tmp_path / "run")).of(stage)
     with pytest.raises(UserError, match=f"{name} would show the .*, of which .*ledger.jsonl has no line"):
-        publication.publish(context, name, lambda path: pytest.fail("written"))
+        publication.publish(inputs, name, lambda path: pytest.fail("written"))
 
 
 def test_every_artefact_is_there(finished):

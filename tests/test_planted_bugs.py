@@ -42,8 +42,9 @@ from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
 from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, records, sampling
-from privimage_jax.stages import choose_sampler, generator, mechanism, query, sample
-from privimage_jax.stages.context import Context
+from privimage_jax.run import mechanism
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.stages import choose_sampler, generator, query, sample
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
 
@@ -128,18 +129,18 @@ def query_sensitivity(folder):
 
 
 def choice_sensitivity(folder):
-    bound = choose_sampler.sensitivity(4)
+    bound = choose_sampler.margin_sensitivity(4)
     check_choice_sensitivity(choose_sampler.agreement, choose_sampler.margins, bound, n=20, candidates=4)
 
 
 def spent_before_use(folder):
     """The query stage, with a network that was never trained."""
-    context, trace = tiny_context(folder / "run", folder), Trace()
-    model = SmallClassifier(context.public.n_classes)
-    variables = registry.init_classifier(model, jax.random.key(0), context.sensitive.image_shape)
+    inputs, trace = tiny_inputs(folder / "run", folder), Trace()
+    model = SmallClassifier(inputs.public.n_classes)
+    variables = registry.init_classifier(model, jax.random.key(0), inputs.sensitive.image_shape)
     with recorded_draws(trace), pytest.MonkeyPatch.context() as patch:
         patch.setattr(query.train_query, "load", lambda _: (model, variables))
-        query.run(context)
+        query.run(inputs.of(query.STAGE))
     check_spent_before_use(trace)
 
 
@@ -151,24 +152,24 @@ def replay_of_sampling(folder):
         arrays = dict(np.load(write_npz(folder / "drawn.npz", 60, 3, seed=1)))
         arrays["train_labels"][0] = label
         np.savez(folder / name / "data.npz", **arrays)
-        context = tiny_context(folder / name / "run", folder / name)
-        context.config.selection.method, context.config.finetune.enabled = "random", False  # no mechanism to pay for
-        model = generator.build(context.config, context.sensitive.n_classes)
-        params = registry.init_denoiser(model, jax.random.key(0), context.sensitive.image_shape)
-        generator.write(context.workdir.release / "generator", params, {})
-        sample.run(context)
-        releases.append(release_bytes(context.workdir))
+        inputs = tiny_inputs(folder / name / "run", folder / name)
+        inputs.config.selection.method, inputs.config.finetune.enabled = "random", False  # no mechanism to pay for
+        model = generator.build(inputs.config, inputs.sensitive.n_classes)
+        params = registry.init_denoiser(model, jax.random.key(0), inputs.sensitive.image_shape)
+        generator.write(inputs.workdir.release / "generator", params, {})
+        sample.run(inputs.of(sample.STAGE))
+        releases.append(release_bytes(inputs.workdir))
     assert "synthetic.npz" in releases[0]
     check_releases_are_equal(*releases)
 
 
-def tiny_context(root, folder):
+def tiny_inputs(root, folder):
     config = use_small_models(tiny_config(folder))
     config.privacy.accountant = "rdp"
     config.sample.n, config.sample.steps = 60, 2  # as many as there are records: one label shows
-    context = Context(configs.check(config), Workdir(root), make_mesh(jax.devices()[:1]))
-    context.workdir.create()
-    return context
+    inputs = make_inputs(configs.check(config), Workdir(root), make_mesh(jax.devices()[:1]))
+    inputs.workdir.create()
+    return inputs
 
 
 # The mistakes: each takes pytest's monkeypatch and changes the real modules.
@@ -241,10 +242,10 @@ def leaves_share_their_noise(patch):
 def a_label_count_leaked_into_the_sampler(patch):
     run, make_labels = sample.run, sample.make_labels
 
-    def leaking(context):
-        counts = np.bincount(context.sensitive.labels, minlength=context.sensitive.n_classes)
+    def leaking(inputs):
+        counts = np.bincount(inputs.sensitive.labels, minlength=inputs.sensitive.n_classes)
         patch.setattr(sample, "make_labels", lambda n, classes, _: make_labels(n, classes, tuple(counts)))
-        run(context)
+        run(inputs)
 
     patch.setattr(sample, "run", leaking)
 
@@ -399,7 +400,7 @@ def every_class_weighs_the_same_in_the_choice(patch):
 
 def too_little_noise_in_the_choice(patch):
     """The sensitivity of a score in place of that of the margins."""
-    patch.setattr(choose_sampler, "sensitivity", lambda candidates: candidates**0.5)
+    patch.setattr(choose_sampler, "margin_sensitivity", lambda candidates: candidates**0.5)
 
 
 def a_ledger_line_after_use(patch):

@@ -13,7 +13,8 @@ import pytest
 from pipelines import release_bytes
 
 from privimage_jax import preemption
-from privimage_jax.stages import finetune, noisy_counts, sample
+from privimage_jax.run import noisy_counts
+from privimage_jax.stages import finetune, sample
 from privimage_jax.training import loop
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.writers import MetricWriter

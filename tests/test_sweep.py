@@ -19,8 +19,8 @@ from privimage_jax.combinations import name_runs
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.ledgers import describe_joint
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.sweep import CAUTION
 from privimage_jax.sweep_plots import plot
 from privimage_jax.sweep_subsets import MEASURES, Subsets, correlations
@@ -255,7 +255,7 @@ def test_the_sensitive_images_as_their_own_public_set(tmp_path):
     found = {}
     for method in ("semantic", "all"):
         config.selection.method = method
-        context = Context(configs.check(config), Workdir(tmp_path / method), make_mesh(jax.devices()[:1]))
+        context = make_inputs(configs.check(config), Workdir(tmp_path / method), make_mesh(jax.devices()[:1]))
         pipeline.run(context, "select")
         found[method] = Subsets().compare(context)
         config.query_net.workdir = str(tmp_path / method)

@@ -6,7 +6,7 @@ from a file of the user; `package.module:function` any other.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,15 @@ def load(name: str, inception_weights: str, image_shape: tuple[int, int, int]) -
     probes = np.random.default_rng(0).integers(0, 256, (_PROBES, *image_shape), np.uint8)
     features = extractor.outputs(probes, "random").features
     return dataclasses.replace(extractor, digest=workdir.fingerprint([_VERSION, name, features.tolist()]))
+
+
+def weights_digest(names: Sequence[str], inception_weights: str) -> dict[str, str]:
+    """`inception_sha256`, the digest of the weights for `inception`, where it is among the extractors; else {}.
+
+    Raises:
+      UserError: if the file cannot be read.
+    """
+    return {"inception_sha256": inception_sha256(inception_weights)} if INCEPTION in names else {}
 
 
 def inception_sha256(path: str) -> str:

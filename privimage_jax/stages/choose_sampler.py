@@ -22,76 +22,54 @@ import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.data import Dataset
 from privimage_jax.metrics.downstream import fit, quick
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.models import registry
-from privimage_jax.stages import class_histogram, finetune, generator, noisy_counts, publication
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.plan import SAMPLER_CHOICE
+from privimage_jax.run import noisy_counts, publication
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.stage import named
+from privimage_jax.stages import class_histogram, generator
 from privimage_jax.training.precision import activations
 from privimage_jax.training.state import tree_digest
 from privimage_jax.training.writers import progress
 
-NAME = "choose-sampler"
-OUTPUTS = ("release/sampler.json",)  # a missing one makes the stage stale
-MECHANISM = SAMPLER_CHOICE
+STAGE = named("choose-sampler")
 
 
-def enabled(config) -> bool:
-    """Off by default."""
-    return config.sampler_choice.enabled
-
-
-def reads(config) -> tuple[str, ...]:
-    """The stages whose artefacts this one reads."""
-    return (finetune.NAME, class_histogram.NAME)
-
-
-def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result."""
-    unused = (f"sample.{config.sampler_choice.setting}", "sample.n")
-    found = configs.section(
-        config, "precision", "seed", "sampler_choice", "privacy", "data", "sample", "model", "diffusion"
-    )
-    return {key: value for key, value in found.items() if key not in unused}
-
-
-def run(context: Context) -> None:
+def run(inputs: Inputs) -> None:
     """Writes `release/sampler.json`: the candidates, their noisy margins, and the chosen one.
 
     Raises:
       UserError: if the budget is spent and the output was lost, the inputs changed since the budget was spent, or the
         classifier mixes images.
     """
-    section = context.config.sampler_choice
-    bound = sensitivity(len(section.candidates))
+    section = inputs.config.sampler_choice
 
     def prepare():
-        params = generator.read_params(context.workdir.release / "generator", generator.shapes(context))
-        frequencies = class_histogram.frequencies(context)
-        inputs = {
+        params = generator.read_params(named("finetune").artefact(inputs.workdir), generator.shapes(inputs))
+        frequencies = class_histogram.frequencies(inputs)
+        determinants = {
             "generator": tree_digest(params),
             "class frequencies": workdir.fingerprint(frequencies),
-            "settings": workdir.fingerprint(settings(context.config)),
+            "settings": workdir.fingerprint(STAGE.settings(inputs.config)),
         }
-        labels = generator.make_labels(section.n, context.sensitive.n_classes, frequencies)
-        return inputs, lambda: margins(np.array([_score(context, params, labels, v) for v in section.candidates]))
+        labels = generator.make_labels(section.n, inputs.sensitive.n_classes, frequencies)
+        return determinants, lambda: margins(np.array([_score(inputs, params, labels, v) for v in section.candidates]))
 
     def save(noisy: np.ndarray) -> None:
         described = {
             "setting": section.setting,
             "candidates": list(section.candidates),
             "noisy_margins": noisy.tolist(),
-            "noise_std": noisy_counts.noise_std(context, MECHANISM, bound),
+            "noise_std": noisy_counts.noise_std(inputs, STAGE),
             "chosen": section.candidates[pick(noisy)],
         }
-        publication.publish_json(context, output.name, described)
+        publication.publish_json(inputs, output.name, described)
 
-    output = context.workdir.root / OUTPUTS[0]
-    noisy_counts.release(context, MECHANISM, NAME, output, bound, prepare, save)
+    output = STAGE.artefact(inputs.workdir)
+    noisy_counts.release(inputs, output, prepare, save)
 
 
 def margins(scores: np.ndarray) -> np.ndarray:
@@ -99,8 +77,13 @@ def margins(scores: np.ndarray) -> np.ndarray:
     return len(scores) * scores - scores.sum()
 
 
-def sensitivity(candidates: int) -> float:
-    """The L2 sensitivity of the margins of so many candidates: sqrt(m floor(m/2) ceil(m/2))."""
+def sensitivity(config: ConfigDict) -> float:
+    """The L2 sensitivity of the margins of the config's candidates."""
+    return margin_sensitivity(len(config.sampler_choice.candidates))
+
+
+def margin_sensitivity(candidates: int) -> float:
+    """The L2 sensitivity of the margins of m candidates: sqrt(m floor(m/2) ceil(m/2))."""
     return (candidates * (candidates // 2) * (-(-candidates // 2))) ** 0.5
 
 
@@ -128,16 +111,16 @@ def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
     return registry.build_classifier(name, n_classes, name_key=key, kwargs_key=key, dtype=dtype)
 
 
-def _score(context: Context, params: Any, labels: np.ndarray, value: Any) -> int:
+def _score(inputs: Inputs, params: Any, labels: np.ndarray, value: Any) -> int:
     """The number of sensitive images that a classifier of what is drawn with this value labels rightly.
 
     Every candidate's images start from the same labels and noise, and its classifier from the same parameters.
     """
-    config, sensitive = with_setting(context.config, value), context.sensitive
-    section, name = config.sampler_choice, f"{NAME}: {config.sampler_choice.setting} {value:g}"
-    sampler = generator.Sampler(config, generator.build(config, sensitive.n_classes), context.mesh)
+    config, sensitive = with_setting(inputs.config, value), inputs.sensitive
+    section, name = config.sampler_choice, f"{STAGE.name}: {config.sampler_choice.setting} {value:g}"
+    sampler = generator.Sampler(config, generator.build(config, sensitive.n_classes), inputs.mesh)
     with progress(f"{name}, images", section.n, unit="images") as bar:
-        images = sampler.all(params, context.key("sets to choose from"), labels, config.sample.batch_size, bar.advance)
+        images = sampler.all(params, inputs.key("sets to choose from"), labels, config.sample.batch_size, bar.advance)
     model = build_classifier(config, sensitive.n_classes)
     with progress(f"{name}, classifier", section.classifier_steps) as bar:
         drawn = Dataset(images, labels, sensitive.class_names, name)
@@ -163,19 +146,19 @@ def with_setting(config: ConfigDict, value: Any) -> ConfigDict:
     return changed
 
 
-def noisy_margins(context: Context) -> np.ndarray:
+def noisy_margins(inputs: Inputs) -> np.ndarray:
     """The released margins, int64 [candidates].
 
     Raises:
       UserError: if they are missing or damaged.
     """
-    shape = (len(context.config.sampler_choice.candidates),)
-    return noisy_counts.read(context.workdir.root / OUTPUTS[0], "noisy_margins", shape)
+    shape = (len(inputs.config.sampler_choice.candidates),)
+    return noisy_counts.read(STAGE.artefact(inputs.workdir), "noisy_margins", shape)
 
 
-def chosen(context: Context) -> ConfigDict:
+def chosen(inputs: Inputs) -> ConfigDict:
     """The config with which the synthetic set is drawn: with the choice, where there was one."""
-    config = context.config
-    if not enabled(config):
+    config = inputs.config
+    if not STAGE.enabled(config):
         return config
-    return with_setting(config, config.sampler_choice.candidates[pick(noisy_margins(context))])
+    return with_setting(config, config.sampler_choice.candidates[pick(noisy_margins(inputs))])

@@ -5,59 +5,44 @@ config says, which costs nothing. `config.class_histogram.enabled` counts the se
 a mechanism of its own, whose share of the budget is reserved before any other spends.
 """
 
-from typing import Any
-
 import numpy as np
+from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax import workdir
-from privimage_jax.stages import noisy_counts, publication
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.plan import CLASS_HISTOGRAM
+from privimage_jax.run import noisy_counts, publication
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.stage import named
 
-NAME = "class-histogram"
-OUTPUTS = ("release/class_histogram.json",)  # a missing one makes the stage stale
-MECHANISM = CLASS_HISTOGRAM
-L2_SENSITIVITY = 1.0  # a record is of one class: striking it out takes 1 from one count
+STAGE = named("class-histogram")
 
 
-def enabled(config) -> bool:
-    """Off by default."""
-    return config.class_histogram.enabled
-
-
-def reads(config) -> tuple[str, ...]:
-    """The stages whose artefacts this one reads."""
-    return ()
-
-
-def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result."""
-    return configs.section(config, "class_histogram", "privacy", "data")
-
-
-def run(context: Context) -> None:
+def run(inputs: Inputs) -> None:
     """Writes `release/class_histogram.json`.
 
     Raises:
       UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
     """
-    sensitive = context.sensitive
+    sensitive = inputs.sensitive
 
     def prepare():
-        inputs = {"settings": workdir.fingerprint(settings(context.config))}
-        return inputs, lambda: count_classes(sensitive.labels, sensitive.n_classes)
+        determinants = {"settings": workdir.fingerprint(STAGE.settings(inputs.config))}
+        return determinants, lambda: count_classes(sensitive.labels, sensitive.n_classes)
 
     def save(noisy: np.ndarray) -> None:
         described = {
             "class_names": list(sensitive.class_names),
             "counts": noisy.tolist(),
-            "noise_std": noisy_counts.noise_std(context, MECHANISM, L2_SENSITIVITY),
+            "noise_std": noisy_counts.noise_std(inputs, STAGE),
         }
-        publication.publish_json(context, output.name, described)
+        publication.publish_json(inputs, output.name, described)
 
-    output = context.workdir.root / OUTPUTS[0]
-    noisy_counts.release(context, MECHANISM, NAME, output, L2_SENSITIVITY, prepare, save)
+    output = STAGE.artefact(inputs.workdir)
+    noisy_counts.release(inputs, output, prepare, save)
+
+
+def sensitivity(config: ConfigDict) -> float:
+    """The L2 sensitivity: a record is of one class, and striking it out takes 1 from one count."""
+    return 1.0
 
 
 def count_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -65,13 +50,13 @@ def count_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
     return np.bincount(labels, minlength=n_classes).astype(np.int64)
 
 
-def frequencies(context: Context) -> tuple[float, ...]:
+def frequencies(inputs: Inputs) -> tuple[float, ...]:
     """The relative frequency of each class in the synthetic set; () for equal ones.
 
     Post-processing of the noisy counts: negative ones are noise and count as 0, and if nothing is left all classes are
     equal.
     """
-    if not enabled(context.config):
-        return tuple(context.config.sample.class_weights)
-    counts = noisy_counts.read(context.workdir.root / OUTPUTS[0], "counts", (context.sensitive.n_classes,))
+    if not STAGE.enabled(inputs.config):
+        return tuple(inputs.config.sample.class_weights)
+    counts = noisy_counts.read(STAGE.artefact(inputs.workdir), "counts", (inputs.sensitive.n_classes,))
     return tuple(np.maximum(counts, 0).astype(float).tolist()) if counts.max() > 0 else ()

@@ -15,82 +15,61 @@ from privimage_jax import workdir
 from privimage_jax.diffusion import PerExampleLoss, batch_shapes, make_per_example_loss
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
-from privimage_jax.stages import generator, pretrain, publication
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import Mechanism
-from privimage_jax.stages.plan import FINE_TUNING, reserved
+from privimage_jax.run import publication
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.mechanism import Mechanism
+from privimage_jax.run.stage import named
+from privimage_jax.stages import generator, pretrain
 from privimage_jax.training import convolution_choice, loop, lora, memory, residency
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import place, platform, replicated
 from privimage_jax.training.state import init_state, make_update, merge_params, split_params, tree_digest
 
-NAME = "finetune"
-OUTPUTS = ("release/generator",)  # a missing one makes the stage stale
-MECHANISM = FINE_TUNING
+STAGE = named("finetune")
 
 
-def reads(config) -> tuple[str, ...]:
-    """The stages whose artefacts this one reads."""
-    return (pretrain.NAME,)
-
-
-def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result."""
-    names = (
-        "precision",
-        "seed",
-        "finetune",
-        "clipping",
-        "model",
-        "diffusion",
-        "privacy",
-        "data",
-        "query",
-        "selection.method",
-    )
-    return configs.section(config, *names) | reserved(config)
-
-
-def run(context: Context) -> None:
+def run(inputs: Inputs) -> None:
     """Writes `release/generator/`: the averaged parameters after the last step, and the model's config.
 
     Raises:
       UserError: if the model mixes the examples of a batch, the inputs changed since budget was spent, or no step
         is left.
     """
-    target = context.workdir.release / "generator"
-    params = pretrain.load(context)
-    if not context.config.finetune.enabled:
-        Mechanism(context, MECHANISM, NAME).promise()
-        _publish(context, params)
+    target = STAGE.artefact(inputs.workdir)
+    params = pretrain.load(inputs)
+    if not inputs.config.finetune.enabled:
+        Mechanism(inputs).promise()
+        _publish(inputs, params)
         return
-    mechanism = Mechanism(context, MECHANISM, NAME)
+    mechanism = Mechanism(inputs)
     if not mechanism.is_closed:
-        convolutions = choose_convolutions(context, mechanism, params)
+        convolutions = choose_convolutions(inputs, mechanism, params)
         mechanism.fix_inputs(
-            data=context.sensitive.digest(),
+            data=inputs.sensitive.digest(),
             parameters=tree_digest(params),
-            settings=workdir.fingerprint(settings(context.config)),
+            settings=workdir.fingerprint(STAGE.settings(inputs.config)),
             convolutions=workdir.fingerprint(convolutions),
         )
-        _publish(context, _train(context, mechanism, params, convolutions))
+        _publish(inputs, _train(inputs, mechanism, params, convolutions))
         mechanism.close()
     elif not target.exists():
         raise UserError(
-            f"the {MECHANISM} in {context.workdir.root} has spent its budget, but its output {target} was deleted; "
+            f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its output {target} was deleted; "
             "start a new workdir."
         )
     Checkpoints(mechanism.folder / "checkpoints").clear()
 
 
-def _publish(context: Context, params: Any) -> None:
-    publication.publish(context, "generator", lambda folder: generator.write(folder, params, describe(context)))
+def _publish(inputs: Inputs, params: Any) -> None:
+    publication.publish(
+        inputs, STAGE.artefact(inputs.workdir).name, lambda folder: generator.write(folder, params, describe(inputs))
+    )
 
 
-def describe(context: Context) -> dict[str, Any]:
+def describe(inputs: Inputs) -> dict[str, Any]:
     """The public description that goes with the released parameters."""
     names = ("model", "diffusion", "data.image_size", "data.channels")
-    return {"class_names": list(context.sensitive.class_names), "config": configs.section(context.config, *names)}
+    return {"class_names": list(inputs.sensitive.class_names), "config": configs.section(inputs.config, *names)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,23 +107,23 @@ def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_k
     return Stretch(generation + 1, checkpoint, checkpoint, checkpoint + left)
 
 
-def choose_convolutions(context: Context, mechanism: Mechanism, params: Any) -> convolution_choice.Choice:
+def choose_convolutions(inputs: Inputs, mechanism: Mechanism, params: Any) -> convolution_choice.Choice:
     """Which rule computes the weight gradients of each convolution: on the disk before any budget is spent."""
-    config, plan, n_classes = context.config, context.plan, context.sensitive.n_classes
+    config, plan, n_classes = inputs.config, inputs.plan, inputs.sensitive.n_classes
 
     def find() -> dict[str, weight_gradients.Layer]:
         loss = objective(config, generator.build(config, n_classes), n_classes)
-        trainable, frozen, merge = part_params(config, params, context.key("low-rank factors"))
-        settings = dp_settings(config, plan.n, plan.finetune_noise, context.microbatch)
+        trainable, frozen, merge = part_params(config, params, inputs.key("low-rank factors"))
+        settings = dp_settings(config, plan.n, plan.finetune_noise, inputs.microbatch)
 
         def merged(trained, batch, keys):
             return loss(merge(trained, frozen), batch, keys)
 
-        return convolution_choice.layers(merged, trainable, context.sensitive.image_shape, settings)
+        return convolution_choice.layers(merged, trainable, inputs.sensitive.image_shape, settings)
 
     is_spent = mechanism.generation >= 0
-    device = context.mesh.local_devices[0]
-    return convolution_choice.kept(mechanism.folder, is_spent, find, device, platform(context.mesh))
+    device = inputs.mesh.local_devices[0]
+    return convolution_choice.kept(mechanism.folder, is_spent, find, device, platform(inputs.mesh))
 
 
 def convolution_rule(convolutions: convolution_choice.Choice, mesh: Mesh) -> weight_gradients.Rule:
@@ -152,34 +131,35 @@ def convolution_rule(convolutions: convolution_choice.Choice, mesh: Mesh) -> wei
     return weight_gradients.by_table(convolutions, weight_gradients.of_platform(platform(mesh)))
 
 
-def _train(context: Context, mechanism: Mechanism, params: Any, convolutions: convolution_choice.Choice) -> Any:
-    config, plan, log = context.config, context.plan, context.config.log
-    n_classes = context.sensitive.n_classes
+def _train(inputs: Inputs, mechanism: Mechanism, params: Any, convolutions: convolution_choice.Choice) -> Any:
+    config, plan, log = inputs.config, inputs.plan, inputs.config.log
+    n_classes = inputs.sensitive.n_classes
     model = generator.build(config, n_classes)
-    trainable, frozen, merge = part_params(config, params, context.key("low-rank factors"))
+    trainable, frozen, merge = part_params(config, params, inputs.key("low-rank factors"))
     optimizer = optax.adam(config.finetune.learning_rate)
-    state = place(init_state(trainable, optimizer, frozen), replicated(context.mesh))
+    state = place(init_state(trainable, optimizer, frozen), replicated(inputs.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, mechanism.warn) or state
     stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
     if stretch.stop == 0:
         raise UserError(
-            f"every step of the {MECHANISM} in {context.workdir.root} is spent, but its key and its checkpoints were "
-            "lost; start a new workdir."
+            f"every step of the {mechanism.name} in {inputs.workdir.root} is spent, but its key and its "
+            "checkpoints were lost; start a new workdir."
         )
     if stretch.generation > max(mechanism.generation, 0):
         mechanism.warn(
-            f"the key of {MECHANISM} was lost; its reserved steps are spent, {stretch.stop - stretch.start} are left."
+            f"the key of {mechanism.name} was lost; its reserved steps are spent, "
+            f"{stretch.stop - stretch.start} are left."
         )
-    data = {"image": context.sensitive.images, "label": context.sensitive.labels}
-    keys = {"key": mechanism.key(stretch.generation), "loss_key": context.key("diffusion draws")}
-    inputs = {
-        "data": residency.place(data, context.mesh, config.data.residency),
-        **place(keys, replicated(context.mesh)),
+    data = {"image": inputs.sensitive.images, "label": inputs.sensitive.labels}
+    keys = {"key": mechanism.key(stretch.generation), "loss_key": inputs.key("diffusion draws")}
+    arguments = {
+        "data": residency.place(data, inputs.mesh, config.data.residency),
+        **place(keys, replicated(inputs.mesh)),
     }
-    _check_model(context, mechanism, model, n_classes, params, convolutions)
-    dp = dp_settings(config, plan.n, plan.finetune_noise, context.microbatch)
-    draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
+    _check_model(inputs, mechanism, model, n_classes, params, convolutions)
+    dp = dp_settings(config, plan.n, plan.finetune_noise, inputs.microbatch)
+    draw, grid_key = generator.Sampler(config, model, inputs.mesh), inputs.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
     reserved = stretch.reserved
 
@@ -192,10 +172,10 @@ def _train(context: Context, mechanism: Mechanism, params: Any, convolutions: co
             reserved = reserve_to
 
     state = loop.train(
-        NAME,
-        make_step(config, context.mesh, model, optimizer, n_classes, dp, merge, convolutions),
+        STAGE.name,
+        make_step(config, inputs.mesh, model, optimizer, n_classes, dp, merge, convolutions),
         state,
-        inputs,
+        arguments,
         stretch.start,
         stretch.stop,
         mechanism.folder,
@@ -240,7 +220,7 @@ def check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
     """Every drawn record is processed exactly once, over all devices: what the accountant's sampling assumes."""
     if metrics["processed"] != metrics["drawn"]:
         raise RuntimeError(
-            f"in the steps [{begin}, {end}) of {MECHANISM} a mean of {metrics['drawn']:g} records was drawn, but "
+            f"in the steps [{begin}, {end}) of DP-SGD a mean of {metrics['drawn']:g} records was drawn, but "
             f"{metrics['processed']:g} processed: this is a bug of privimage_jax, and the run is not to be released."
         )
 
@@ -272,7 +252,7 @@ def objective(config, model, n_classes: int) -> PerExampleLoss:
 
 
 def _check_model(
-    context: Context,
+    inputs: Inputs,
     mechanism: Mechanism,
     model: nn.Module,
     n_classes: int,
@@ -280,18 +260,18 @@ def _check_model(
     convolutions: convolution_choice.Choice,
 ) -> None:
     """Refuses a model that mixes the examples of a batch, and warns of a slow one."""
-    config = context.config
+    config = inputs.config
     per_example_loss = objective(config, model, n_classes)
     dp_sgd.check_objective(
         per_example_loss,
         params,
-        context.sensitive.image_shape,
+        inputs.sensitive.image_shape,
         n_classes,
         f"config.model.name={config.model.name}",
         config.clipping.method,
-        convolution_rule(convolutions, context.mesh),
+        convolution_rule(convolutions, inputs.mesh),
     )
-    slow = clipping.left_to_vmap(per_example_loss, params, *batch_shapes(1, context.sensitive.image_shape))
+    slow = clipping.left_to_vmap(per_example_loss, params, *batch_shapes(1, inputs.sensitive.image_shape))
     if slow and config.clipping.method != "vmap":
         mechanism.warn(
             f"book-keeping has no rule for {', '.join(slow)} of the model; jax.vmap computes their part of the "

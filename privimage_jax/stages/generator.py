@@ -30,9 +30,9 @@ def build(config: ConfigDict, n_classes: int) -> nn.Module:
     return registry.build_denoiser(config.model, n_classes, config.data.channels, activations(config.precision))
 
 
-def shapes(context: Any) -> Any:
+def shapes(inputs: Any) -> Any:
     """Shapes and dtypes of the denoiser's parameters."""
-    model, shape = build(context.config, context.sensitive.n_classes), context.sensitive.image_shape
+    model, shape = build(inputs.config, inputs.sensitive.n_classes), inputs.sensitive.image_shape
     return jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), jax.random.key(0))
 
 

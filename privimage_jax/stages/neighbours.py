@@ -4,8 +4,8 @@ import numpy as np
 
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.report.neighbours import Neighbourhood
+from privimage_jax.run.inputs import Inputs
 from privimage_jax.stages import selection, train_query
-from privimage_jax.stages.context import Context
 from privimage_jax.training.writers import progress
 
 MAX_IMAGES = 20  # synthetic ones, the first of each class
@@ -13,12 +13,7 @@ NEIGHBOURS = 6  # of each
 CHUNK = 1024  # public images in memory at a time
 
 
-def enabled(config) -> bool:
-    """Whether public images may be shown, taught the generator, and there is a network to compare by."""
-    return config.report.public_neighbours and config.pretrain.steps > 0 and train_query.enabled(config)
-
-
-def find(context: Context, images: np.ndarray, labels: np.ndarray) -> list[Neighbourhood]:
+def find(inputs: Inputs, images: np.ndarray, labels: np.ndarray) -> list[Neighbourhood]:
     """The nearest of all the public images that the generator was pre-trained on, by features of the query network.
 
     Args:
@@ -28,32 +23,32 @@ def find(context: Context, images: np.ndarray, labels: np.ndarray) -> list[Neigh
     Returns:
       One entry for the first image of each class, of at most `MAX_IMAGES` classes.
     """
-    public = context.public
+    public = inputs.public
     shown = np.unique(labels, return_index=True)[1][:MAX_IMAGES]
     return [
         Neighbourhood(
             images[image],
-            context.sensitive.class_names[labels[image]],
+            inputs.sensitive.class_names[labels[image]],
             np.asarray(public.images[rows]),
             [public.class_names[label] for label in public.labels[rows]],
         )
-        for image, rows in zip(shown, _nearest(context, images[shown]), strict=True)
+        for image, rows in zip(shown, _nearest(inputs, images[shown]), strict=True)
     ]
 
 
-def _nearest(context: Context, images: np.ndarray) -> np.ndarray:
+def _nearest(inputs: Inputs, images: np.ndarray) -> np.ndarray:
     """Rows of the public set nearest to each of `images` [N, H, W, C]: int64 [N, at most `NEIGHBOURS`], nearest first.
 
     All that taught the generator are searched, a chunk after the other, for they may be more than memory holds.
     """
-    rows, _ = selection.load_rows(context)
-    features = forward(*train_query.load(context))
+    rows, _ = selection.load_rows(inputs)
+    features = forward(*train_query.load(inputs))
     of_images = extract(features, images)
     nearest, distances = np.empty((len(images), 0), np.int64), np.empty((len(images), 0))
     with progress("report: public images compared", len(rows), unit="images") as bar:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            of_public = extract(features, np.asarray(context.public.images[chunk]))
+            of_public = extract(features, np.asarray(inputs.public.images[chunk]))
             reached = [np.square(of_public - feature).sum(axis=1, dtype=np.float64) for feature in of_images]
             nearest = np.concatenate([nearest, np.tile(chunk, (len(images), 1))], axis=1)
             distances = np.concatenate([distances, reached], axis=1)

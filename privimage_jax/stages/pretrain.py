@@ -10,13 +10,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax.diffusion import make_per_example_loss
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.privacy import records
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.stage import named
 from privimage_jax.stages import generator, selection
-from privimage_jax.stages.context import Context
 from privimage_jax.training import loop, residency
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
@@ -24,62 +24,41 @@ from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tr
 from privimage_jax.training.state import init_state, make_update
 from privimage_jax.training.writers import headline
 
-NAME = "pretrain"
-OUTPUTS = ("internal/pretrain/params",)  # a missing one makes the stage stale
+STAGE = named("pretrain")
 
 
-def reads(config) -> tuple[str, ...]:
-    """The stages whose artefacts this one reads."""
-    return ("select",) if config.pretrain.steps else ()
-
-
-def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result."""
-    return configs.section(
-        config,
-        "precision",
-        "seed",
-        "pretrain",
-        "model",
-        "diffusion",
-        "data.image_size",
-        "data.channels",
-        "data.class_names",
-    )
-
-
-def run(context: Context) -> None:
+def run(inputs: Inputs) -> None:
     """Writes the averaged parameters to `internal/pretrain/params`; with 0 steps these are the initial ones."""
-    config, folder = context.config, context.folder(NAME)
-    n_classes = context.sensitive.n_classes
+    config, folder = inputs.config, inputs.folder(STAGE.name)
+    n_classes = inputs.sensitive.n_classes
     model = generator.build(config, n_classes)
-    params = registry.init_denoiser(model, context.key("initial weights"), context.sensitive.image_shape)
+    params = registry.init_denoiser(model, inputs.key("initial weights"), inputs.sensitive.image_shape)
     optimizer = optax.adam(config.pretrain.learning_rate)
-    state = meshes.place(init_state(params, optimizer), meshes.replicated(context.mesh))
+    state = meshes.place(init_state(params, optimizer), meshes.replicated(inputs.mesh))
     if config.pretrain.steps:
-        state = _train(context, model, optimizer, state, n_classes)
-    save_tree(folder / "params", jax.device_get(state["ema"]))
+        state = _train(inputs, model, optimizer, state, n_classes)
+    save_tree(STAGE.artefact(inputs.workdir), jax.device_get(state["ema"]))
     Checkpoints(folder / "checkpoints").clear()
 
 
-def _train(context: Context, model, optimizer, state, n_classes):
-    config, folder = context.config, context.folder(NAME)
+def _train(inputs: Inputs, model, optimizer, state, n_classes):
+    config, folder = inputs.config, inputs.folder(STAGE.name)
     section, log = config.pretrain, config.log
-    images, labels = selection.load(context)
-    inputs = {
+    images, labels = selection.load(inputs)
+    arguments = {
         "data": residency.place(
-            {"image": images, "label": labels}, context.mesh, config.public.residency, "config.public.residency"
+            {"image": images, "label": labels}, inputs.mesh, config.public.residency, "config.public.residency"
         ),
-        "key": meshes.place(context.key("pre-training batches"), meshes.replicated(context.mesh)),
+        "key": meshes.place(inputs.key("pre-training batches"), meshes.replicated(inputs.mesh)),
     }
     checkpoints = Checkpoints(folder / "checkpoints", log.keep)
-    state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
-    draw, grid_key = generator.Sampler(config, model, context.mesh), context.key("sample grids")
+    state = checkpoints.restore_latest(state, partial(headline, STAGE.name, "warning")) or state
+    draw, grid_key = generator.Sampler(config, model, inputs.mesh), inputs.key("sample grids")
     return loop.train(
-        NAME,
-        make_step(config, context.mesh, model, optimizer, n_classes),
+        STAGE.name,
+        make_step(config, inputs.mesh, model, optimizer, n_classes),
         state,
-        inputs,
+        arguments,
         int(state["step"]),
         section.steps,
         folder,
@@ -111,10 +90,10 @@ def make_step(
     return step
 
 
-def load(context: Context) -> Any:
+def load(inputs: Inputs) -> Any:
     """The pre-trained parameters.
 
     Raises:
       UserError: if they are missing, damaged or another model's.
     """
-    return restore_tree(context.workdir.internal / NAME / "params", generator.shapes(context))
+    return restore_tree(STAGE.artefact(inputs.workdir), generator.shapes(inputs))

@@ -1,76 +1,55 @@
 """Stage 8: the page that goes with the release, made from the release and public values alone."""
 
-from typing import Any
-
-from privimage_jax import config as configs
 from privimage_jax import workdir
 from privimage_jax.report.curves import Metric, read_metrics
 from privimage_jax.report.page import ReportInputs, render
-from privimage_jax.stages import (
-    choose_sampler,
-    finetune,
-    neighbours,
-    pretrain,
-    publication,
-    sample,
-    selection,
-    train_query,
-)
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import open_ledger
+from privimage_jax.run import publication
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.run.stage import named, shows_neighbours
+from privimage_jax.stages import choose_sampler, neighbours, sample, selection
 
-NAME = "report"
-OUTPUTS = ("release/report.html",)  # a missing one makes the stage stale
+STAGE = named("report")
 
 
-def reads(config) -> tuple[str, ...]:
-    """The stages whose artefacts this one reads."""
-    network = (train_query.NAME,) if neighbours.enabled(config) else ()
-    return (*network, selection.NAME, pretrain.NAME, finetune.NAME, choose_sampler.NAME, sample.NAME)
-
-
-def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result."""
-    return configs.settings_in_use(config)
-
-
-def run(context: Context) -> None:
+def run(inputs: Inputs) -> None:
     """Writes `release/report.html`."""
-    release = context.workdir.release
-    images, labels = sample.load(context)
-    inputs = ReportInputs(
-        title=context.config.name,
-        epsilon=context.plan.epsilon,
-        delta=context.plan.delta,
-        n=context.plan.n,
-        entries=open_ledger(context.workdir).entries,
+    images, labels = sample.load(inputs)
+    shown = ReportInputs(
+        title=inputs.config.name,
+        epsilon=inputs.plan.epsilon,
+        delta=inputs.plan.delta,
+        n=inputs.plan.n,
+        entries=open_ledger(inputs.workdir).entries,
         ledger_ok=True,  # a broken chain has been refused by now
-        semantics=selection.read_semantics(release / "semantics.json", context.sensitive.class_names)
-        if selection.enabled(context.config)
+        semantics=selection.read_semantics(selection.STAGE.artefact(inputs.workdir, 1), inputs.sensitive.class_names)
+        if selection.STAGE.enabled(inputs.config)
         else None,
         images=images,
         labels=labels,
-        class_names=context.sensitive.class_names,
-        settings=_shown(context),
-        neighbourhoods=neighbours.find(context, images, labels) if neighbours.enabled(context.config) else (),
-        training=_pretraining(context),
+        class_names=inputs.sensitive.class_names,
+        settings=_shown(inputs),
+        neighbourhoods=neighbours.find(inputs, images, labels) if shows_neighbours(inputs.config) else (),
+        training=_pretraining(inputs),
     )
-    page = render(inputs).encode()
-    publication.publish(context, "report.html", lambda path: workdir.atomic_write_bytes(path, page))
+    page = render(shown).encode()
+    publication.publish(
+        inputs, STAGE.artefact(inputs.workdir).name, lambda path: workdir.atomic_write_bytes(path, page)
+    )
 
 
-def _shown(context: Context) -> dict[str, str]:
+def _shown(inputs: Inputs) -> dict[str, str]:
     """The settings as the page shows them: with the sampler's that was chosen, and by how much."""
-    shown = {key: str(value) for key, value in settings(choose_sampler.chosen(context)).items()}
-    if choose_sampler.enabled(context.config):
-        name, margins = context.config.sampler_choice.setting, choose_sampler.noisy_margins(context)
+    shown = {key: str(value) for key, value in STAGE.settings(choose_sampler.chosen(inputs)).items()}
+    if choose_sampler.STAGE.enabled(inputs.config):
+        name, margins = inputs.config.sampler_choice.setting, choose_sampler.noisy_margins(inputs)
         shown["sampler_choice.chosen"] = f"{name} = {shown[f'sample.{name}']}"
         shown["sampler_choice.noisy_margins"] = ", ".join(map(str, margins))
     return shown
 
 
-def _pretraining(context: Context) -> list[tuple[str, Metric]]:
+def _pretraining(inputs: Inputs) -> list[tuple[str, Metric]]:
     """The loss of pre-training, which sees public images only; that of fine-tuning never leaves `internal/`."""
-    path = context.workdir.internal / pretrain.NAME / "metrics" / "metrics.csv"
-    metrics = read_metrics(path, context.config.log.every)
-    return [("loss of pre-training", metrics["loss"])] if context.config.pretrain.steps and "loss" in metrics else []
+    path = inputs.workdir.internal / "pretrain" / "metrics" / "metrics.csv"
+    metrics = read_metrics(path, inputs.config.log.every)
+    return [("loss of pre-training", metrics["loss"])] if inputs.config.pretrain.steps and "loss" in metrics else []

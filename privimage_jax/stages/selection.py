@@ -15,56 +15,37 @@ from privimage_jax import reading
 from privimage_jax.archives import Arrays
 from privimage_jax.data.dataset import Subset
 from privimage_jax.errors import UserError
-from privimage_jax.stages import publication, query
-from privimage_jax.stages.context import Context
+from privimage_jax.run import publication
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.stage import named
+from privimage_jax.stages import query
 from privimage_jax.workdir import atomic_write_npz
 
-NAME = "select"
-OUTPUTS = (
-    "internal/select/subset.npz",
-    "release/semantics.json",
-)  # a missing one makes the stage stale
+STAGE = named("select")
 
 
-def enabled(config) -> bool:
-    """Without pre-training nobody reads a selection that was made blindly."""
-    return config.selection.method == "semantic" or config.pretrain.steps > 0
-
-
-def reads(config) -> tuple[str, ...]:
-    """The stages whose artefacts this one reads."""
-    return ("query",) if config.selection.method == "semantic" else ()
-
-
-def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result."""
-    return configs.section(
-        config, "seed", "selection", "public", "data.image_size", "data.channels", "data.class_names"
-    )
-
-
-def run(context: Context) -> None:
+def run(inputs: Inputs) -> None:
     """Writes `release/semantics.json` and, internally, the rows and new labels of the chosen public images."""
-    section = context.config.selection
-    sensitive, public = context.sensitive, context.public
+    section = inputs.config.selection
+    sensitive, public = inputs.sensitive, inputs.public
     n_classes, n_semantics = sensitive.n_classes, public.n_classes
     histogram = None
     if section.method == "all":
         picked = None
         rows, labels = np.arange(public.n), np.full(public.n, n_classes, np.int32)  # n_classes means "no label"
     else:
-        k2 = configs.k2(context.config, n_classes, n_semantics)
+        k2 = configs.k2(inputs.config, n_classes, n_semantics)
         if section.method == "semantic":
-            histogram = query.load(context)
+            histogram = query.load(inputs)
             picked = pick(histogram, k2, section.assignment)
         else:
-            picked = pick_blindly(n_classes, n_semantics, k2, [context.config.seed, 0x5E1EC7, section.seed])
+            picked = pick_blindly(n_classes, n_semantics, k2, [inputs.config.seed, 0x5E1EC7, section.seed])
         rows, labels = relabel(public.labels, picked)
     if len(rows) == 0:
         raise UserError("no public image belongs to a picked semantic; raise config.selection.k2.")
-    atomic_write_npz(context.folder(NAME) / "subset.npz", rows=rows.astype(np.int64), labels=labels)
+    atomic_write_npz(STAGE.artefact(inputs.workdir), rows=rows.astype(np.int64), labels=labels)
     publication.publish_json(
-        context,
+        inputs,
         "semantics.json",
         {
             "method": section.method,
@@ -73,8 +54,8 @@ def run(context: Context) -> None:
             "histogram": None if histogram is None else histogram.tolist(),
             "picked": None if picked is None else picked.tolist(),
             "public_images": int(len(rows)),
-            "k1": context.config.query.k1 if histogram is not None else None,
-            "noise_std": query.noise_std(context) if histogram is not None else None,
+            "k1": inputs.config.query.k1 if histogram is not None else None,
+            "noise_std": query.noise_std(inputs) if histogram is not None else None,
         },
     )
 
@@ -158,20 +139,19 @@ def _is_table(value: Any, rows: int) -> bool:
     return lists and all(type(number) is int for row in value for number in row)
 
 
-def load(context: Context) -> tuple[Subset, np.ndarray]:
+def load(inputs: Inputs) -> tuple[Subset, np.ndarray]:
     """The chosen public images and their new labels: uint8 [M, H, W, C], int32 [M]; see `load_rows`."""
-    rows, labels = load_rows(context)
-    return Subset(context.public.images, rows), labels
+    rows, labels = load_rows(inputs)
+    return Subset(inputs.public.images, rows), labels
 
 
-def load_rows(context: Context) -> tuple[np.ndarray, np.ndarray]:
+def load_rows(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the chosen public images and their new labels: int64 [M], int32 [M].
 
     Raises:
       UserError: if the choice is missing or damaged.
     """
-    path = context.workdir.internal / NAME / "subset.npz"
-    return read_subset(path, context.public.n, context.sensitive.n_classes)
+    return read_subset(STAGE.artefact(inputs.workdir), inputs.public.n, inputs.sensitive.n_classes)
 
 
 def read_subset(path: Path, n_public: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:

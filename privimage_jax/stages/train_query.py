@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
-from privimage_jax.stages.context import Context
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.stage import named
 from privimage_jax.training import classifier, loop, residency
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.mesh import place, replicated
@@ -18,45 +18,29 @@ from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import headline
 from privimage_jax.workdir import Workdir
 
-NAME = "train-query"
-OUTPUTS = ("internal/train-query/network",)  # a missing one makes the stage stale
+STAGE = named("train-query")
 
 
-def enabled(config) -> bool:
-    """Needed by the query and by the evaluation's features."""
-    return config.selection.method == "semantic" or config.evaluate.enabled
-
-
-def reads(config) -> tuple[str, ...]:
-    """The stages whose artefacts this one reads."""
-    return ()
-
-
-def settings(config) -> dict[str, Any]:
-    """What of the config decides this stage's result. A reused network has the fingerprint of its own run."""
-    return configs.section(config, "precision", "seed", "query_net", "public", "data.image_size", "data.channels")
-
-
-def run(context: Context) -> None:
-    """Trains the network, or takes it over from `query_net.workdir`; writes `internal/train_query/network`."""
-    folder = context.folder(NAME)
-    if context.config.query_net.workdir:
-        save_tree(folder / "network", _reused_network(context))
+def run(inputs: Inputs) -> None:
+    """Trains the network, or takes it over from `query_net.workdir`; writes `internal/train-query/network`."""
+    folder = inputs.folder(STAGE.name)
+    if inputs.config.query_net.workdir:
+        save_tree(STAGE.artefact(inputs.workdir), _reused_network(inputs))
         return
-    public = context.public
-    model, how = build(context.config, public.n_classes), recipe(context.config, public.n)
-    state = classifier.init(model, how, context.key("query network"), public.image_shape)
-    state = place(state, replicated(context.mesh))
-    checkpoints = Checkpoints(folder / "checkpoints", context.config.log.keep)
-    state = checkpoints.restore_latest(state, partial(headline, NAME, "warning")) or state
+    public = inputs.public
+    model, how = build(inputs.config, public.n_classes), recipe(inputs.config, public.n)
+    state = classifier.init(model, how, inputs.key("query network"), public.image_shape)
+    state = place(state, replicated(inputs.mesh))
+    checkpoints = Checkpoints(folder / "checkpoints", inputs.config.log.keep)
+    state = checkpoints.restore_latest(state, partial(headline, STAGE.name, "warning")) or state
     data = {"image": public.images, "label": public.labels}
-    inputs = {
-        "data": residency.place(data, context.mesh, context.config.public.residency, "config.public.residency"),
-        "key": place(context.key("query batches"), replicated(context.mesh)),
+    arguments = {
+        "data": residency.place(data, inputs.mesh, inputs.config.public.residency, "config.public.residency"),
+        "key": place(inputs.key("query batches"), replicated(inputs.mesh)),
     }
-    step = classifier.make_step(model, how, context.mesh)
-    state = loop.train(NAME, step, state, inputs, int(state["step"]), how.steps, folder, context.config.log)
-    save_tree(folder / "network", jax.device_get(state["variables"]))
+    step = classifier.make_step(model, how, inputs.mesh)
+    state = loop.train(STAGE.name, step, state, arguments, int(state["step"]), how.steps, folder, inputs.config.log)
+    save_tree(STAGE.artefact(inputs.workdir), jax.device_get(state["variables"]))
     checkpoints.clear()
 
 
@@ -82,30 +66,30 @@ def build(config: ConfigDict, n_classes: int) -> nn.Module:
     return registry.build_classifier(config.query_net.model, n_classes, **arguments)
 
 
-def load(context: Context) -> tuple[nn.Module, Any]:
+def load(inputs: Inputs) -> tuple[nn.Module, Any]:
     """The trained query network as (module, variables)."""
-    module = build(context.config, context.public.n_classes)
-    return module, restore_tree(context.workdir.internal / NAME / "network", _shapes(context))
+    module = build(inputs.config, inputs.public.n_classes)
+    return module, restore_tree(STAGE.artefact(inputs.workdir), _shapes(inputs))
 
 
-def _shapes(context: Context) -> Any:
+def _shapes(inputs: Inputs) -> Any:
     """Shapes and dtypes of the network's variables."""
-    model, shape = build(context.config, context.public.n_classes), context.public.image_shape
+    model, shape = build(inputs.config, inputs.public.n_classes), inputs.public.image_shape
     return jax.eval_shape(lambda key: registry.init_classifier(model, key, shape), jax.random.key(0))
 
 
-def _reused_network(context: Context) -> Any:
-    other = Workdir(context.config.query_net.workdir)
+def _reused_network(inputs: Inputs) -> Any:
+    other = Workdir(inputs.config.query_net.workdir)
     other.check()
-    mark, own = other.done_mark(NAME), context.fingerprints[NAME]
+    mark = other.done_mark(STAGE.name)
     if mark is None:
         raise UserError(
             f"config.query_net.workdir={other.root} holds no trained query network; run `privimage train-query` there "
             "first."
         )
-    if mark["fingerprint"] != own:
+    if mark["fingerprint"] != inputs.fingerprint:
         raise UserError(
             f"the query network in config.query_net.workdir={other.root} was trained with other settings or public "
             "data; use the same query_net and public settings, or leave query_net.workdir empty to train one here."
         )
-    return restore_tree(other.internal / NAME / "network", _shapes(context))
+    return restore_tree(STAGE.artefact(other), _shapes(inputs))

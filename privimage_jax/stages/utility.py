@@ -14,32 +14,32 @@ from privimage_jax.data import Dataset
 from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
 from privimage_jax.models import registry
 from privimage_jax.report.measures import SPREAD
-from privimage_jax.stages.context import Context
+from privimage_jax.run.inputs import Inputs
 from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import progress
 from privimage_jax.workdir import atomic_write_json, read_record
 
 
-def measure(context: Context, synthetic: Dataset, record: Path) -> dict[str, float]:
+def measure(inputs: Inputs, synthetic: Dataset, record: Path) -> dict[str, float]:
     """`accuracy_synthetic` and `accuracy_real`, named by what the classifiers learnt from.
 
     Where there are several classifiers these are the first one's, and each also has its own name at their end. Several
     seeds give their mean, and their sample standard deviation under the name with `_std`.
 
     Args:
-      context: its `config.evaluate` names the classifiers; real images are the sensitive training part.
+      inputs: its `config.evaluate` names the classifiers; real images are the sensitive training part.
       synthetic: the released set.
       record: a file of every accuracy found so far, so that an interrupted run need not train for it again.
     """
-    section = context.config.evaluate
+    section = inputs.config.evaluate
     found = read_record(record)
     results: dict[str, float] = {}
     for name in section.classifiers:
-        for kind, train in (("synthetic", synthetic), ("real", context.sensitive)):
+        for kind, train in (("synthetic", synthetic), ("real", inputs.sensitive)):
             trained = [f"{name} {kind} {seed}" for seed in range(section.classifier_seeds)]
             for seed, one in enumerate(trained):
                 if not isinstance(found.get(one), float):
-                    found[one] = _accuracy(context, name, train, kind, seed)
+                    found[one] = _accuracy(inputs, name, train, kind, seed)
                     atomic_write_json(record, found)
             keys = [f"accuracy_{kind}"] * (name == section.classifiers[0])
             keys += [f"accuracy_{kind}_{configs.short_name(name)}"] * (len(section.classifiers) > 1)
@@ -70,21 +70,21 @@ def build_classifier(config: ConfigDict, name: str, n_classes: int) -> nn.Module
     )
 
 
-def _accuracy(context: Context, name: str, train: Dataset, kind: str, seed: int) -> float:
-    section = context.config.evaluate
+def _accuracy(inputs: Inputs, name: str, train: Dataset, kind: str, seed: int) -> float:
+    section = inputs.config.evaluate
     protocol = _protocol(section, train.n)
     title = f"evaluate: {configs.short_name(name)} on {kind}"
     if section.classifier_seeds > 1:
         title += f", seed {seed + 1} of {section.classifier_seeds}"
     with progress(title, protocol.recipe.steps) as bar:
         return train_and_score(
-            build_classifier(context.config, name, train.n_classes),
+            build_classifier(inputs.config, name, train.n_classes),
             train,
-            context.held_out,
+            inputs.held_out,
             protocol,
-            seed=(context.config.seed + seed) % 2**32,
+            seed=(inputs.config.seed + seed) % 2**32,
             on_steps=bar.advance,
-            residency=context.config.data.residency,
+            residency=inputs.config.data.residency,
         )
 
 

@@ -33,7 +33,7 @@ from privimage_jax.training.state import init_state, make_update
 
 NONPRIVATE = "nonprivate"
 METHODS = (NONPRIVATE, *(method for method in clipping.METHODS if method != "auto"))
-NAMES = (train_query.NAME, query.NAME, pretrain.NAME, finetune.NAME, sample.NAME)
+NAMES = (train_query.STAGE.name, query.STAGE.name, pretrain.STAGE.name, finetune.STAGE.name, sample.STAGE.name)
 _QUERY_BATCH = 512  # what `features.extract` takes at a time
 _COUNTED = 4  # examples whose floating-point operations are counted; a batch has in proportion
 
@@ -104,21 +104,21 @@ def make(
     config = config.copy_and_resolve_references()
     config.precision = resolve(config.precision, machine.platform)
     runs = {
-        train_query.NAME: train_query.enabled(config) and not config.query_net.workdir,
-        query.NAME: query.enabled(config),
-        pretrain.NAME: config.pretrain.steps > 0,
-        finetune.NAME: config.finetune.enabled,
-        sample.NAME: True,
+        train_query.STAGE.name: train_query.STAGE.enabled(config) and not config.query_net.workdir,
+        query.STAGE.name: query.enabled(config),
+        pretrain.STAGE.name: config.pretrain.steps > 0,
+        finetune.STAGE.name: config.finetune.enabled,
+        sample.STAGE.name: True,
     }
     run = [name for name in NAMES if runs[name]]
     if unknown := [name for name in names if name not in run]:
         raise UserError(f"--programs: {unknown[0]!r} is no program of this config; give some of {', '.join(run)}.")
     made = []
     for name in (name for name in run if not names or name in names):
-        of_classifier = name in (train_query.NAME, query.NAME)
+        of_classifier = name in (train_query.STAGE.name, query.STAGE.name)
         model = ("query_net.model", config.query_net.model) if of_classifier else ("model.name", config.model.name)
         with named_failures(*model):
-            if name == finetune.NAME:
+            if name == finetune.STAGE.name:
                 made += [_finetune(config, facts, machine, method) for method in methods]
             else:
                 made.append(_MAKERS[name](config, facts, machine))
@@ -146,7 +146,7 @@ def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         return _flops(jax.grad(loss), params, variables, images) * size / _COUNTED
 
     return Program(
-        name=train_query.NAME,
+        name=train_query.STAGE.name,
         lower=lower,
         flops=flops,
         rounds=(1,),
@@ -176,7 +176,7 @@ def _query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         return counted * size / _COUNTED
 
     return Program(
-        name=query.NAME,
+        name=query.STAGE.name,
         lower=lower,
         flops=flops,
         rounds=(),
@@ -205,7 +205,7 @@ def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         return _flops(gradient, params, *batch_shapes(_COUNTED, shape)) * size / _COUNTED
 
     return Program(
-        name=pretrain.NAME,
+        name=pretrain.STAGE.name,
         lower=lower,
         flops=flops,
         rounds=(1,),
@@ -257,7 +257,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         return counted * size / _COUNTED
 
     return Program(
-        name=finetune.NAME,
+        name=finetune.STAGE.name,
         method=method,
         lower=lower,
         flops=flops,
@@ -294,7 +294,7 @@ def _sample(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         return _flops(once, params, images, sigma, _array((_COUNTED,), jnp.int32)) * calls * size / _COUNTED
 
     return Program(
-        name=sample.NAME,
+        name=sample.STAGE.name,
         lower=lower,
         flops=flops,
         rounds=(),
@@ -369,4 +369,9 @@ def _settings(config: ConfigDict, facts: Facts, *sections: str) -> dict[str, Any
     return own | dataclasses.asdict(facts)
 
 
-_MAKERS = {train_query.NAME: _train_query, query.NAME: _query, pretrain.NAME: _pretrain, sample.NAME: _sample}
+_MAKERS = {
+    train_query.STAGE.name: _train_query,
+    query.STAGE.name: _query,
+    pretrain.STAGE.name: _pretrain,
+    sample.STAGE.name: _sample,
+}

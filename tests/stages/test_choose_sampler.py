@@ -14,9 +14,10 @@ from privimage_jax import config as configs
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
-from privimage_jax.stages import choose_sampler, generator, noisy_counts
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.plan import CLASS_HISTOGRAM, SAMPLER_CHOICE, SEMANTIC_QUERY, make_plan
+from privimage_jax.run import noisy_counts
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.plan import make_plan
+from privimage_jax.stages import choose_sampler, generator
 
 N = 60
 CANDIDATES = (0.0, 1.0, 3.0)
@@ -66,7 +67,7 @@ def test_margins_move_by_their_sensitivity_at_most(candidates):
         np.linalg.norm(choose_sampler.margins(scores) - choose_sampler.margins(scores - np.array(counts)))
         for counts in itertools.product((0, 1), repeat=candidates)
     ]
-    assert max(moved) == pytest.approx(choose_sampler.sensitivity(candidates), rel=1e-12)
+    assert max(moved) == pytest.approx(choose_sampler.margin_sensitivity(candidates), rel=1e-12)
     assert moved[-1] == 0  # who is right for every candidate tells nothing
     margins = choose_sampler.margins(scores)
     assert margins.dtype == np.int64 and choose_sampler.pick(margins) == scores.argmax()
@@ -74,7 +75,7 @@ def test_margins_move_by_their_sensitivity_at_most(candidates):
 
 @pytest.mark.parametrize("candidates", [2, 5])
 def test_striking_out_one_record_moves_the_margins_by_the_sensitivity_at_most(candidates):
-    bound = choose_sampler.sensitivity(candidates)
+    bound = choose_sampler.margin_sensitivity(candidates)
     check_choice_sensitivity(choose_sampler.agreement, choose_sampler.margins, bound, n=30, candidates=candidates)
 
 
@@ -104,7 +105,7 @@ def test_the_law_of_the_choice_is_exact():
     margins, std = choose_sampler.margins(np.array([5, 7, 6])), 3.5
     law = exact_law(margins, std)
     assert law.sum() == pytest.approx(1) and law.min() > 0.05
-    drawn = noisy_counts.add_noise(SAMPLER_CHOICE, chacha.key_from_seed("law"), np.tile(margins, (20_000, 1)), std)
+    drawn = noisy_counts.add_noise("sampler choice", chacha.key_from_seed("law"), np.tile(margins, (20_000, 1)), std)
     seen = np.bincount(drawn.argmax(-1), minlength=3)
     assert stats.chisquare(seen, law * len(drawn)).pvalue > 1e-3
 
@@ -113,7 +114,7 @@ def test_the_law_of_the_choice_is_exact():
 def test_the_law_on_neighbours_is_as_close_as_the_accountant_says(noise_multiplier):
     scores, delta = np.array([5, 7, 6, 7]), 0.01
     epsilon = accounting.epsilon([accounting.Gaussian(noise_multiplier)], delta)
-    std = noise_multiplier * choose_sampler.sensitivity(4)
+    std = noise_multiplier * choose_sampler.margin_sensitivity(4)
     law = exact_law(choose_sampler.margins(scores), std)
     for counts in itertools.product((0, 1), repeat=4):
         other = exact_law(choose_sampler.margins(scores - np.array(counts)), std)
@@ -126,8 +127,8 @@ def test_the_largest_margin_is_released_used_and_shown(finished):
     released = json.loads((workdir.release / "sampler.json").read_text())
     assert released["setting"] == "guidance" and released["candidates"] == list(CANDIDATES)
     assert released["chosen"] == CANDIDATES[np.argmax(released["noisy_margins"])]
-    assert released["noise_std"] == 6.0 * choose_sampler.sensitivity(3)
-    context = Context(make_config(folder), workdir)
+    assert released["noise_std"] == 6.0 * choose_sampler.margin_sensitivity(3)
+    context = make_inputs(make_config(folder), workdir)
     config = choose_sampler.chosen(context)
     assert config.sample.guidance == released["chosen"]
     synthetic = np.load(workdir.release / "synthetic.npz")
@@ -137,17 +138,21 @@ def test_the_largest_margin_is_released_used_and_shown(finished):
     assert np.abs(images.astype(int) - synthetic["images"]).max() <= 1  # on eight devices here, on one there
     page = (workdir.release / "report.html").read_text()
     assert f"<dt>chosen</dt><dd>guidance = {released['chosen']}</dd>" in page
-    assert f"<dt>guidance</dt><dd>{released['chosen']}</dd>" in page and SAMPLER_CHOICE in page
+    assert f"<dt>guidance</dt><dd>{released['chosen']}</dd>" in page and "sampler choice" in page
 
 
 def test_the_ledger_holds_every_mechanism_and_verifies(finished, privimage):
     _, workdir = finished
     lines = [json.loads(line) for line in workdir.ledger.read_text().splitlines()]
-    names = [SEMANTIC_QUERY, CLASS_HISTOGRAM, SAMPLER_CHOICE, "DP-SGD fine-tuning"]
+    names = ["semantic query", "class histogram", "sampler choice", "DP-SGD fine-tuning"]
     assert lines[0]["mechanisms"] == names
-    spending = next(line for line in lines if line.get("mechanism") == SAMPLER_CHOICE)
-    assert (spending["noise_multiplier"], spending["l2_sensitivity"]) == (6.0, choose_sampler.sensitivity(3))
-    assert 9.9 < spending["epsilon"] <= 10 and lines[-1] == {**lines[-1], "kind": "closed", "mechanism": SAMPLER_CHOICE}
+    spending = next(line for line in lines if line.get("mechanism") == "sampler choice")
+    assert (spending["noise_multiplier"], spending["l2_sensitivity"]) == (6.0, choose_sampler.margin_sensitivity(3))
+    assert 9.9 < spending["epsilon"] <= 10 and lines[-1] == {
+        **lines[-1],
+        "kind": "closed",
+        "mechanism": "sampler choice",
+    }
     assert "spent in all" in privimage("ledger", workdir.release, "--verify").succeeds().out
 
 
@@ -226,8 +231,8 @@ def test_one_class_is_enough(tmp_path):
     config.data.path, config.data.class_names = str(write_npz(tmp_path / "one.npz", N, 1, seed=1)), ("all",)
     workdir = run(config, tmp_path / "run", "choose-sampler")
     key = chacha.key_from_seed("7 choose-sampler 0")
-    std = 6.0 * choose_sampler.sensitivity(3)
-    noise = noisy_counts.add_noise(SAMPLER_CHOICE, key, np.zeros(3, np.int64), std)
+    std = 6.0 * choose_sampler.margin_sensitivity(3)
+    noise = noisy_counts.add_noise("sampler choice", key, np.zeros(3, np.int64), std)
     assert json.loads((workdir.release / "sampler.json").read_text())["noisy_margins"] == noise.tolist()
 
 

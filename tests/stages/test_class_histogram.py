@@ -11,10 +11,12 @@ from scipy import stats
 from small_models import use_small_models
 
 from privimage_jax import config as configs
+from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
-from privimage_jax.stages import class_histogram, noisy_counts
-from privimage_jax.stages.plan import CLASS_HISTOGRAM, make_plan
+from privimage_jax.run import noisy_counts
+from privimage_jax.run.plan import make_plan
+from privimage_jax.stages import class_histogram
 
 
 def make_config(folder):
@@ -40,12 +42,12 @@ def test_striking_out_one_record_takes_one_from_one_count(labels, data):
     moved = class_histogram.count_classes(labels, 5) - class_histogram.count_classes(np.delete(labels, row), 5)
     assert moved.dtype == np.int64
     np.testing.assert_array_equal(moved, np.eye(5, dtype=int)[labels[row]])
-    assert np.linalg.norm(moved) == class_histogram.L2_SENSITIVITY
+    assert np.linalg.norm(moved) == class_histogram.sensitivity(base.get_config())
 
 
 def test_the_noise_has_the_law_of_the_rounded_gaussian():
     counts, std = np.full(20_000, 7), 2.5
-    noisy = noisy_counts.add_noise(CLASS_HISTOGRAM, chacha.key_from_seed("law"), counts, std)
+    noisy = noisy_counts.add_noise("class histogram", chacha.key_from_seed("law"), counts, std)
     values = np.arange(-9, 10)
     edges = np.concatenate([[-np.inf], values[:-1] + 0.5, [np.inf]])
     expected = np.diff(stats.norm.cdf(edges / std)) * len(counts)
@@ -93,7 +95,7 @@ def test_the_ledger_holds_it_and_adds_up(finished, privimage):
     folder, workdir = finished
     lines = [json.loads(line) for line in workdir.ledger.read_text().splitlines()]
     assert lines[0]["mechanisms"] == ["semantic query", "class histogram", "DP-SGD fine-tuning"]
-    line = next(line for line in lines if line.get("mechanism") == CLASS_HISTOGRAM)
+    line = next(line for line in lines if line.get("mechanism") == "class histogram")
     assert (line["kind"], line["noise_multiplier"], line["l2_sensitivity"]) == ("gaussian", 4.0, 1.0)
     events = [accounting.Gaussian(5.0), accounting.Gaussian(4.0)]
     assert line["epsilon"] == accounting.epsilon(events, lines[0]["delta"], "rdp")

@@ -7,6 +7,7 @@ import pytest
 
 from privimage_jax.configs import base
 from privimage_jax.data import Dataset
+from privimage_jax.run.stage import shows_neighbours
 from privimage_jax.stages import neighbours
 
 
@@ -67,7 +68,7 @@ def test_neighbours_are_found_far_behind_the_first_ten_thousand(context, monkeyp
 def test_they_are_shown_where_all_they_need_is_there(key, value):
     config = base.get_config()
     config.selection.method = "random"  # so that only the evaluation asks for a query network
-    assert neighbours.enabled(config)
+    assert shows_neighbours(config)
     section, name = key.split(".")
     config[section][name] = value
-    assert not neighbours.enabled(config)
+    assert not shows_neighbours(config)

@@ -9,8 +9,8 @@ from pipelines import tiny_config
 
 from privimage_jax import config as configs
 from privimage_jax.metrics.downstream import benchmark, quick
+from privimage_jax.run.inputs import make_inputs
 from privimage_jax.stages import utility
-from privimage_jax.stages.context import Context
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
 
@@ -34,7 +34,7 @@ def measured(config, tmp_path, monkeypatch):
         return (1 + len(trainings)) / 64
 
     def call():
-        context = Context(configs.check(config), Workdir(tmp_path / "run"), make_mesh(jax.devices()[:1]))
+        context = make_inputs(configs.check(config), Workdir(tmp_path / "run"), make_mesh(jax.devices()[:1]))
         return utility.measure(context, context.held_out, tmp_path / "accuracies.json")
 
     monkeypatch.setattr(utility, "train_and_score", train_and_score)

@@ -65,5 +65,5 @@ def test_the_setting_is_checked_and_decides_no_result():
     fingerprints = []
     for choice in ("auto", "sharded"):
         config.data.residency = config.public.residency = choice
-        fingerprints.append([stage.settings(config) for stage in (finetune, pretrain, train_query)])
+        fingerprints.append([stage.STAGE.settings(config) for stage in (finetune, pretrain, train_query)])
     assert fingerprints[0] == fingerprints[1]

@@ -13,28 +13,23 @@ from privimage_jax import reading
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract
 from privimage_jax.privacy import noise
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.mechanism import Mechanism
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.mechanism import Mechanism
+from privimage_jax.run.stage import Stage
 
 
 def release(
-    context: Context,
-    name: str,
-    stage: str,
+    inputs: Inputs,
     output: Path,
-    l2_sensitivity: float,
     prepare: Callable[[], tuple[dict[str, str], Callable[[], np.ndarray]]],
     save: Callable[[np.ndarray], None],
 ) -> None:
-    """Spends the mechanism's share of the budget, once, and saves its output.
+    """Spends the share of the budget of a stage's mechanism, once, and saves its output.
 
     Args:
-      context: of the run; its plan holds the mechanism's noise multiplier.
-      name: of the mechanism.
-      stage: that runs it.
+      inputs: of the stage, whose record names the mechanism and whose plan holds its noise multiplier.
       output: the JSON file that holds the result. Once it is there nothing is computed again: equal noise on counts
         that differ at all would subtract.
-      l2_sensitivity: the most by which the counts move, in L2 norm, when one record is struck out.
       prepare: gives the digests of all that the counts depend on beside the sensitive images, and the function that
         counts (integers, of a shape that does not depend on the data).
       save: writes `output` from the noisy counts, int64.
@@ -42,28 +37,28 @@ def release(
     Raises:
       UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
     """
-    mechanism = Mechanism(context, name, stage)
+    mechanism = Mechanism(inputs)
     spent = mechanism.generation >= 0
     if spent and output.exists():
         mechanism.close()
         return
-    inputs, count = prepare()
-    mechanism.fix_inputs(data=context.sensitive.digest(), **inputs)
+    determinants, count = prepare()
+    mechanism.fix_inputs(data=inputs.sensitive.digest(), **determinants)
     if spent and (mechanism.is_closed or not mechanism.has_key(0)):
         raise UserError(
-            f"the {name} in {context.workdir.root} has spent its budget, but its key or its output was deleted; "
-            "start a new workdir."
+            f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its key or its output was "
+            "deleted; start a new workdir."
         )
     counts = count()
     key = mechanism.key(0)
     if not spent:
         mechanism.spend(
             "gaussian",
-            noise_multiplier=context.plan.count_noise[name],
-            l2_sensitivity=l2_sensitivity,
+            noise_multiplier=inputs.plan.count_noise[mechanism.name],
+            l2_sensitivity=inputs.stage.sensitivity(inputs.config),
             key_generation=0,
         )
-    save(add_noise(name, key, counts, noise_std(context, name, l2_sensitivity)))
+    save(add_noise(mechanism.name, key, counts, noise_std(inputs, inputs.stage)))
     mechanism.close()
 
 
@@ -105,6 +100,6 @@ def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], se
         )
 
 
-def noise_std(context: Context, name: str, l2_sensitivity: float) -> float:
-    """Standard deviation of the noise on every count."""
-    return context.plan.count_noise[name] * l2_sensitivity
+def noise_std(inputs: Inputs, stage: Stage) -> float:
+    """Standard deviation of the noise on every count of a stage: its noise multiplier times its L2 sensitivity."""
+    return inputs.plan.count_noise[stage.mechanism.name] * stage.sensitivity(inputs.config)

@@ -13,8 +13,8 @@ from privimage_jax import processes, reading, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.privacy.ledger import Ledger, is_closed
-from privimage_jax.stages.context import Context
-from privimage_jax.stages.plan import code_version
+from privimage_jax.run.code_version import code_version
+from privimage_jax.run.inputs import Inputs
 from privimage_jax.training.writers import headline
 
 ADJACENCY = "zero-out of one record (an image with its label)"
@@ -33,9 +33,9 @@ def open_ledger(run: workdir.Workdir) -> Ledger:
     return ledger
 
 
-def terms(context: Context) -> dict[str, Any]:
+def terms(inputs: Inputs) -> dict[str, Any]:
     """The ledger's first line, the terms of the guarantee."""
-    plan = context.plan
+    plan = inputs.plan
     return {
         "epsilon_target": plan.epsilon,
         "delta": plan.delta,
@@ -43,22 +43,30 @@ def terms(context: Context) -> dict[str, Any]:
         "accountant": plan.accountant,
         "adjacency": ADJACENCY,
         "mechanisms": plan.mechanisms,
-        "private": context.is_private,
-        **({} if context.is_private else {"note": "NOT PRIVATE: fixed seed"}),
+        "private": inputs.is_private,
+        **({} if inputs.is_private else {"note": "NOT PRIVATE: fixed seed"}),
     }
 
 
 class Mechanism:
-    """One mechanism of one run."""
+    """The mechanism of a stage in one run: the only way to spend budget."""
 
-    def __init__(self, context: Context, name: str, stage: str):
-        self.context = context
-        self.name = name
-        self.folder = context.folder(stage)
-        self.ledger = open_ledger(context.workdir)
+    def __init__(self, inputs: Inputs):
+        """Takes up the mechanism where the ledger left it.
+
+        Raises:
+          UserError: if the record of the stage declares no mechanism, or the ledger is damaged.
+        """
+        stage = inputs.stage
+        if stage is None or stage.mechanism is None:
+            raise UserError(f"the stage {stage and stage.name} declares no mechanism, so it can spend no budget.")
+        self.inputs = inputs
+        self.name = stage.mechanism.name
+        self.folder = inputs.folder(stage.name)
+        self.ledger = open_ledger(inputs.workdir)
         if self.ledger.entries:
             workdir.sync(self.ledger.path)  # what is relied upon as spent must be on the disk
-        self._keys = context.folder("keys")
+        self._keys = inputs.folder("keys")
         self._stage = stage
 
     @property
@@ -74,48 +82,54 @@ class Mechanism:
             self._delete_keys()
         return closed
 
-    def fix_inputs(self, **inputs: str) -> None:
+    def fix_inputs(self, **determinants: str) -> None:
         """Records what determines the mechanism's input, or compares it with the record once budget is spent.
 
         Raises:
           UserError: if a spent mechanism would be replayed on other inputs: equal noise on different inputs subtracts.
         """
         path = self.folder / "inputs.json"
-        inputs = {**inputs, "version of privimage_jax or a library": code_version(self.context.config)}
-        processes.current().meet(f"inputs of {self.name}", {f"the {name}": value for name, value in inputs.items()})
+        version = code_version(self.inputs.config, self._stage)
+        given = {**determinants, "version of privimage_jax or a library": version}
+        processes.current().meet(f"inputs of {self.name}", {f"the {name}": value for name, value in given.items()})
         if any(line["kind"] != "closed" for line in self.lines):
             recorded = workdir.read_record(path)
-            changed = sorted(name for name in inputs if recorded.get(name) != inputs[name])
+            changed = sorted(name for name in given if recorded.get(name) != given[name])
             if changed:
                 raise UserError(
-                    f"the {self.name} in {self.context.workdir.root} has spent budget on other inputs (changed: "
+                    f"the {self.name} in {self.inputs.workdir.root} has spent budget on other inputs (changed: "
                     f"{', '.join(changed)}); restore them, or start a new workdir."
                 )
         else:
-            workdir.atomic_write_json(path, inputs)
+            workdir.atomic_write_json(path, given)
 
     def promise(self) -> None:
         """Writes the terms of the guarantee where nothing is going to be spent, so that the release states them."""
         if not self.ledger.entries:
-            self.ledger.append("open", **terms(self.context))
+            self.ledger.append("open", **terms(self.inputs))
             self._remember_head()
 
     def spend(self, kind: str, **fields: Any) -> None:
         """Writes a line that spends budget, with the epsilon of everything spent so far; returns when it is on disk.
 
         Raises:
-          UserError: if the mechanism would exceed the budget, or other terms were promised; nothing is written then.
+          UserError: if the mechanism is not part of the plan or would exceed the budget, or other terms were promised;
+            nothing is written then.
         """
+        if self.name not in self.inputs.plan.mechanisms:
+            raise UserError(
+                f"the {self.name} is not part of the privacy plan of this config, so it can spend no budget."
+            )
 
         def epsilon(spent: list[dict[str, Any]]) -> float:
-            return self.context.plan.spent(accounting.events_from(spent))
+            return self.inputs.plan.spent(accounting.events_from(spent))
 
-        self.ledger.spend(kind, epsilon, terms(self.context), mechanism=self.name, **fields)
+        self.ledger.spend(kind, epsilon, terms(self.inputs), mechanism=self.name, **fields)
         self._remember_head()
 
     def _remember_head(self) -> None:
         """After the ledger's line: a crash between the two leaves a head that the ledger extends."""
-        workdir.atomic_write_json(self.context.workdir.internal / "ledger_head.json", self.ledger.head)
+        workdir.atomic_write_json(self.inputs.workdir.internal / "ledger_head.json", self.ledger.head)
 
     @property
     def generation(self) -> int:
@@ -124,7 +138,7 @@ class Mechanism:
 
     def has_key(self, generation: int) -> bool:
         """Whether the key of a generation is at hand."""
-        return not self.context.is_private or self._key_path(generation).exists()
+        return not self.inputs.is_private or self._key_path(generation).exists()
 
     def key(self, generation: int) -> np.ndarray:
         """The 256-bit key uint32[8] of a generation, made from OS entropy and on the disk before this returns.
@@ -132,9 +146,9 @@ class Mechanism:
         Process 0 makes it; the others read the file, and all compare its digest, never the key itself.
         A key that no ledger line speaks of was never used and is replaced: a copy of this workdir may hold it too.
         """
-        if not self.context.is_private:
-            seed = self.context.config.privacy.fixed_seed
-            return chacha.key_from_seed(f"{seed} {self._stage} {generation}")
+        if not self.inputs.is_private:
+            seed = self.inputs.config.privacy.fixed_seed
+            return chacha.key_from_seed(f"{seed} {self._stage.name} {generation}")
         path = self._key_path(generation)
         if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
@@ -154,11 +168,11 @@ class Mechanism:
 
     def warn(self, message: str) -> None:
         """Tells the operator something that stays internal."""
-        headline(self._stage, "warning", message)
+        headline(self._stage.name, "warning", message)
 
     def _key_path(self, generation: int):
-        return self._keys / f"{self._stage}-{generation}.key"
+        return self._keys / f"{self._stage.name}-{generation}.key"
 
     def _delete_keys(self) -> None:
-        for path in sorted(self._keys.glob(f"{self._stage}-*.key")):
+        for path in sorted(self._keys.glob(f"{self._stage.name}-*.key")):
             workdir.remove(path)

@@ -10,8 +10,9 @@ from privimage_jax import workdir as disk
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, ledger
-from privimage_jax.stages.mechanism import Mechanism, terms
-from privimage_jax.stages.plan import Plan
+from privimage_jax.run.mechanism import Mechanism, terms
+from privimage_jax.run.plan import Plan
+from privimage_jax.run.stage import named
 from privimage_jax.workdir import Workdir
 
 PLAN = Plan(
@@ -26,10 +27,11 @@ PLAN = Plan(
 )
 
 
-class FakeContext:
-    """Of a `Context`, what a mechanism reads."""
+class FakeInputs:
+    """Of `Inputs`, what a mechanism reads."""
 
-    def __init__(self, root, fixed_seed=-1):
+    def __init__(self, root, fixed_seed=-1, stage="query"):
+        self.stage = named(stage)
         self.workdir = Workdir(root)
         self.workdir.create()
         self.plan = PLAN
@@ -46,7 +48,7 @@ class FakeContext:
 @pytest.fixture
 def start(tmp_path):
     """Starts the mechanism as a new process would."""
-    return lambda **kwargs: Mechanism(FakeContext(tmp_path, **kwargs), "semantic query", "query")
+    return lambda **kwargs: Mechanism(FakeInputs(tmp_path, **kwargs))
 
 
 def spend(mechanism, noise_multiplier=10.0, generation=0):
@@ -58,7 +60,7 @@ def kinds(mechanism):
 
 
 def files(mechanism):
-    root = mechanism.context.workdir.root
+    root = mechanism.inputs.workdir.root
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
@@ -101,7 +103,7 @@ def test_a_spent_key_stays_the_same_and_is_for_its_owner_only(start):
     key = mechanism.key(0)
     spend(mechanism)
     np.testing.assert_array_equal(start().key(0), key)
-    path = mechanism.context.workdir.internal / "keys" / "query-0.key"
+    path = mechanism.inputs.workdir.internal / "keys" / "query-0.key"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_bytes() == chacha.key_to_bytes(key)
 
@@ -141,7 +143,7 @@ def test_closing_twice_writes_one_line(start):
 
 def test_another_mechanism_does_not_share_the_key(start, tmp_path):
     mechanism = start()
-    other = Mechanism(mechanism.context, "DP-SGD fine-tuning", "finetune")
+    other = Mechanism(FakeInputs(tmp_path, stage="finetune"))
     other.key(0)
     mechanism.key(0)
     spend(mechanism)
@@ -175,7 +177,7 @@ def test_other_code_is_another_input(start, monkeypatch):
     mechanism = start()
     mechanism.fix_inputs(data="one")
     spend(mechanism)
-    monkeypatch.setattr("privimage_jax.stages.mechanism.code_version", lambda config: "other")
+    monkeypatch.setattr("privimage_jax.run.mechanism.code_version", lambda config, stage: "other")
     with pytest.raises(UserError, match=r"changed: version of privimage_jax or a library"):
         start().fix_inputs(data="one")
 
@@ -217,10 +219,10 @@ def test_the_terms_of_the_guarantee_come_first(start):
 def test_other_terms_than_the_ledger_was_opened_with_are_refused(start, change, named):
     """Also where a crash came between the first line and the second, so that nothing is spent yet."""
     mechanism = start()
-    mechanism.ledger.append("open", **terms(mechanism.context))
+    mechanism.ledger.append("open", **terms(mechanism.inputs))
     before = files(mechanism)
     mechanism = start()
-    mechanism.context.plan = dataclasses.replace(PLAN, **change)
+    mechanism.inputs.plan = dataclasses.replace(PLAN, **change)
     with pytest.raises(UserError, match=f"opened with {named} ="):
         spend(mechanism)
     assert files(mechanism) == before
@@ -228,7 +230,7 @@ def test_other_terms_than_the_ledger_was_opened_with_are_refused(start, change, 
 
 def test_a_ledger_opened_as_private_takes_no_fixed_seed(start):
     mechanism = start()
-    mechanism.ledger.append("open", **terms(mechanism.context))
+    mechanism.ledger.append("open", **terms(mechanism.inputs))
     with pytest.raises(UserError, match="opened with note = None"):
         spend(start(fixed_seed=3))
 
@@ -239,7 +241,7 @@ def test_a_fixed_seed_writes_no_key_and_is_stamped(start):
     spend(mechanism)
     assert mechanism.ledger.entries[0]["note"] == "NOT PRIVATE: fixed seed"
     assert mechanism.ledger.entries[0]["private"] is False
-    assert not list((mechanism.context.workdir.internal / "keys").iterdir())
+    assert not list((mechanism.inputs.workdir.internal / "keys").iterdir())
 
 
 def test_a_lost_key_is_noticed_and_the_next_generation_is_another(start):
@@ -248,7 +250,7 @@ def test_a_lost_key_is_noticed_and_the_next_generation_is_another(start):
     first = mechanism.key(0)
     spend(mechanism)
     assert mechanism.generation == 0
-    (mechanism.context.workdir.internal / "keys" / "query-0.key").unlink()
+    (mechanism.inputs.workdir.internal / "keys" / "query-0.key").unlink()
     mechanism = start()
     assert not mechanism.has_key(0)
     assert (mechanism.key(1) != first).any()

@@ -1,0 +1,88 @@
+"""The code that determines what a mechanism sees and does: part of a replay's identity."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+
+import flax
+import jax
+import jaxlib
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import privimage_jax
+from privimage_jax.models import registry
+from privimage_jax.run.stage import Stage, enabled_stages, upstream
+
+ROOT = Path(privimage_jax.__file__).parent
+_IMPORT_STRING = r"[\w.]+:\w+"
+
+
+def code_version(config: ConfigDict, *stages: Stage) -> str:
+    """SHA-256 of all code that these stages run; of all that the config runs, if none is given.
+
+    It covers every file of the package that a stage's module imports, directly or through others, the files that import
+    strings in its settings or in those of a stage upstream name, and the versions of the numerical libraries.
+    """
+    modules = [stage.module for stage in stages or enabled_stages(config)]
+    settings = {
+        key: value
+        for stage in stages or enabled_stages(config)
+        for one in upstream(config, stage)
+        for key, value in one.settings(config).items()
+    }
+    files = {*imported_files(tuple(modules)), *_named_files(settings)}
+    versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]
+    digest = hashlib.sha256(", ".join(versions).encode())
+    for file in sorted(files, key=str):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def imported_files(modules: tuple[str, ...]) -> frozenset[Path]:
+    """The files of these modules and of everything in this package that they import, also inside functions."""
+    found: set[Path] = set()
+    waiting = [_file(module) for module in modules]
+    while waiting:
+        file = waiting.pop()
+        if file is None or file in found:
+            continue
+        found.add(file)
+        waiting += [_file(name) for name in _imports(file)]
+    return frozenset(found)
+
+
+@functools.cache
+def _imports(file: Path) -> tuple[str, ...]:
+    """Dotted names of all that a file may import from this package: modules, and what is taken from them."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return tuple(sorted(name for name in names if name.split(".")[0] == privimage_jax.__name__))
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module; None where the name is of something inside one."""
+    if module.split(".")[0] != privimage_jax.__name__:
+        spec = importlib.util.find_spec(module)
+        return Path(spec.origin) if spec and spec.origin else None
+    path = ROOT.joinpath(*module.split(".")[1:])
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def _named_files(settings: dict) -> set[Path]:
+    """The files that import strings among the settings name."""
+    texts = [text for value in settings.values() for text in (value if isinstance(value, tuple | list) else [value])]
+    names = {text for text in texts if isinstance(text, str) and re.fullmatch(_IMPORT_STRING, text)}
+    return {registry.source_file(name) for name in names}

@@ -1,0 +1,187 @@
+"""What a stage is given: the config, the run's folder, the devices, the data sets and the plan; all of it frozen."""
+
+import contextlib
+import dataclasses
+import functools
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax import data
+from privimage_jax.data import Dataset
+from privimage_jax.errors import UserError
+from privimage_jax.run.plan import Plan, make_plan
+from privimage_jax.run.stage import Stage
+from privimage_jax.training.mesh import make_mesh, platform
+from privimage_jax.training.precision import resolve
+from privimage_jax.training.writers import headline, progress
+from privimage_jax.workdir import Workdir, make_dir
+
+
+class DataSets:
+    """The image sets of a run, each read on first use and kept."""
+
+    def __init__(self, config: ConfigDict, cache: Path):
+        self._config = config
+        self._cache = cache
+
+    @functools.cached_property
+    def sensitive(self) -> Dataset:
+        """The sensitive training images."""
+        return self._load("data", "train")
+
+    @functools.cached_property
+    def held_out(self) -> Dataset:
+        """Real images held out for evaluation."""
+        return self._load("data", "test")
+
+    @functools.cached_property
+    def public(self) -> Dataset:
+        """The public images; their classes are the semantics."""
+        return self._load("public", "train")
+
+    def _load(self, section: str, part: str) -> Dataset:
+        shape = self._config.data
+        with contextlib.ExitStack() as stack:
+            bar, shown = None, 0
+
+            def on_progress(done: int, total: int) -> None:
+                nonlocal bar, shown
+                if bar is None:  # a cached set is there at once and needs no bar
+                    bar = stack.enter_context(progress(f"reading {section} {part}", total, unit="images"))
+                bar.advance(done - shown)
+                shown = done
+
+            return data.load(
+                self._config[section],
+                part,
+                shape.image_size,
+                shape.channels,
+                self._cache if self._config[section].cache else None,
+                on_progress=on_progress,
+                key=section,
+            )
+
+    def check(self, needs_public: bool = True) -> None:
+        """Reads every set and checks what depends on it; all errors of data come from here, before any mechanism runs.
+
+        Args:
+          needs_public: whether the config runs a stage that looks at the public set.
+
+        Raises:
+          UserError: naming what is wrong with the data or with a setting that does not fit it.
+        """
+        config, sensitive = self._config, self.sensitive
+        declared = config.data.n
+        if declared and declared != sensitive.n:
+            raise UserError(
+                f"config.data.n={declared}, but the sensitive training part has {sensitive.n} images; "
+                "give the true number, or 0 to count them."
+            )
+        configs.check_against_n(config, sensitive.n)
+        if needs_public:
+            data.check_compatible(sensitive, self.public)
+            configs.check_against_classes(config, sensitive.n_classes, self.public.n_classes)
+        if config.evaluate.enabled and self.held_out.n < 2:
+            raise UserError(
+                f"the held-out part of config.data has {self.held_out.n} image; hold out at least 2 by "
+                "config.data.test_fraction, or give config.evaluate.enabled=False."
+            )
+        self._warn_about_empty_classes()
+        if config.evaluate.enabled and self.held_out.class_names != sensitive.class_names:
+            raise UserError(
+                f"the held-out part of config.data has the classes {', '.join(self.held_out.class_names)}, but the "
+                f"training part has {', '.join(sensitive.class_names)}; give both the same classes."
+            )
+
+    def _warn_about_empty_classes(self) -> None:
+        """Tells the operator, and nobody else, of classes without images."""
+        present = set(np.unique(self.sensitive.labels).tolist())
+        names = self.sensitive.class_names
+        if empty := [name for number, name in enumerate(names) if number not in present]:
+            headline(
+                "data", "warning", f"no sensitive image is of class {', '.join(empty)}; it is generated all the same."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What one stage of one run is given.
+
+    Attributes:
+      config: checked, with every "auto" that devices decide resolved.
+      workdir: the run's folder.
+      mesh: the devices.
+      data: the image sets.
+      stage: whose inputs these are; None before any stage runs.
+      fingerprint: of the stage's settings and of all that it reads.
+      microbatch: examples whose gradients a device holds at once; 0 where nothing is fine-tuned.
+    """
+
+    config: ConfigDict
+    workdir: Workdir
+    mesh: Mesh
+    data: DataSets
+    stage: Stage | None = None
+    fingerprint: str = ""
+    microbatch: int = 0
+
+    @property
+    def sensitive(self) -> Dataset:
+        """The sensitive training images."""
+        return self.data.sensitive
+
+    @property
+    def held_out(self) -> Dataset:
+        """Real images held out for evaluation."""
+        return self.data.held_out
+
+    @property
+    def public(self) -> Dataset:
+        """The public images; their classes are the semantics."""
+        return self.data.public
+
+    @property
+    def plan(self) -> Plan:
+        """The privacy plan for this data."""
+        return make_plan(self.config, self.sensitive.n)
+
+    @property
+    def is_private(self) -> bool:
+        """False when a fixed seed stands in for entropy (tests only)."""
+        return self.config.privacy.fixed_seed < 0
+
+    def key(self, purpose: str) -> jax.Array:
+        """A public jax key, a function of config.seed and the purpose alone."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()))
+
+    def folder(self, stage: str) -> Path:
+        """`internal/<stage>`, made if missing: what only this stage writes."""
+        path = self.workdir.internal / stage
+        make_dir(path, mode=0o700)
+        return path
+
+    def of(self, stage: Stage, fingerprint: str = "", microbatch: int = 0) -> "Inputs":
+        """The same run's inputs, of this stage; the data sets are shared."""
+        return dataclasses.replace(self, stage=stage, fingerprint=fingerprint, microbatch=microbatch)
+
+
+def make_inputs(config: ConfigDict, workdir: Workdir, mesh: Mesh | None = None) -> Inputs:
+    """The inputs of a run before any stage.
+
+    What "auto" means on these devices is part of the settings from here on: a run does not go on in another format.
+
+    Args:
+      config: a checked configuration; it is not changed.
+      workdir: the run's folder, which need not exist.
+      mesh: the devices; all by default.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    config = config.copy_and_resolve_references()
+    config.precision = resolve(config.precision, platform(mesh))
+    return Inputs(config, workdir, mesh, DataSets(config, workdir.cache))

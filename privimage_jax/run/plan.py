@@ -1,0 +1,107 @@
+"""The privacy plan: which mechanisms a config runs, with which noise, so that together they cost at most epsilon."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import accounting, sampling
+from privimage_jax.rounding import plain_up
+from privimage_jax.run.stage import noise_multipliers, solved_mechanism, symbol
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Public numbers of the mechanisms, fixed before any runs.
+
+    `count_noise` has, for every mechanism that releases noisy counts and is run, its noise multiplier, relative to its
+    L2 sensitivity; that of the semantic query is sigma1. `finetune_noise` (sigma2) is relative to the clip norm, and
+    None when DP-SGD is not run. `sampling_rate` is the exact q that a 32-bit threshold stands for.
+    """
+
+    epsilon: float
+    delta: float
+    n: int
+    accountant: str
+    count_noise: Mapping[str, float]
+    finetune_noise: float | None
+    sampling_rate: float
+    steps: int
+
+    @property
+    def mechanisms(self) -> list[str]:
+        """The names of all that share the budget."""
+        return [*self.count_noise, *([] if self.finetune_noise is None else [solved_mechanism().name])]
+
+    def events(self) -> list:
+        """The planned mechanisms as events of `privacy.accounting`."""
+        events: list = [accounting.Gaussian(noise) for noise in self.count_noise.values()]
+        if self.finetune_noise is not None:
+            events.append(accounting.SampledGaussian(self.finetune_noise, self.sampling_rate, self.steps))
+        return events
+
+    def spent(self, events: list, accountant: str | None = None) -> float:
+        """The epsilon of some events at the plan's delta, rounded up."""
+        return accounting.epsilon(events, self.delta, accountant or self.accountant)
+
+
+def make_plan(config: ConfigDict, n: int) -> Plan:
+    """Reserves the share of every other mechanism, whenever it runs, and solves sigma2 for what remains.
+
+    Args:
+      config: a checked configuration.
+      n: number of sensitive training images (public).
+
+    Raises:
+      UserError: if the others alone exceed epsilon.
+    """
+    configs.check_against_n(config, n)
+    return _solve(
+        epsilon=float(config.privacy.epsilon),
+        delta=configs.delta(config, n),
+        n=n,
+        accountant=config.privacy.accountant,
+        counts=tuple((name, *noise) for name, noise in noise_multipliers(config).items()),
+        batch_size=config.finetune.batch_size,
+        steps=configs.finetune_steps(config, n),
+    )
+
+
+@functools.cache
+def _solve(epsilon, delta, n, accountant, counts, batch_size, steps) -> Plan:
+    """The plan; `counts` has the name, the setting and the noise multiplier of each mechanism of noisy counts."""
+    rate = sampling.sampling_rate(sampling.threshold(batch_size, n)) if steps else 0.0
+    others = [accounting.Gaussian(noise) for _, _, noise in counts]
+    if (cost := accounting.epsilon(others, delta, accountant)) > epsilon:
+        raise UserError(
+            f"the {' and the '.join(name for name, _, _ in counts)} alone cost{'s' * (len(counts) == 1)} epsilon "
+            f"{cost:.4f}, more than config.privacy.epsilon = {epsilon:g}; raise "
+            f"{', '.join(f'config.{key}' for _, key, _ in counts)} or config.privacy.epsilon."
+        )
+    noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, others, accountant) if steps else None
+    return Plan(epsilon, delta, n, accountant, {name: noise for name, _, noise in counts}, noise, rate, steps)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a table: every mechanism, its noise, and its epsilon, alone and together, by both accountants."""
+    lines = [
+        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
+        "",
+        f"{'mechanism':<44}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
+    ]
+    rows = []
+    for name, noise in plan.count_noise.items():
+        rows.append((f"{name}: {symbol(name)} = {noise:g}", [accounting.Gaussian(noise)]))
+    if plan.finetune_noise is not None:
+        event = accounting.SampledGaussian(plan.finetune_noise, plan.sampling_rate, plan.steps)
+        rows.append(
+            (f"DP-SGD: sigma2 = {plan.finetune_noise:.4g}, q = {plan.sampling_rate:.4g}, T = {plan.steps}", [event])
+        )
+    rows.append(("together", plan.events()))
+    for name, events in rows:
+        pld, rdp = (plan.spent(events, accountant) if events else 0.0 for accountant in ("pld", "rdp"))
+        lines.append(f"{name:<44}{plain_up(pld, 6):>15}{plain_up(rdp, 6):>15}")
+    return "\n".join(lines)

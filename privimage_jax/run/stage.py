@@ -1,0 +1,346 @@
+"""The stages as records, one row each. All that others know of a stage is derived from its row.
+
+Names of commands, order, fingerprints, the privacy plan, what may spend and be published, and the identity of a replay
+come from here; what no row names is refused. A row imports nothing heavy: a stage's own module is loaded when it runs.
+"""
+
+import dataclasses
+import functools
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax.errors import UserError
+from privimage_jax.workdir import Workdir
+
+Settings = Callable[[ConfigDict], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """What of a stage looks at sensitive images and adds noise.
+
+    Attributes:
+      name: in the ledger and the report.
+      switch: the setting that decides whether it is run.
+      noise_multiplier: the setting that holds its noise, relative to its L2 sensitivity; "" for the one mechanism
+        whose noise is solved for what all others leave of the budget.
+      symbol: what the privacy plan calls its noise multiplier.
+    """
+
+    name: str
+    switch: str
+    noise_multiplier: str = ""
+    symbol: str = "noise multiplier"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Attributes:
+      name: of its command, its folder under `internal/`, and its done mark.
+      module: that holds `run(inputs)`, and `sensitivity(config)` where the mechanism releases noisy counts.
+      settings: what of the config decides its result, beside what it reads.
+      reads: the stages whose artefacts it reads; those that the config does not run are left out.
+      writes: its artefacts, paths in the workdir. It runs again when one is missing, and publishes no other.
+      depends_on: what of the data decides its result: of "classes", "public", "sensitive", "held_out".
+      enabled: whether the config runs it.
+      mechanism: what spends budget, if anything does. Its data always decide the result.
+      follows_precision: whether matrix products run as `config.precision` says; measures are exact, whatever that is.
+      after: for a stage from outside the package, the one that it follows.
+    """
+
+    name: str
+    module: str
+    settings: Settings
+    reads: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+    writes: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ("classes",)
+    enabled: Callable[[ConfigDict], bool] = lambda config: True
+    mechanism: Mechanism | None = None
+    follows_precision: bool = True
+    after: str = "sample"
+
+    def load(self) -> ModuleType:
+        """The stage's module."""
+        return importlib.import_module(self.module)
+
+    def sees(self, part: str) -> bool:
+        """Whether a part of the data, of `depends_on`, decides the result."""
+        return part in self.depends_on or (part == "sensitive" and self.mechanism is not None)
+
+    def spends(self, config: ConfigDict) -> bool:
+        """Whether the config runs this stage's mechanism."""
+        return self.mechanism is not None and self.enabled(config) and value(config, self.mechanism.switch) is not False
+
+    def sensitivity(self, config: ConfigDict) -> float:
+        """The L2 sensitivity of the noisy counts that the stage releases."""
+        return float(self.load().sensitivity(config))
+
+    def artefact(self, workdir: Workdir, number: int = 0) -> Path:
+        """The path of one of `writes`."""
+        return workdir.root / self.writes[number]
+
+    @property
+    def published(self) -> dict[str, str]:
+        """Name in `release/` -> path in the workdir, of what the stage may publish."""
+        inside = [PurePosixPath(path) for path in self.writes]
+        return {path.name: str(path) for path in inside if path.parts[0] == "release"}
+
+
+def keys(*names: str) -> Settings:
+    """The settings of these sections and keys, without the places where things lie."""
+    return lambda config: configs.section(config, *names)
+
+
+def value(config: ConfigDict, key: str) -> Any:
+    """The value of a setting "section.key"."""
+    return functools.reduce(lambda section, name: section[name], key.split("."), config)
+
+
+def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
+    """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it."""
+    names = ("precision", "seed", "finetune", "clipping", "model", "diffusion", "privacy", "data", "query")
+    return configs.section(config, *names, "selection.method") | reserved(config)
+
+
+def _sampler_settings(config: ConfigDict) -> dict[str, Any]:
+    """Without the setting that is chosen, and without the number of images, which are drawn later."""
+    unused = (f"sample.{config.sampler_choice.setting}", "sample.n")
+    names = ("precision", "seed", "sampler_choice", "privacy", "data", "sample", "model", "diffusion")
+    return {key: value for key, value in configs.section(config, *names).items() if key not in unused}
+
+
+def _evaluation_settings(config: ConfigDict) -> dict[str, Any]:
+    """Of the weights of a network from outside the content, not the place."""
+    from privimage_jax.metrics import extractors
+
+    weights = extractors.weights_digest(config.evaluate.extractors, config.evaluate.inception_weights)
+    return configs.section(config, "precision", "seed", "evaluate", "data", "query.k1") | weights
+
+
+def _asks_semantics(config: ConfigDict) -> bool:
+    return config.selection.method == "semantic"
+
+
+def _needs_network(config: ConfigDict) -> bool:
+    """The query and the features of the evaluation come from it."""
+    return _asks_semantics(config) or config.evaluate.enabled
+
+
+def shows_neighbours(config: ConfigDict) -> bool:
+    """Whether public images may be shown, taught the generator, and there is a network to compare by."""
+    return config.report.public_neighbours and config.pretrain.steps > 0 and _needs_network(config)
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="train-query",
+        module="privimage_jax.stages.train_query",
+        settings=keys("precision", "seed", "query_net", "public", "data.image_size", "data.channels"),
+        writes=("internal/train-query/network",),
+        depends_on=("public",),
+        enabled=_needs_network,
+    ),
+    Stage(
+        name="query",
+        module="privimage_jax.stages.query",
+        settings=keys("precision", "query", "privacy", "data"),
+        reads=lambda config: ("train-query",),
+        writes=("internal/query/histogram.json",),
+        enabled=_asks_semantics,
+        mechanism=Mechanism("semantic query", "selection.method", "query.noise_multiplier", "sigma1"),
+    ),
+    Stage(
+        name="class-histogram",
+        module="privimage_jax.stages.class_histogram",
+        settings=keys("class_histogram", "privacy", "data"),
+        writes=("release/class_histogram.json",),
+        enabled=lambda config: config.class_histogram.enabled,
+        mechanism=Mechanism("class histogram", "class_histogram.enabled", "class_histogram.noise_multiplier"),
+    ),
+    Stage(
+        name="select",
+        module="privimage_jax.stages.selection",
+        settings=keys("seed", "selection", "public", "data.image_size", "data.channels", "data.class_names"),
+        reads=lambda config: ("query",),
+        writes=("internal/select/subset.npz", "release/semantics.json"),
+        depends_on=("classes", "public"),
+        enabled=lambda config: _asks_semantics(config) or config.pretrain.steps > 0,
+    ),
+    Stage(
+        name="pretrain",
+        module="privimage_jax.stages.pretrain",
+        settings=keys(
+            *("precision", "seed", "pretrain", "model", "diffusion"),
+            *("data.image_size", "data.channels", "data.class_names"),
+        ),
+        reads=lambda config: ("select",) if config.pretrain.steps else (),
+        writes=("internal/pretrain/params",),
+    ),
+    Stage(
+        name="finetune",
+        module="privimage_jax.stages.finetune",
+        settings=_finetune_settings,
+        reads=lambda config: ("pretrain",),
+        writes=("release/generator",),
+        mechanism=Mechanism("DP-SGD fine-tuning", "finetune.enabled"),
+    ),
+    Stage(
+        name="choose-sampler",
+        module="privimage_jax.stages.choose_sampler",
+        settings=_sampler_settings,
+        reads=lambda config: ("finetune", "class-histogram"),
+        writes=("release/sampler.json",),
+        enabled=lambda config: config.sampler_choice.enabled,
+        mechanism=Mechanism("sampler choice", "sampler_choice.enabled", "sampler_choice.noise_multiplier"),
+    ),
+    Stage(
+        name="sample",
+        module="privimage_jax.stages.sample",
+        settings=keys("precision", "seed", "sample", "model", "diffusion", "data.image_size", "data.channels"),
+        reads=lambda config: ("finetune", "class-histogram", "choose-sampler"),
+        writes=("release/synthetic.npz",),
+    ),
+    Stage(
+        name="evaluate",
+        module="privimage_jax.stages.evaluate",
+        settings=_evaluation_settings,
+        reads=lambda config: ("train-query", "select", "sample"),
+        writes=("internal/evaluation.json", "internal/evaluation.html"),
+        depends_on=("classes", "sensitive", "held_out"),
+        enabled=lambda config: config.evaluate.enabled,
+        follows_precision=False,
+    ),
+    Stage(
+        name="report",
+        module="privimage_jax.stages.report",
+        settings=lambda config: configs.settings_in_use(config),
+        reads=lambda config: (
+            *(("train-query",) if shows_neighbours(config) else ()),
+            *("select", "pretrain", "finetune", "choose-sampler", "sample"),
+        ),
+        writes=("release/report.html",),
+    ),
+)
+
+_OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME
+
+
+def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
+    """The rows of `STAGES`, and those of `config.extra_stages`, each behind the stage that it follows.
+
+    Raises:
+      UserError: if one of the latter cannot be loaded, or takes a name, a mechanism or an artefact of another.
+    """
+    stages = list(STAGES)
+    for name in config.extra_stages:
+        one = _load(name)
+        names = [stage.name for stage in stages]
+        if one.after not in names:
+            raise UserError(f"config.extra_stages: {name} follows {one.after!r}; give one of {', '.join(names)}.")
+        for what, taken, own in (
+            ("name", {*names}, {one.name}),
+            ("mechanism", {stage.mechanism.name for stage in stages if stage.mechanism}, _mechanism_name(one)),
+            ("artefact", {path for stage in stages for path in stage.writes}, {*one.writes}),
+        ):
+            if twice := sorted(taken & own):
+                raise UserError(f"config.extra_stages: {name} has the {what} {twice[0]!r} of another; rename it.")
+        if one.mechanism and not one.mechanism.noise_multiplier:
+            raise UserError(f"config.extra_stages: the mechanism of {name} names no setting for its noise; give one.")
+        _check_settings(config, one, name)
+        stages.insert(names.index(one.after) + 1, one)
+    return tuple(stages)
+
+
+def _mechanism_name(stage: Stage) -> set[str]:
+    return {stage.mechanism.name} if stage.mechanism else set()
+
+
+def _load(name: str) -> Stage:
+    """The record that "package.module:NAME" stands for."""
+    if not re.fullmatch(_OUTSIDE, name):
+        raise UserError(f"config.extra_stages={name!r} is not accepted; give package.module:NAME of a run.stage.Stage.")
+    module, attribute = name.split(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module is a program and may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise UserError(f"config.extra_stages: {name} cannot be loaded ({reason}); correct it.") from error
+    if not isinstance(found, Stage):
+        raise UserError(f"config.extra_stages: {name} is a {type(found).__name__}; give a run.stage.Stage.")
+    return found
+
+
+def _check_settings(config: ConfigDict, stage: Stage, name: str) -> None:
+    """Refuses a mechanism whose settings are not there, or whose noise is no positive number."""
+    if stage.mechanism is None:
+        return
+    for key in (stage.mechanism.switch, stage.mechanism.noise_multiplier):
+        try:
+            found = value(config, key)
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(f"config.{key} is missing, which {name} of config.extra_stages needs; give it.") from None
+    if type(found) not in (int, float) or not 0 < found < float("inf"):
+        raise UserError(f"config.{key}={found!r} is not accepted; give a number above 0.")
+
+
+def enabled_stages(config: ConfigDict) -> tuple[Stage, ...]:
+    """The stages that this config runs, in order."""
+    return tuple(stage for stage in all_stages(config) if stage.enabled(config))
+
+
+def named(name: str, config: ConfigDict | None = None) -> Stage:
+    """The stage of this name; without a config, one of `STAGES`."""
+    return next(stage for stage in (STAGES if config is None else all_stages(config)) if stage.name == name)
+
+
+def upstream(config: ConfigDict, stage: Stage) -> tuple[Stage, ...]:
+    """A stage and all whose artefacts reach it, of those that the config runs, in order."""
+    stages = enabled_stages(config)
+    wanted = {stage.name}
+    for one in reversed(stages):
+        if one.name in wanted:
+            wanted |= {*one.reads(config)}
+    return tuple(one for one in stages if one.name in wanted)
+
+
+def shown_mechanisms(config: ConfigDict, stage: Stage) -> list[str]:
+    """The mechanisms whose outputs reach the artefacts of a stage, in order."""
+    return [one.mechanism.name for one in upstream(config, stage) if one.mechanism and one.spends(config)]
+
+
+def noise_multipliers(config: ConfigDict) -> dict[str, tuple[str, float]]:
+    """Mechanism -> (setting, noise multiplier), of those that release noisy counts and that the config runs."""
+    return {
+        stage.mechanism.name: (stage.mechanism.noise_multiplier, float(value(config, stage.mechanism.noise_multiplier)))
+        for stage in all_stages(config)
+        if stage.mechanism and stage.mechanism.noise_multiplier and stage.spends(config)
+    }
+
+
+def symbol(mechanism: str) -> str:
+    """What the privacy plan calls the noise multiplier of a mechanism of `STAGES`, and of any other."""
+    records = {stage.mechanism.name: stage.mechanism for stage in STAGES if stage.mechanism}
+    return records[mechanism].symbol if mechanism in records else Mechanism.symbol
+
+
+def solved_mechanism() -> Mechanism:
+    """The one mechanism whose noise is solved for what the others leave of the budget."""
+    return next(stage.mechanism for stage in STAGES if stage.mechanism and not stage.mechanism.noise_multiplier)
+
+
+def reserved(config: ConfigDict) -> Mapping[str, Any]:
+    """The settings that decide how much of the budget is reserved beside the solved mechanism."""
+    records = [one.mechanism for one in all_stages(config) if one.mechanism and one.mechanism.noise_multiplier]
+    return {
+        **{record.switch: value(config, record.switch) for record in records},
+        **dict(noise_multipliers(config).values()),
+    }
