@@ -54,7 +54,7 @@ def quick():
         kept(patch, finetune.dp_sgd, "check_objective")
         kept(patch, finetune.clipping, "left_to_vmap")
         patch.setattr(configs, "check", lambda config: config)
-        patch.setattr(pipeline, "_check_models", lambda context, stages: setattr(context, "microbatch", 8))
+        patch.setattr(pipeline, "check_models", lambda inputs: 8)
         patch.setattr(chacha, "new_key", lambda: KEY)
         patch.setattr(os, "fsync", lambda descriptor: None)  # nothing here is lost with the power
         yield

@@ -105,7 +105,7 @@ def make(
     config.precision = resolve(config.precision, machine.platform)
     runs = {
         train_query.STAGE.name: train_query.STAGE.enabled(config) and not config.query_net.workdir,
-        query.STAGE.name: query.enabled(config),
+        query.STAGE.name: query.STAGE.enabled(config),
         pretrain.STAGE.name: config.pretrain.steps > 0,
         finetune.STAGE.name: config.finetune.enabled,
         sample.STAGE.name: True,
