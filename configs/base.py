@@ -85,6 +85,8 @@ def get_config() -> ConfigDict:
     config.selection.assignment = "sequential"  # sequential (the paper's) | optimal (largest total noisy count)
     config.selection.seed = 0  # random: of the draw of semantics
 
+    config.generator = "diffusion"  # diffusion | package.module:Class of a generators.base.Generator
+
     config.model = ConfigDict()  # the denoiser
     config.model.name = "unet"  # a zoo denoiser or package.module:Class
     config.model.kwargs = ConfigDict()  # arguments of that model

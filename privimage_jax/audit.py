@@ -26,23 +26,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from privimage_jax import config as configs
-from privimage_jax import workdir
-from privimage_jax.diffusion import PerExampleLoss
+from privimage_jax import generators, workdir
 from privimage_jax.errors import UserError
-from privimage_jax.models import registry
+from privimage_jax.generators.base import Generator, PerExampleLoss, State
 from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, records, sampling
-from privimage_jax.stages import finetune, generator
+from privimage_jax.stages import finetune
 from privimage_jax.training import loop, memory
 from privimage_jax.training.mesh import make_mesh, place, platform, replicated
 from privimage_jax.training.precision import resolve
-from privimage_jax.training.state import init_state, make_update
 from privimage_jax.training.writers import progress
 
 STRENGTH = 100  # norm of a white-box canary's gradient before clipping, relative to what it must dominate
@@ -209,18 +206,17 @@ def _attack(
     section, n = config.audit, len(included)
     init_key, factor_key, loss_key, score_key = jax.random.split(jax.random.key(config.seed), 4)
     n_classes = len(config.data.class_names) or 10
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    model = generator.build(config, n_classes)
-    params = jax.device_get(registry.init_denoiser(model, init_key, shape))  # training donates the device's copy
-    trainable, frozen, merge_denoiser = finetune.part_params(config, params, factor_key)
-    denoising = finetune.objective(config, model, n_classes)
+    generator = generators.build(config, n_classes)
+    shape = generator.image_shape
+    params = jax.device_get(generator.init(init_key))  # training donates the device's copy
+    own = generator.private_state(params, factor_key)
 
     def merge(trained: dict, frozen: dict) -> dict:
-        return {**trained, "denoiser": merge_denoiser(trained["denoiser"], frozen)}
+        return {**trained, "generator": generator.merge(trained["generator"], frozen)}
 
-    settings = _settings(config, n, memory.bytes_per_example(denoising, params, shape), mesh.size)
+    settings = _settings(config, n, memory.bytes_per_example(generator.per_example_loss, params, shape), mesh.size)
     rows = nn.Embed(section.canaries, 1)
-    trained = {"denoiser": trainable, "rows": {"embedding": jnp.zeros((section.canaries, 1))}}
+    embedding = jnp.zeros((section.canaries, 1))  # stays: the loss is linear in it
     images = np.random.default_rng(config.seed).integers(0, 256, (n, *shape), np.uint8)
     data = {
         "image": images,
@@ -229,25 +225,20 @@ def _attack(
         "factor": np.zeros(n, np.float32),
         "included": included,
     }
-    loss = _with_rows(denoising, rows)
-    own_norms = _norms(loss, merge(trained, frozen), data, loss_key, settings)
+    state = _with_rows_beside(own, {"embedding": embedding}, jnp.zeros(section.canaries))
+    loss = _with_rows(generator.per_example_loss, rows)
+    own_norms = _norms(loss, merge(state["params"], state["frozen"]), data, loss_key, settings)
     data["factor"][: section.canaries] = STRENGTH * max(settings.clip_norm, own_norms)
 
-    state = place(
-        {
-            **init_state(trained, optax.adam(config.finetune.learning_rate), frozen),
-            "observed": jnp.zeros(section.canaries),
-        },
-        replicated(mesh),
-    )
+    state = place(state, replicated(mesh))
     keys = place({"key": key, "loss_key": loss_key}, replicated(mesh))
     inputs = {"data": records.place(data, mesh), **keys}
-    state = _train(config, dp_sgd.dp_step(loss, _observing_update(config), settings, mesh, merge), state, inputs)
+    state = _train(config, dp_sgd.dp_step(loss, _observing_update(generator), settings, mesh, merge), state, inputs)
 
     repeats = jax.random.split(score_key, LOSS_REPEATS)
     unmarked = {name: data[name][section.canaries :] for name in ("image", "label")}
-    released = jax.device_get(merge(state["ema"], state["frozen"])["denoiser"])
-    before, after = (_losses(denoising, weights, unmarked, repeats) for weights in (params, released))
+    released = jax.device_get(finetune.trained_params(generator, _generators_own(state)))
+    before, after = (_losses(generator.per_example_loss, weights, unmarked, repeats) for weights in (params, released))
     return np.asarray(state["observed"]), before - after, settings
 
 
@@ -269,12 +260,12 @@ def _settings(config: ConfigDict, n: int, per_example: int, n_devices: int) -> d
     )
 
 
-def _with_rows(denoising: PerExampleLoss, rows: nn.Embed) -> PerExampleLoss:
-    """The loss of a canary: the denoiser's, and `factor` times its row; 0 for an excluded one."""
+def _with_rows(own: PerExampleLoss, rows: nn.Embed) -> PerExampleLoss:
+    """The loss of a canary: the generator's, and `factor` times its row; 0 for an excluded one."""
 
     def loss(params: dict, batch: dict[str, jax.Array], keys: jax.Array) -> jax.Array:
         row = rows.apply({"params": params["rows"]}, batch["row"])[:, 0]
-        return jnp.where(batch["included"], denoising(params["denoiser"], batch, keys) + batch["factor"] * row, 0.0)
+        return jnp.where(batch["included"], own(params["generator"], batch, keys) + batch["factor"] * row, 0.0)
 
     return loss
 
@@ -288,12 +279,29 @@ def _norms(loss: PerExampleLoss, params: dict, data: dict, key: jax.Array, setti
     return float(np.nanmax(norms, initial=0.0))
 
 
-def _observing_update(config: ConfigDict) -> Callable[[dict, dict], dict]:
-    """Fine-tuning's update, which also adds up the noised gradient of the canaries' rows."""
-    update = make_update(optax.adam(config.finetune.learning_rate), config.finetune.ema)
+def _with_rows_beside(own: State, rows: dict, observed: jax.Array) -> State:
+    """The state of the audit: the generator's, with the canaries' rows among what is trained."""
+    rest = {name: value for name, value in own.items() if name not in ("params", "frozen")}
+    return {
+        "params": {"generator": own["params"], "rows": rows},
+        "frozen": own["frozen"],
+        "rest": rest,
+        "observed": observed,
+    }
 
-    def observing(state: dict, gradient: dict) -> dict:
-        return {**update(state, gradient), "observed": state["observed"] + gradient["rows"]["embedding"][:, 0]}
+
+def _generators_own(state: State) -> State:
+    """The state of fine-tuning inside the audit's."""
+    return {**state["rest"], "params": state["params"]["generator"], "frozen": state["frozen"]}
+
+
+def _observing_update(generator: Generator) -> Callable[[State, dict], State]:
+    """Fine-tuning's update, which also adds up the noised gradient of the canaries' rows."""
+
+    def observing(state: State, gradient: dict) -> State:
+        own = generator.private_update(_generators_own(state), gradient["generator"])
+        observed = state["observed"] + gradient["rows"]["embedding"][:, 0]
+        return _with_rows_beside(own, state["params"]["rows"], observed)
 
     return observing
 
@@ -312,12 +320,12 @@ def _train(config: ConfigDict, dp_step: dp_sgd.Step, state: dict, inputs: dict) 
     return state
 
 
-def _losses(denoising: PerExampleLoss, params: Any, data: dict[str, np.ndarray], keys: jax.Array) -> np.ndarray:
+def _losses(loss: PerExampleLoss, params: Any, data: dict[str, np.ndarray], keys: jax.Array) -> np.ndarray:
     """The loss of each image, averaged over the draws of all keys: float32 [len(image)]."""
 
     def of_one(params: Any, example: dict[str, jax.Array]) -> jax.Array:
         repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(keys), axis=0), example)
-        return denoising(params, repeated, keys).mean()
+        return loss(params, repeated, keys).mean()
 
     def of_all(params, data):
         return jax.lax.map(lambda example: of_one(params, example), data, batch_size=LOSS_BATCH)

@@ -30,27 +30,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from privimage_jax import benchmark_peers as peers
+from privimage_jax import generators
 from privimage_jax.benchmark_peers import Problem
-from privimage_jax.diffusion import EDM, make_per_example_loss
 from privimage_jax.errors import UserError
+from privimage_jax.generators.base import Generator
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.privacy import chacha, clipping, dp_sgd, records, sampling
 from privimage_jax.training import convolution_choice, memory
 from privimage_jax.training.mesh import make_mesh, replicated
 from privimage_jax.training.precision import AUTO, activations, resolve
-from privimage_jax.training.state import init_state, make_update
 
 RECORDS = 50_000
 CLIPPING = tuple(method for method in clipping.METHODS if method != "auto")
@@ -127,15 +125,13 @@ def run(
         raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
     counts = device_counts or sorted({2**i for i in range(jax.device_count().bit_length())} | {jax.device_count()})
     counts = [count for count in counts if count <= jax.device_count()]
-    # A model that cannot compute so is refused before anything runs.
-    models = {precision: _build(config, precision) for precision in precisions}
-    for precision, model in models.items():
+    for precision in precisions:
+        _build(config, precision, 1)  # a model that cannot compute so is refused before anything runs
+    for precision in precisions:
         rate = _product_rate(precision)
-        shape = (config.data.image_size, config.data.image_size, config.data.channels)
-        params = registry.init_denoiser(model, jax.random.key(config.seed), shape)
         for batch_size in batch_sizes:
             for noise_multiplicity in noise_multiplicities:
-                problem = _problem(config, model, params, shape, batch_size, noise_multiplicity, precision)
+                problem = _problem(config, batch_size, noise_multiplicity, precision)
                 yield _measure(
                     problem,
                     records_of(config, batch_size),
@@ -179,40 +175,35 @@ def _cell(value: float | None, form: str, unit: float = 1) -> str:
     return "-" if value is None else format(value / unit, form)
 
 
-def _build(config: ConfigDict, precision: str) -> nn.Module:
-    """The config's network computing in `precision`."""
-    n_classes, dtype = len(config.data.class_names) or 10, activations(precision)
-    model = registry.build_denoiser(config.model, n_classes, config.data.channels)
-    if dtype == "float32" and not hasattr(model, "dtype"):
-        return model  # a model without such an argument is taken to compute in its parameters' type
-    section = ConfigDict({"name": config.model.name, "kwargs": {**config.model.kwargs, "dtype": dtype}})
-    return registry.build_denoiser(section, n_classes, config.data.channels)
+def _build(config: ConfigDict, precision: str, noise_multiplicity: int) -> tuple[ConfigDict, Generator]:
+    """The config with these settings, all parameters trained and no augmentation; and its generator.
+
+    A model without a field `dtype` is taken to compute in its parameters' type; in bfloat16 it cannot.
+    """
+    config, kwargs = config.copy_and_resolve_references(), config.model.kwargs
+    config.precision, section = precision, config.finetune
+    section.noise_multiplicity, section.trainable, section.lora_rank = noise_multiplicity, ".*", 0
+    section.flip, section.shift = False, 0
+    if (dtype := activations(precision)) != "float32":
+        config.model.kwargs = ConfigDict({**kwargs, "dtype": dtype})
+    return config, generators.build(config, len(config.data.class_names) or 10)
 
 
-def _problem(config, model, params, shape, batch_size, noise_multiplicity, precision) -> Problem:
-    section, edm = config.finetune, EDM(**config.diffusion.to_dict())
-    loss = make_per_example_loss(model, edm, model.n_classes, noise_multiplicity)
-    microbatch = config.clipping.microbatch
-    if not microbatch:
-        per_example = memory.bytes_per_example(loss, params, shape)
+def _problem(
+    config: ConfigDict, batch_size: int, noise_multiplicity: int, precision: str, params: Any = None
+) -> Problem:
+    """One setting; `params`, what is trained, are the generator's initial ones by default."""
+    config, generator = _build(config, precision, noise_multiplicity)
+    key = jax.random.key(config.seed)
+    if params is None:
+        params = generator.private_state(generator.init(key), key)["params"]
+    problem = Problem(config, generator, params, batch_size, config.clipping.microbatch or batch_size)
+    if not config.clipping.microbatch:
+        per_example = memory.bytes_per_example(problem.loss, params, generator.image_shape)
         # Small batches go in one piece where that fits.
-        microbatch = memory.largest_microbatch(per_example, max(batch_size, 1024), 1, memory.device_bytes())
-    return Problem(
-        model=model,
-        params=params,
-        edm=edm,
-        loss=loss,
-        update=make_update(optax.adam(section.learning_rate), section.ema),
-        learning_rate=section.learning_rate,
-        ema=section.ema,
-        image_shape=shape,
-        batch_size=batch_size,
-        noise_multiplicity=noise_multiplicity,
-        microbatch=min(microbatch, batch_size),
-        clip_norm=config.clipping.norm,
-        noise_multiplier=1.0,
-        precision=precision,
-    )
+        most = memory.largest_microbatch(per_example, max(batch_size, 1024), 1, memory.device_bytes())
+        problem = dataclasses.replace(problem, microbatch=most)
+    return dataclasses.replace(problem, microbatch=min(problem.microbatch, batch_size))
 
 
 def _measure(
@@ -326,7 +317,7 @@ def _full_steps(key: np.ndarray, n: int, batch_size: int, count: int) -> list[in
 def _random_data(problem: Problem, n: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, *problem.image_shape), np.uint8)
-    return {"image": images, "label": np.arange(n, dtype=np.int32) % problem.model.n_classes}
+    return {"image": images, "label": np.arange(n, dtype=np.int32) % problem.generator.n_classes}
 
 
 def _place(tree: Any, devices: int) -> Any:
@@ -343,8 +334,7 @@ class _Compiled:
     """
 
     def __init__(self, step: Callable, problem: Problem, devices: int, *inputs: Any):
-        state = init_state(problem.params, optax.adam(problem.learning_rate))
-        self.state = _place(jax.device_get(state), devices)  # by way of the host: the parameters are shared
+        self.state = _place(jax.device_get(problem.state()), devices)  # by way of the host: the parameters are shared
         with jax.default_matmul_precision(clipping.PRECISIONS[problem.precision]):
             self.program, self.compile_seconds = _compile(jax.jit(step, donate_argnums=0), self.state, *inputs)
         self.peak_bytes = _peak_bytes(self.program)
@@ -458,11 +448,10 @@ def _best_nonprivate(problem: Problem) -> Entry:
 
 def _in_precision(problem: Problem, precision: str) -> Problem:
     """The same problem in another precision; activations change where the model lets them."""
-    if not hasattr(problem.model, "dtype"):
-        return dataclasses.replace(problem, precision=precision)
-    model = problem.model.clone(dtype=activations(precision))
-    loss = make_per_example_loss(model, problem.edm, model.n_classes, problem.noise_multiplicity)
-    return dataclasses.replace(problem, model=model, loss=loss, precision=precision)
+    config = problem.config.copy_and_resolve_references()
+    config.precision = precision
+    generator = generators.build(config, problem.generator.n_classes)
+    return dataclasses.replace(problem, config=config, generator=generator)
 
 
 def _timed(run: Callable[[int], None], t: int) -> float:

@@ -19,13 +19,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
-from privimage_jax.diffusion import EDM
+from privimage_jax.generators.base import Generator, PerExampleLoss
+from privimage_jax.generators.diffusion import Diffusion
 from privimage_jax.models.registry import parameter_count
 from privimage_jax.models.unet import UNet, norm_groups
 from privimage_jax.training.state import flatten_params
@@ -45,33 +46,67 @@ class Problem:
     """One setting, as every method gets it.
 
     Attributes:
-      model: the denoiser.
-      params: its parameters.
-      edm: constants of the loss.
-      loss: `(params, batch, keys [B]) -> [B]`, of `model` with `noise_multiplicity` draws.
-      update: `(state, gradient) -> state`; the state is a dict with "params".
-      learning_rate, ema: of that update, which is Adam and a moving average.
-      image_shape: (H, W, C).
-      batch_size, noise_multiplicity: B and K.
+      config: resolved, with this problem's precision and noise multiplicity.
+      generator: of that config, all of whose parameters are trained.
+      params: what is trained, as `loss` takes it.
+      batch_size: B.
       microbatch: examples that a device handles at once.
-      clip_norm, noise_multiplier: of DP-SGD.
-      precision: of `clipping.PRECISIONS`.
     """
 
-    model: nn.Module
+    config: ConfigDict
+    generator: Generator
     params: Any
-    edm: EDM
-    loss: Callable
-    update: Callable[[dict, Any], dict]
-    learning_rate: float
-    ema: float
-    image_shape: tuple[int, int, int]
     batch_size: int
-    noise_multiplicity: int
     microbatch: int
-    clip_norm: float
-    noise_multiplier: float
-    precision: str
+    noise_multiplier: float = 1.0
+
+    @property
+    def loss(self) -> PerExampleLoss:
+        """`(params, batch, keys [B]) -> [B]`."""
+        return lambda params, batch, keys: self.generator.per_example_loss(self.merged(params), batch, keys)
+
+    @property
+    def update(self) -> Callable[[dict, Any], dict]:
+        """`(state, gradient) -> state`."""
+        return self.generator.private_update
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.generator.image_shape
+
+    @property
+    def noise_multiplicity(self) -> int:
+        """K."""
+        return self.config.finetune.noise_multiplicity
+
+    @property
+    def precision(self) -> str:
+        """Of `clipping.PRECISIONS`."""
+        return self.config.precision
+
+    @property
+    def clip_norm(self) -> float:
+        """C."""
+        return self.config.clipping.norm
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the update, which is Adam and a moving average."""
+        return self.config.finetune.learning_rate
+
+    @property
+    def ema(self) -> float:
+        """Decay of that moving average."""
+        return self.config.finetune.ema
+
+    def merged(self, params: Any) -> Any:
+        """The model's own parameters, from those that are trained."""
+        return self.generator.merge(params, {})
+
+    def state(self) -> dict[str, Any]:
+        """The state from which fine-tuning starts."""
+        return self.generator.private_state(self.merged(self.params), jax.random.key(0))
 
     def divisor(self, most: int) -> int:
         """The largest microbatch of at most `most` examples that divides the batch."""
@@ -88,11 +123,15 @@ def missing(name: str) -> str | None:
 
 def unsuited(name: str, problem: Problem) -> str | None:
     """One sentence on why an installed peer cannot do this problem, or None."""
-    if name in TORCH_PEERS and type(problem.model) is not UNet:
+    if name in TORCH_PEERS and not _is_unet(problem.generator):
         return f"{name} is left out: its PyTorch twin is that of config.model.name=unet alone."
     if name in TORCH_PEERS and jax.default_backend() != "cpu" and not _torch().cuda.is_available():
         return f"{name} is left out: this torch finds no GPU, and a comparison across devices would say nothing."
     return None
+
+
+def _is_unet(generator: Generator) -> bool:
+    return isinstance(generator, Diffusion) and type(generator.model) is UNet
 
 
 def jax_step(name: str, problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dict, Any]]:
@@ -178,8 +217,8 @@ class TorchStep:
         torch = _torch()
         self.problem, self.private = problem, private
         self.device = torch.device("cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu")
-        twin = unet_twin(problem.model, problem.image_shape[0])
-        load_parameters(twin, problem.params)
+        twin = unet_twin(problem.generator.model, problem.image_shape[0])
+        load_parameters(twin, problem.merged(problem.params))
         check_twin(twin, problem)
         self.network = twin.to(self.device)
         self.microbatch = problem.divisor(problem.microbatch)
@@ -202,7 +241,7 @@ class TorchStep:
         self.average = [weight.detach().clone() for weight in self.weights]
         shape = (problem.batch_size, problem.image_shape[2], *problem.image_shape[:2])
         self.images = torch.rand(shape, device=self.device) * 2 - 1
-        self.labels = torch.arange(problem.batch_size, device=self.device) % problem.model.n_classes
+        self.labels = torch.arange(problem.batch_size, device=self.device) % problem.generator.model.n_classes
 
     def __call__(self) -> None:
         torch, problem = _torch(), self.problem
@@ -232,11 +271,11 @@ class TorchStep:
 
     def _loss(self, images, labels):
         """The sum over examples of the mean over K draws."""
-        torch, problem, edm = _torch(), self.problem, self.problem.edm
+        torch, problem, edm = _torch(), self.problem, self.problem.generator.edm
         images = images.repeat_interleave(problem.noise_multiplicity, 0)
         labels = labels.repeat_interleave(problem.noise_multiplicity, 0)
         hidden = torch.rand(len(labels), device=self.device) < edm.label_dropout
-        labels = torch.where(hidden, problem.model.n_classes, labels)
+        labels = torch.where(hidden, problem.generator.model.n_classes, labels)
         sigma = torch.exp(edm.p_mean + edm.p_std * torch.randn(len(labels), device=self.device))
         total = sigma**2 + edm.sigma_data**2
         c_skip, c_out, c_in = (
@@ -397,10 +436,11 @@ def check_twin(twin, problem: Problem) -> None:
         raise AssertionError(f"the PyTorch twin has {its} parameters, the network {ours}: a bug of privimage_jax")
     rng = np.random.default_rng(0)
     x, c_noise = rng.standard_normal((3, *problem.image_shape), np.float32), np.float32([-1, 0, 0.5])
-    label = np.arange(3) % (problem.model.n_classes + 1)
-    model = problem.model.clone(dtype="float32")
+    label = np.arange(3) % (problem.generator.model.n_classes + 1)
+    model = problem.generator.model.clone(dtype="float32")
+    own = {"params": problem.merged(problem.params)}
     with jax.default_matmul_precision("highest"):
-        expected = jax.jit(model.apply)({"params": problem.params}, x, c_noise, jnp.asarray(label, jnp.int32))
+        expected = jax.jit(model.apply)(own, x, c_noise, jnp.asarray(label, jnp.int32))
     with torch.no_grad():
         got = twin(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(c_noise), torch.from_numpy(label))
     if not np.allclose(got.permute(0, 2, 3, 1).numpy(), expected, rtol=1e-3, atol=1e-4):

@@ -52,6 +52,7 @@ _FINITE: Rule = (math.isfinite, "a finite number")
 _SEED: Rule = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1")
 _DECAY: Rule = (lambda v: 0 <= v < 1, "a number in [0, 1)")
 _SHARE: Rule = (lambda v: 0 < v < 1, "a number in (0, 1)")
+_IMPORT_STRING = r"[\w.]+:\w+"
 _EXTRACTOR = r"query|inception|[\w.]+:\w+"
 
 
@@ -84,6 +85,10 @@ _DATA_RULES: dict[str, Rule] = {
 }
 
 RULES: dict[str, Rule] = {
+    "generator": (
+        lambda v: v == "diffusion" or re.fullmatch(_IMPORT_STRING, v),
+        "diffusion or package.module:Class",
+    ),
     "precision": _one_of("auto", "float32", "tf32", "bfloat16"),
     "seed": _SEED,
     **{f"data.{key}": rule for key, rule in _DATA_RULES.items()},

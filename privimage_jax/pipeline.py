@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from privimage_jax import config as configs
-from privimage_jax import processes, workdir
+from privimage_jax import generators, processes, workdir
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
@@ -16,7 +16,7 @@ from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages
-from privimage_jax.stages import choose_sampler, evaluate, finetune, generator, train_query, utility
+from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query, utility
 from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
 
@@ -83,13 +83,13 @@ def check_models(inputs: Inputs) -> int:
     config, shape, n_classes = inputs.config, inputs.sensitive.image_shape, inputs.sensitive.n_classes
     names = [stage.name for stage in enabled_stages(config)]
     key, microbatch = jax.random.key(0), 0
-    model = generator.build(config, n_classes)
+    generator = generators.build(config, n_classes)
     with named_failures("model.name", config.model.name):
-        params = jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), key)
+        params = jax.eval_shape(generator.init, key)
         if finetune.STAGE.name in names:
             available = processes.current().least("memory of a device", memory.device_bytes())  # the smallest's
-            microbatch = finetune.choose_microbatch(config, model, params, inputs.mesh.size, available)
-    finetune.part_params(config, params, key)
+            microbatch = finetune.choose_microbatch(config, generator, params, inputs.mesh.size, available)
+    jax.eval_shape(generator.private_state, params, key)
     classifiers = []
     if train_query.STAGE.name in names:
         network = train_query.build(config, inputs.public.n_classes)

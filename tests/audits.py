@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
+from privimage_jax import generators
 from privimage_jax.metrics import downstream, features
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
 from privimage_jax.run import noisy_counts
-from privimage_jax.stages import choose_sampler, class_histogram, finetune, query
+from privimage_jax.stages import choose_sampler, class_histogram, query
 from privimage_jax.training import loop
 from privimage_jax.training.mesh import make_mesh
 
@@ -66,7 +67,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
     """
     count_semantics, count_classes = query.count_semantics, class_histogram.count_classes
     agreement = choose_sampler.agreement
-    add_noise, update_of = noisy_counts.add_noise, finetune.make_update
+    add_noise, build_generator = noisy_counts.add_noise, generators.build
 
     def without_null(labels):
         return np.arange(len(labels)) != null
@@ -75,14 +76,19 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         trace.counts[name], trace.noisy[name] = counts, add_noise(name, key, counts, std)
         return (trace if replay is None else replay).noisy[name]
 
-    def make_update(*args):
-        update = update_of(*args)
+    def build(config, n_classes):
+        generator = build_generator(config, n_classes)
+        update = generator.private_update
 
         def exchange(step, gradient):
             trace.gradients[int(step)] = jax.tree.map(np.array, gradient)
             return jax.tree.map(np.asarray, (trace if replay is None else replay).gradients[int(step)])
 
-        return lambda state, gradient: update(state, io_callback(exchange, gradient, state["step"], gradient))
+        generator.private_update = lambda state, gradient: update(
+            state, io_callback(exchange, gradient, state["step"], gradient)
+        )
+        generator.per_example_loss = marked_loss(generator.per_example_loss)
+        return generator
 
     with pytest.MonkeyPatch.context() as patch, recorded_draws(trace):
         patch.setattr(
@@ -101,8 +107,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
             lambda logits, labels: agreement(logits[without_null(labels)], labels[without_null(labels)]),
         )
         patch.setattr(noisy_counts, "add_noise", exchange_counts)
-        patch.setattr(finetune, "make_update", make_update)
-        patch.setattr(finetune, "make_per_example_loss", marked_loss(finetune.make_per_example_loss))
+        patch.setattr(generators, "build", build)
         patch.setattr(features, "on_batch", _Program(features.on_batch, trace))
         compile_program = jax.jit
         patch.setattr(jax, "jit", lambda fun, **options: _Program(compile_program(fun, **options), trace))
@@ -156,21 +161,16 @@ class _Program:
         return getattr(self._function, name)
 
 
-def marked_loss(make: Callable) -> Callable:
-    """`make_per_example_loss` whose losses marked images make null (no gradient), NaN, or huge."""
+def marked_loss(per_example_loss: Callable) -> Callable:
+    """A loss that marked images make null (no gradient), NaN, or huge."""
 
-    def make_marked(*args, **kwargs):
-        per_example_loss = make(*args, **kwargs)
+    def marked(params, batch, keys):
+        image = batch["image"].reshape(len(batch["image"]), -1)
+        is_null, is_nan, is_huge = ((image == mark).all(1) for mark in (NULL_MARK, NAN_MARK, HUGE_MARK))
+        factor = jnp.where(is_nan, jnp.nan, jnp.where(is_huge, 1e20, 1.0))
+        return jnp.where(is_null, 0.0, per_example_loss(params, batch, keys) * factor)
 
-        def marked(params, batch, keys):
-            image = batch["image"].reshape(len(batch["image"]), -1)
-            is_null, is_nan, is_huge = ((image == mark).all(1) for mark in (NULL_MARK, NAN_MARK, HUGE_MARK))
-            factor = jnp.where(is_nan, jnp.nan, jnp.where(is_huge, 1e20, 1.0))
-            return jnp.where(is_null, 0.0, per_example_loss(params, batch, keys) * factor)
-
-        return marked
-
-    return make_marked
+    return marked
 
 
 def check_blocks_are_used_once(trace: Trace) -> None:

@@ -25,13 +25,14 @@ from privimage_jax import main
 from privimage_jax.configs import base
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
+from privimage_jax.generators import artefact
 from privimage_jax.metrics import weight_files
 from privimage_jax.privacy import verification
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.report import curves
 from privimage_jax.report.page import ReportInputs, render
 from privimage_jax.run import noisy_counts, plan
-from privimage_jax.stages import generator, sample, selection
+from privimage_jax.stages import sample, selection
 from privimage_jax.training import checkpoint
 from privimage_jax.training.writers import MetricWriter
 from privimage_jax.workdir import Workdir
@@ -247,11 +248,11 @@ def read_checkpoints(folder: Path) -> None:
 
 
 def make_generator(folder: Path) -> None:
-    generator.write(folder / "generator", PARAMS, {"name": "tiny"})
+    artefact.write(folder / "generator", PARAMS, {"name": "tiny"})
 
 
 def read_generator(folder: Path) -> None:
-    generator.read_params(folder / "generator", PARAMS)
+    artefact.read_params(folder / "generator", PARAMS)
 
 
 def make_semantics(folder: Path) -> None:

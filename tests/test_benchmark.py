@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -17,7 +17,6 @@ from privimage_jax import benchmark_peers as peers
 from privimage_jax.configs import base
 from privimage_jax.privacy import chacha, clipping, dp_sgd, sampling
 from privimage_jax.training.mesh import make_mesh
-from privimage_jax.training.state import init_state, make_update
 
 FIELDS = {
     "method": str,
@@ -42,13 +41,11 @@ def problem_of(name="pipelines:Denoiser", **kwargs):
     config = base.get_config()
     config.data.image_size, config.data.channels, config.data.class_names = 7, 1, ("a", "b", "c")
     config.model.name, config.model.kwargs = name, ConfigDict(kwargs)
-    model = benchmark._build(config, "float32")
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 7, 7, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
-    )
+    config.clipping.microbatch = 6
+    first = benchmark._problem(config, 6, 2, "float32")
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes["params"])
-    return benchmark._problem(config, model, params, (7, 7, 1), 6, 2, "float32")
+    params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), first.params)
+    return benchmark._problem(config, 6, 2, "float32", params)
 
 
 def test_the_table_and_the_file_hold_every_method(privimage, config, tmp_path, monkeypatch):
@@ -179,7 +176,7 @@ def test_the_best_nonprivate_step_is_the_gradient_of_the_mean_loss(microbatch):
     def mean_loss(params):
         return problem.loss(params, batch, jax.random.split(key, 6)).mean()
 
-    own = dataclasses.replace(problem, update=lambda state, gradient: {"gradient": gradient})
+    own = types.SimpleNamespace(batch_size=6, update=lambda state, gradient: {"gradient": gradient})
     got, _ = jax.jit(benchmark._plain_step(own, problem.loss, microbatch))({"params": problem.params}, batch, key)
     expected = jax.jit(jax.grad(mean_loss))(problem.params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), got["gradient"], expected)
@@ -195,7 +192,7 @@ def test_every_method_computes_in_the_precision_of_the_setting(monkeypatch, prec
         raise InterruptedError
 
     monkeypatch.setattr(benchmark, "_compile", look)
-    problem = dataclasses.replace(problem_of(), precision=precision)
+    problem = benchmark._in_precision(problem_of(), precision)
     with pytest.raises(InterruptedError):
         if method in peers.MODULES:
             benchmark._peer(method, problem)
@@ -206,9 +203,9 @@ def test_every_method_computes_in_the_precision_of_the_setting(monkeypatch, prec
 
 def test_the_best_nonprivate_step_takes_the_precision_of_the_device():
     problem = benchmark._in_precision(problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1), "bfloat16")
-    assert (problem.precision, problem.model.dtype) == ("bfloat16", "bfloat16")
-    assert benchmark._in_precision(problem, "float32").model.dtype == "float32"
-    assert benchmark._best_nonprivate(dataclasses.replace(problem_of(), precision="tf32")).precision == "float32"
+    assert (problem.precision, problem.generator.model.dtype) == ("bfloat16", "bfloat16")
+    assert benchmark._in_precision(problem, "float32").generator.model.dtype == "float32"
+    assert benchmark._best_nonprivate(benchmark._in_precision(problem_of(), "tf32")).precision == "float32"
 
 
 @pytest.mark.skipif("torch_nonprivate" not in HERE, reason="PyTorch is not installed")
@@ -217,7 +214,7 @@ def test_pytorch_gets_the_same_precision(precision, allowed):
     import torch
 
     problem = problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1)
-    peers.TorchStep(dataclasses.replace(problem, precision=precision), private=False, memory=2**30)()
+    peers.TorchStep(benchmark._in_precision(problem, precision), private=False, memory=2**30)()
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
 
 
@@ -273,10 +270,8 @@ def test_a_peer_that_is_installed_trains(name):
         step()
         moved = max(float((new - old).abs().max().detach()) for new, old in zip(step.weights, before, strict=True))
     else:
-        optimizer = optax.adam(problem.learning_rate)
-        own = dataclasses.replace(problem, update=make_update(optimizer, 0.9))
         batch = benchmark._random_data(problem, problem.batch_size)
-        state, _ = jax.jit(peers.jax_step(name, own))(init_state(problem.params, optimizer), batch, jax.random.key(0))
+        state, _ = jax.jit(peers.jax_step(name, problem))(problem.state(), batch, jax.random.key(0))
         moves = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state["params"], problem.params)
         moved = max(jax.tree.leaves(moves))
     assert moved == pytest.approx(problem.learning_rate, rel=1e-2)

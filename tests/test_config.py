@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from privimage_jax import config as configs
+from privimage_jax import generators
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
-from privimage_jax.models.registry import CLASSIFIERS, init_denoiser, parameter_count
-from privimage_jax.stages.generator import build
+from privimage_jax.models.registry import CLASSIFIERS, parameter_count
 
 EXPERIMENTS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py") if path.stem != "__init__")
 
@@ -17,8 +17,7 @@ EXPERIMENTS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.gl
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_accepted_and_its_generator_can_be_built(name):
     config = configs.check(importlib.import_module(f"privimage_jax.configs.{name}").get_config())
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    params = jax.eval_shape(lambda key: init_denoiser(build(config, 10), key, shape), jax.random.key(0))
+    params = jax.eval_shape(generators.build(config, 10).init, jax.random.key(0))
     assert parameter_count(params) > 100_000
 
 

@@ -17,9 +17,10 @@ from pipelines import release_bytes, run, tiny_config
 from privimage_jax import config as configs
 from privimage_jax import pipeline, workdir
 from privimage_jax.errors import UserError
+from privimage_jax.generators import artefact
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.run import mechanism
-from privimage_jax.stages import finetune, generator, query, train_query
+from privimage_jax.stages import finetune, pretrain, query, sample, train_query
 from privimage_jax.training import loop
 from privimage_jax.training.state import tree_digest
 from privimage_jax.workdir import Workdir
@@ -47,8 +48,9 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         kept(patch, loop, "make_runner", lambda step: (step.__module__, step.__qualname__))
         kept(patch, accounting, "_epsilon", lambda *arguments: repr(arguments))
-        kept(patch, generator, "Sampler")
-        kept(patch, generator, "shapes")
+        for owner in (finetune, pretrain, sample):
+            kept(patch, owner, "Sampler", lambda generator, mesh: "")
+        kept(patch, artefact, "shapes", lambda generator: "")
         kept(patch, train_query, "_shapes")
         kept(patch, query, "forward", lambda model, variables: tree_digest(variables))
         kept(patch, finetune.dp_sgd, "check_objective")

@@ -26,9 +26,10 @@ from privimage_jax.data.sources import open_source
 from privimage_jax.data.sources.base import Settings
 from privimage_jax.data.transforms import decode_image, fit
 from privimage_jax.errors import UserError
+from privimage_jax.generators import artefact
 from privimage_jax.privacy.ledger import Ledger, spent
 from privimage_jax.run import noisy_counts
-from privimage_jax.stages import generator, sample, selection
+from privimage_jax.stages import sample, selection
 from privimage_jax.training import checkpoint
 from privimage_jax.workdir import Workdir
 
@@ -742,10 +743,10 @@ PARAMS = {"Dense_0": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3
     ],
 )
 def test_generators_made_to_harm(tmp_path, spoilt):
-    generator.write(tmp_path / "generator", PARAMS, {})
-    assert generator.read_params(tmp_path / "generator", PARAMS).keys() == PARAMS.keys()
+    artefact.write(tmp_path / "generator", PARAMS, {})
+    assert artefact.read_params(tmp_path / "generator", PARAMS).keys() == PARAMS.keys()
     hostile.written(tmp_path / "generator" / "params.npz", hostile.npz_bytes(**spoilt))
-    refuses(lambda: generator.read_params(tmp_path / "generator", PARAMS), "params.npz")
+    refuses(lambda: artefact.read_params(tmp_path / "generator", PARAMS), "params.npz")
 
 
 # Checkpoints

@@ -328,7 +328,7 @@ def interrupt(monkeypatch, owner, name, after):
         (Checkpoints, "save", 5),  # in pre-training
         (Mechanism, "spend", 2),  # one block reserved and run
         (Checkpoints, "save", 9),  # within the second block
-        (finetune.generator, "write", 0),  # all steps run, nothing published
+        (finetune.artefact, "write", 0),  # all steps run, nothing published
         (Mechanism, "close", 1),  # published, not closed
         (pretrain, "save_tree", 0),
         (train_query, "save_tree", 0),

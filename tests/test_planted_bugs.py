@@ -37,14 +37,16 @@ from pipelines import release_bytes, tiny_config, write_npz
 from small_models import SmallClassifier, use_small_models
 
 from privimage_jax import config as configs
-from privimage_jax.diffusion import EDM, make_per_example_loss
+from privimage_jax import generators
 from privimage_jax.errors import UserError
+from privimage_jax.generators import artefact
+from privimage_jax.generators.edm import EDM, make_per_example_loss
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
 from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, records, sampling
 from privimage_jax.run import mechanism
 from privimage_jax.run.inputs import make_inputs
-from privimage_jax.stages import choose_sampler, generator, query, sample
+from privimage_jax.stages import choose_sampler, query, sample
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.workdir import Workdir
 
@@ -154,9 +156,8 @@ def replay_of_sampling(folder):
         np.savez(folder / name / "data.npz", **arrays)
         inputs = tiny_inputs(folder / name / "run", folder / name)
         inputs.config.selection.method, inputs.config.finetune.enabled = "random", False  # no mechanism to pay for
-        model = generator.build(inputs.config, inputs.sensitive.n_classes)
-        params = registry.init_denoiser(model, jax.random.key(0), inputs.sensitive.image_shape)
-        generator.write(inputs.workdir.release / "generator", params, {})
+        params = generators.build(inputs.config, inputs.sensitive.n_classes).init(jax.random.key(0))
+        artefact.write(inputs.workdir.release / "generator", params, {})
         sample.run(inputs.of(sample.STAGE))
         releases.append(release_bytes(inputs.workdir))
     assert "synthetic.npz" in releases[0]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax.diffusion import EDM, PerExampleLoss, make_per_example_loss
+from privimage_jax.generators.base import PerExampleLoss
+from privimage_jax.generators.edm import EDM, make_per_example_loss
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
 from privimage_jax.training.precision import activations

@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
+from privimage_jax.generators import sections as generator_sections
 from privimage_jax.workdir import Workdir
 
 Settings = Callable[[ConfigDict], dict[str, Any]]
+_IMAGES = ("data.image_size", "data.channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,11 @@ def keys(*names: str) -> Settings:
     return lambda config: configs.section(config, *names)
 
 
+def of_generator(*names: str) -> Settings:
+    """The settings of these sections and keys, and those that say what the generator is."""
+    return lambda config: configs.section(config, *names, *generator_sections(config))
+
+
 def value(config: ConfigDict, key: str) -> Any:
     """The value of a setting "section.key"."""
     return functools.reduce(lambda section, name: section[name], key.split("."), config)
@@ -107,14 +114,14 @@ def value(config: ConfigDict, key: str) -> Any:
 
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it."""
-    names = ("precision", "seed", "finetune", "clipping", "model", "diffusion", "privacy", "data", "query")
-    return configs.section(config, *names, "selection.method") | reserved(config)
+    names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
+    return configs.section(config, *names, *generator_sections(config)) | reserved(config)
 
 
 def _sampler_settings(config: ConfigDict) -> dict[str, Any]:
     """Without the setting that is chosen, and without the number of images, which are drawn later."""
     unused = (f"sample.{config.sampler_choice.setting}", "sample.n")
-    names = ("precision", "seed", "sampler_choice", "privacy", "data", "sample", "model", "diffusion")
+    names = ("precision", "seed", "sampler_choice", "privacy", "data", "sample", *generator_sections(config))
     return {key: value for key, value in configs.section(config, *names).items() if key not in unused}
 
 
@@ -144,7 +151,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="train-query",
         module="privimage_jax.stages.train_query",
-        settings=keys("precision", "seed", "query_net", "public", "data.image_size", "data.channels"),
+        settings=keys("precision", "seed", "query_net", "public", *_IMAGES),
         writes=("internal/train-query/network",),
         depends_on=("public",),
         enabled=_needs_network,
@@ -169,7 +176,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="select",
         module="privimage_jax.stages.selection",
-        settings=keys("seed", "selection", "public", "data.image_size", "data.channels", "data.class_names"),
+        settings=keys("seed", "selection", "public", *_IMAGES, "data.class_names"),
         reads=lambda config: ("query",),
         writes=("internal/select/subset.npz", "release/semantics.json"),
         depends_on=("classes", "public"),
@@ -178,10 +185,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="pretrain",
         module="privimage_jax.stages.pretrain",
-        settings=keys(
-            *("precision", "seed", "pretrain", "model", "diffusion"),
-            *("data.image_size", "data.channels", "data.class_names"),
-        ),
+        settings=of_generator("precision", "seed", "pretrain", *_IMAGES, "data.class_names"),
         reads=lambda config: ("select",) if config.pretrain.steps else (),
         writes=("internal/pretrain/params",),
     ),
@@ -205,7 +209,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="sample",
         module="privimage_jax.stages.sample",
-        settings=keys("precision", "seed", "sample", "model", "diffusion", "data.image_size", "data.channels"),
+        settings=of_generator("precision", "seed", "sample", *_IMAGES),
         reads=lambda config: ("finetune", "class-histogram", "choose-sampler"),
         writes=("release/synthetic.npz",),
     ),

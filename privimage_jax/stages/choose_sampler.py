@@ -22,15 +22,17 @@ import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax import workdir
+from privimage_jax import generators, workdir
 from privimage_jax.data import Dataset
+from privimage_jax.generators import artefact
+from privimage_jax.generators.sampler import Sampler, make_labels
 from privimage_jax.metrics.downstream import fit, quick
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.models import registry
 from privimage_jax.run import noisy_counts, publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
-from privimage_jax.stages import class_histogram, generator
+from privimage_jax.stages import class_histogram
 from privimage_jax.training.precision import activations
 from privimage_jax.training.state import tree_digest
 from privimage_jax.training.writers import progress
@@ -48,14 +50,15 @@ def run(inputs: Inputs) -> None:
     section = inputs.config.sampler_choice
 
     def prepare():
-        params = generator.read_params(named("finetune").artefact(inputs.workdir), generator.shapes(inputs))
+        shapes = artefact.shapes(generators.build(inputs.config, inputs.sensitive.n_classes))
+        params = artefact.read_params(named("finetune").artefact(inputs.workdir), shapes)
         frequencies = class_histogram.frequencies(inputs)
         determinants = {
             "generator": tree_digest(params),
             "class frequencies": workdir.fingerprint(frequencies),
             "settings": workdir.fingerprint(STAGE.settings(inputs.config)),
         }
-        labels = generator.make_labels(section.n, inputs.sensitive.n_classes, frequencies)
+        labels = make_labels(section.n, inputs.sensitive.n_classes, frequencies)
         return determinants, lambda: margins(np.array([_score(inputs, params, labels, v) for v in section.candidates]))
 
     def save(noisy: np.ndarray) -> None:
@@ -118,7 +121,7 @@ def _score(inputs: Inputs, params: Any, labels: np.ndarray, value: Any) -> int:
     """
     config, sensitive = with_setting(inputs.config, value), inputs.sensitive
     section, name = config.sampler_choice, f"{STAGE.name}: {config.sampler_choice.setting} {value:g}"
-    sampler = generator.Sampler(config, generator.build(config, sensitive.n_classes), inputs.mesh)
+    sampler = Sampler(generators.build(config, sensitive.n_classes), inputs.mesh)
     with progress(f"{name}, images", section.n, unit="images") as bar:
         images = sampler.all(params, inputs.key("sets to choose from"), labels, config.sample.batch_size, bar.advance)
     model = build_classifier(config, sensitive.n_classes)

@@ -1,31 +1,32 @@
 """Stage 5: fine-tune the generator on the sensitive images with DP-SGD (mechanism 2) and publish it."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax import workdir
-from privimage_jax.diffusion import PerExampleLoss, batch_shapes, make_per_example_loss
+from privimage_jax import generators, workdir
 from privimage_jax.errors import UserError
+from privimage_jax.generators import artefact
+from privimage_jax.generators.base import Generator, Params, State
+from privimage_jax.generators.sampler import Sampler
 from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import named
-from privimage_jax.stages import generator, pretrain
-from privimage_jax.training import convolution_choice, loop, lora, memory, residency
+from privimage_jax.stages import pretrain
+from privimage_jax.training import convolution_choice, loop, memory, residency
+from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import place, platform, replicated
-from privimage_jax.training.state import init_state, make_update, merge_params, split_params, tree_digest
+from privimage_jax.training.state import tree_digest
 
 STAGE = named("finetune")
+FIRST_VALUES = "low-rank factors"  # the purpose of the key of parameters that fine-tuning adds
 
 
 def run(inputs: Inputs) -> None:
@@ -36,21 +37,22 @@ def run(inputs: Inputs) -> None:
         is left.
     """
     target = STAGE.artefact(inputs.workdir)
-    params = pretrain.load(inputs)
+    generator = generators.build(inputs.config, inputs.sensitive.n_classes)
+    params = pretrain.load(inputs, generator)
+    mechanism = Mechanism(inputs)
     if not inputs.config.finetune.enabled:
-        Mechanism(inputs).promise()
+        mechanism.promise()
         _publish(inputs, params)
         return
-    mechanism = Mechanism(inputs)
     if not mechanism.is_closed:
-        convolutions = choose_convolutions(inputs, mechanism, params)
+        convolutions = choose_convolutions(inputs, mechanism, generator, params)
         mechanism.fix_inputs(
             data=inputs.sensitive.digest(),
             parameters=tree_digest(params),
             settings=workdir.fingerprint(STAGE.settings(inputs.config)),
             convolutions=workdir.fingerprint(convolutions),
         )
-        _publish(inputs, _train(inputs, mechanism, params, convolutions))
+        _publish(inputs, _train(inputs, mechanism, generator, params, convolutions))
         mechanism.close()
     elif not target.exists():
         raise UserError(
@@ -60,15 +62,14 @@ def run(inputs: Inputs) -> None:
     Checkpoints(mechanism.folder / "checkpoints").clear()
 
 
-def _publish(inputs: Inputs, params: Any) -> None:
-    publication.publish(
-        inputs, STAGE.artefact(inputs.workdir).name, lambda folder: generator.write(folder, params, describe(inputs))
-    )
+def _publish(inputs: Inputs, params: Params) -> None:
+    name, described = STAGE.artefact(inputs.workdir).name, describe(inputs)
+    publication.publish(inputs, name, lambda folder: artefact.write(folder, params, described))
 
 
 def describe(inputs: Inputs) -> dict[str, Any]:
     """The public description that goes with the released parameters."""
-    names = ("model", "diffusion", "data.image_size", "data.channels")
+    names = (*generators.sections(inputs.config), "data.image_size", "data.channels")
     return {"class_names": list(inputs.sensitive.class_names), "config": configs.section(inputs.config, *names)}
 
 
@@ -107,19 +108,20 @@ def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_k
     return Stretch(generation + 1, checkpoint, checkpoint, checkpoint + left)
 
 
-def choose_convolutions(inputs: Inputs, mechanism: Mechanism, params: Any) -> convolution_choice.Choice:
+def choose_convolutions(
+    inputs: Inputs, mechanism: Mechanism, generator: Generator, params: Params
+) -> convolution_choice.Choice:
     """Which rule computes the weight gradients of each convolution: on the disk before any budget is spent."""
-    config, plan, n_classes = inputs.config, inputs.plan, inputs.sensitive.n_classes
+    config, plan = inputs.config, inputs.plan
 
     def find() -> dict[str, weight_gradients.Layer]:
-        loss = objective(config, generator.build(config, n_classes), n_classes)
-        trainable, frozen, merge = part_params(config, params, inputs.key("low-rank factors"))
+        state = generator.private_state(params, inputs.key(FIRST_VALUES))
         settings = dp_settings(config, plan.n, plan.finetune_noise, inputs.microbatch)
 
         def merged(trained, batch, keys):
-            return loss(merge(trained, frozen), batch, keys)
+            return generator.per_example_loss(generator.merge(trained, state["frozen"]), batch, keys)
 
-        return convolution_choice.layers(merged, trainable, inputs.sensitive.image_shape, settings)
+        return convolution_choice.layers(merged, state["params"], inputs.sensitive.image_shape, settings)
 
     is_spent = mechanism.generation >= 0
     device = inputs.mesh.local_devices[0]
@@ -131,13 +133,15 @@ def convolution_rule(convolutions: convolution_choice.Choice, mesh: Mesh) -> wei
     return weight_gradients.by_table(convolutions, weight_gradients.of_platform(platform(mesh)))
 
 
-def _train(inputs: Inputs, mechanism: Mechanism, params: Any, convolutions: convolution_choice.Choice) -> Any:
+def _train(
+    inputs: Inputs,
+    mechanism: Mechanism,
+    generator: Generator,
+    params: Params,
+    convolutions: convolution_choice.Choice,
+) -> Params:
     config, plan, log = inputs.config, inputs.plan, inputs.config.log
-    n_classes = inputs.sensitive.n_classes
-    model = generator.build(config, n_classes)
-    trainable, frozen, merge = part_params(config, params, inputs.key("low-rank factors"))
-    optimizer = optax.adam(config.finetune.learning_rate)
-    state = place(init_state(trainable, optimizer, frozen), replicated(inputs.mesh))
+    state = place(generator.private_state(params, inputs.key(FIRST_VALUES)), replicated(inputs.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, mechanism.warn) or state
     stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
@@ -157,9 +161,9 @@ def _train(inputs: Inputs, mechanism: Mechanism, params: Any, convolutions: conv
         "data": residency.place(data, inputs.mesh, config.data.residency),
         **place(keys, replicated(inputs.mesh)),
     }
-    _check_model(inputs, mechanism, model, n_classes, params, convolutions)
+    _check_model(inputs, mechanism, generator, params, convolutions)
     dp = dp_settings(config, plan.n, plan.finetune_noise, inputs.microbatch)
-    draw, grid_key = generator.Sampler(config, model, inputs.mesh), inputs.key("sample grids")
+    draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
     reserved = stretch.reserved
 
@@ -173,35 +177,32 @@ def _train(inputs: Inputs, mechanism: Mechanism, params: Any, convolutions: conv
 
     state = loop.train(
         STAGE.name,
-        make_step(config, inputs.mesh, model, optimizer, n_classes, dp, merge, convolutions),
+        make_step(generator, inputs.mesh, dp, convolutions),
         state,
         arguments,
         stretch.start,
         stretch.stop,
         mechanism.folder,
         log,
-        draw=lambda state: draw.grid(merge(state["ema"], state["frozen"]), grid_key, n_classes),
+        draw=lambda state: draw.grid(trained_params(generator, state), grid_key, generator.n_classes),
         before=reserve,
         after=check_processed,
         block=block,
     )
-    return jax.device_get(merge(state["ema"], state["frozen"]))
+    return jax.device_get(trained_params(generator, state))
 
 
-def part_params(config, params: Any, key: jax.Array) -> tuple[dict, dict, Callable[[dict, dict], dict]]:
-    """What is trained, what is kept, and how the two make the model's parameters."""
-    section = config.finetune
-    if section.lora_rank:
-        return *lora.split(params, section.trainable, section.lora_rank, key), lora.merge
-    return *split_params(params, section.trainable), merge_params
+def trained_params(generator: Generator, state: State) -> Params:
+    """All parameters of a fine-tuned generator, the moving average of those that were trained."""
+    return generator.merge(state["ema"], state["frozen"])
 
 
-def choose_microbatch(config: ConfigDict, model: nn.Module, params: Any, n_devices: int, available: int) -> int:
+def choose_microbatch(config: ConfigDict, generator: Generator, params: Params, n_devices: int, available: int) -> int:
     """The config's, or what the memory of a device allows.
 
     Args:
       config: of the run.
-      model: the denoiser.
+      generator: to be fine-tuned.
       params: its parameters (arrays or shapes).
       n_devices: of all processes.
       available: memory of one device in bytes.
@@ -209,8 +210,7 @@ def choose_microbatch(config: ConfigDict, model: nn.Module, params: Any, n_devic
     Raises:
       UserError: if it cannot fit.
     """
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    per_example = memory.bytes_per_example(objective(config, model, model.n_classes), params, shape)
+    per_example = memory.bytes_per_example(generator.per_example_loss, params, generator.image_shape)
     if config.clipping.microbatch:
         return memory.checked_microbatch(config.clipping.microbatch, per_example, available)
     return memory.largest_microbatch(per_example, config.finetune.batch_size, n_devices, available)
@@ -238,40 +238,25 @@ def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, en
     )
 
 
-def objective(config, model, n_classes: int) -> PerExampleLoss:
-    """The denoising loss that fine-tuning minimises."""
-    section = config.finetune
-    return make_per_example_loss(
-        model,
-        generator.edm(config),
-        n_classes,
-        section.noise_multiplicity,
-        flip=section.flip,
-        shift=section.shift,
-    )
-
-
 def _check_model(
     inputs: Inputs,
     mechanism: Mechanism,
-    model: nn.Module,
-    n_classes: int,
-    params: Any,
+    generator: Generator,
+    params: Params,
     convolutions: convolution_choice.Choice,
 ) -> None:
     """Refuses a model that mixes the examples of a batch, and warns of a slow one."""
     config = inputs.config
-    per_example_loss = objective(config, model, n_classes)
     dp_sgd.check_objective(
-        per_example_loss,
+        generator.per_example_loss,
         params,
-        inputs.sensitive.image_shape,
-        n_classes,
+        generator.image_shape,
+        generator.n_classes,
         f"config.model.name={config.model.name}",
         config.clipping.method,
         convolution_rule(convolutions, inputs.mesh),
     )
-    slow = clipping.left_to_vmap(per_example_loss, params, *batch_shapes(1, inputs.sensitive.image_shape))
+    slow = clipping.left_to_vmap(generator.per_example_loss, params, *batch_shapes(1, generator.image_shape))
     if slow and config.clipping.method != "vmap":
         mechanism.warn(
             f"book-keeping has no rule for {', '.join(slow)} of the model; jax.vmap computes their part of the "
@@ -293,22 +278,19 @@ def dp_settings(config: ConfigDict, n: int, noise_multiplier: float, microbatch:
 
 
 def make_step(
-    config: ConfigDict,
+    generator: Generator,
     mesh: Mesh,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    n_classes: int,
     settings: dp_sgd.DPSGD,
-    merge: Callable[[dict, dict], dict],
     convolutions: convolution_choice.Choice | None = None,
 ) -> loop.Step:
     """`step(state, {"data", "key", "loss_key"}, t) -> (state, stats)`, see `dp_sgd.dp_step`.
 
     `convolutions` is the choice of rules for weight gradients; without it all have the platform's.
     """
-    update = make_update(optimizer, config.finetune.ema)
     rule = convolution_rule(convolutions or {}, mesh)
-    dp_step = dp_sgd.dp_step(objective(config, model, n_classes), update, settings, mesh, merge, rule)
+    dp_step = dp_sgd.dp_step(
+        generator.per_example_loss, generator.private_update, settings, mesh, generator.merge, rule
+    )
 
     def step(state, inputs, t):
         return dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage_jax import reading
+from privimage_jax import generators, reading
 from privimage_jax.archives import Arrays
+from privimage_jax.generators import artefact
+from privimage_jax.generators.sampler import Sampler, make_labels
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
-from privimage_jax.stages import choose_sampler, class_histogram, generator
-from privimage_jax.stages.generator import make_labels
+from privimage_jax.stages import choose_sampler, class_histogram
 from privimage_jax.training.writers import progress
 from privimage_jax.workdir import atomic_write_npz
 
@@ -23,9 +24,10 @@ def run(inputs: Inputs) -> None:
     config, class_names = choose_sampler.chosen(inputs), inputs.sensitive.class_names
     section = config.sample
     labels = make_labels(section.n, len(class_names), class_histogram.frequencies(inputs))
-    sampler = generator.Sampler(config, generator.build(config, len(class_names)), inputs.mesh)
+    generator = generators.build(config, len(class_names))
+    sampler = Sampler(generator, inputs.mesh)
     with progress(STAGE.name, section.n, unit="images") as bar:
-        params = generator.read_params(named("finetune").artefact(inputs.workdir), generator.shapes(inputs))
+        params = artefact.read_params(named("finetune").artefact(inputs.workdir), artefact.shapes(generator))
         images = sampler.all(params, inputs.key("synthetic set"), labels, section.batch_size, bar.advance)
     arrays = {"images": images, "labels": labels, "class_names": np.array(class_names)}
     publication.publish(inputs, STAGE.artefact(inputs.workdir).name, lambda path: atomic_write_npz(path, **arrays))

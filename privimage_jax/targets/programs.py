@@ -10,26 +10,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from privimage_jax import benchmark
+from privimage_jax import benchmark, generators
 from privimage_jax import config as configs
-from privimage_jax.diffusion import batch_shapes, denoise, make_per_example_loss
 from privimage_jax.errors import UserError
+from privimage_jax.generators import artefact
+from privimage_jax.generators.sampler import Sampler
 from privimage_jax.metrics import features
 from privimage_jax.models import registry
 from privimage_jax.models.layers import fast_convolutions
 from privimage_jax.pipeline import named_failures
 from privimage_jax.privacy import clipping, records
-from privimage_jax.stages import finetune, generator, pretrain, query, sample, train_query
+from privimage_jax.stages import finetune, pretrain, query, sample, train_query
 from privimage_jax.targets.facts import Facts, selected
 from privimage_jax.targets.machine import Machine
 from privimage_jax.training import classifier, loop, residency
 from privimage_jax.training import mesh as meshes
+from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.precision import resolve
-from privimage_jax.training.state import init_state, make_update
 
 NONPRIVATE = "nonprivate"
 METHODS = (NONPRIVATE, *(method for method in clipping.METHODS if method != "auto"))
@@ -190,19 +190,23 @@ def _query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
 
 
 def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
-    model, shape, optimizer = generator.build(config, facts.n_classes), _image_shape(config), _adam(config.pretrain)
-    params, size, images = _params(model, shape), config.pretrain.batch_size, selected(config, facts)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+    generator = generators.build(config, facts.n_classes)
+    size, images = config.pretrain.batch_size, selected(config, facts)
+    state = jax.eval_shape(lambda key: generator.public_state(generator.init(key)), _key())
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
-        step = pretrain.make_step(config, mesh, model, optimizer, facts.n_classes)
+        step = pretrain.make_step(config, mesh, generator)
         data = _data(config, "public", images, mesh, machine)
         return _lower_loop(step, state, data, {"key": _key()}, mesh)
 
     def flops() -> float:
-        loss = make_per_example_loss(model, generator.edm(config), facts.n_classes, 1)
+        # Of one draw for each image, as pre-training has it.
+        once = config.copy_and_resolve_references()
+        once.finetune.noise_multiplicity = 1
+        loss = generators.build(once, facts.n_classes).per_example_loss
         gradient = jax.grad(lambda params, batch, keys: jnp.sum(loss(params, batch, keys)))
-        return _flops(gradient, params, *batch_shapes(_COUNTED, shape)) * size / _COUNTED
+        shapes = batch_shapes(_COUNTED, generator.image_shape)
+        return _flops(gradient, artefact.shapes(generator), *shapes) * size / _COUNTED
 
     return Program(
         name=pretrain.STAGE.name,
@@ -215,46 +219,37 @@ def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         batch=size,
         divided="config.pretrain.batch_size",
         remedy=_remedy(config, "public", images, machine, "config.pretrain.batch_size"),
-        settings=_settings(config, facts, "pretrain", "model", "diffusion", "selection"),
+        settings=_settings(config, facts, "pretrain", *generators.sections(config), "selection"),
     )
 
 
 def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -> Program:
-    model, shape, optimizer = generator.build(config, facts.n_classes), _image_shape(config), _adam(config.finetune)
-    params, size = _params(model, shape), config.finetune.batch_size
-    microbatch = finetune.choose_microbatch(config, model, params, machine.devices, machine.memory)
-    loss = finetune.objective(config, model, facts.n_classes)
+    generator, size = generators.build(config, facts.n_classes), config.finetune.batch_size
+    params = artefact.shapes(generator)
+    microbatch = finetune.choose_microbatch(config, generator, params, machine.devices, machine.memory)
     # The noise multiplier is one constant of the program, and makes no difference to its cost.
     settings = finetune.dp_settings(config, facts.n, 1.0, microbatch)
     settings = dataclasses.replace(settings, method="auto" if method == NONPRIVATE else method)
-    merge = None
-
-    def initial(params):
-        nonlocal merge
-        trained, frozen, merge = finetune.part_params(config, params, jax.random.key(0))
-        return init_state(trained, optimizer, frozen)
-
-    state = jax.eval_shape(initial, params)
+    state = jax.eval_shape(generator.private_state, params, _key())
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         if method == NONPRIVATE:
-            update = make_update(optimizer, config.finetune.ema)
-            plain = fast_convolutions(platform=machine.platform)(loss)
-            nonprivate = benchmark.nonprivate_step(plain, update, settings, mesh, merge)
+            plain = fast_convolutions(platform=machine.platform)(generator.per_example_loss)
+            nonprivate = benchmark.nonprivate_step(plain, generator.private_update, settings, mesh, generator.merge)
 
             def step(state, inputs, t):
                 return nonprivate(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
         else:
-            step = finetune.make_step(config, mesh, model, optimizer, facts.n_classes, settings, merge)
+            step = finetune.make_step(generator, mesh, settings)
         data = _data(config, "data", facts.n, mesh, machine)
         return _lower_loop(step, state, data, {"key": _array((8,), jnp.uint32), "loss_key": _key()}, mesh)
 
     def flops() -> float:
         def total(trained, frozen, batch, keys):
-            return jnp.sum(loss(merge(trained, frozen), batch, keys))
+            return jnp.sum(generator.per_example_loss(generator.merge(trained, frozen), batch, keys))
 
-        counted = _flops(jax.grad(total), state["params"], state["frozen"], *batch_shapes(_COUNTED, shape))
-        return counted * size / _COUNTED
+        shapes = batch_shapes(_COUNTED, generator.image_shape)
+        return _flops(jax.grad(total), state["params"], state["frozen"], *shapes) * size / _COUNTED
 
     return Program(
         name=finetune.STAGE.name,
@@ -269,29 +264,23 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         microbatch=microbatch,
         batch=size,
         remedy=_remedy(config, "data", facts.n, machine, "config.clipping.microbatch"),
-        settings=_settings(config, facts, "finetune", "clipping", "model", "diffusion")
+        settings=_settings(config, facts, "finetune", "clipping", *generators.sections(config))
         | {"method": method, "microbatch": microbatch},
     )
 
 
 def _sample(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
-    model, shape, section = generator.build(config, facts.n_classes), _image_shape(config), config.sample
-    params, size = _params(model, shape), -(-section.batch_size // machine.devices) * machine.devices
-    calls = section.steps if section.sampler == "ddim" else 2 * section.steps - 1
-    calls *= 2 if section.guidance else 1
+    generator, section = generators.build(config, facts.n_classes), config.sample
+    params, size = artefact.shapes(generator), -(-section.batch_size // machine.devices) * machine.devices
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         everywhere, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
         numbers, labels = (_placed(_array((size,), dtype), split) for dtype in (jnp.uint32, jnp.int32))
-        sampler = generator.Sampler(config, model, mesh)
+        sampler = Sampler(generator, mesh)
         return sampler.program.lower(_placed(params, everywhere), _placed(_key(), everywhere), numbers, labels)
 
     def flops() -> float:
-        def once(params, images, sigma, labels):
-            return denoise(model, generator.edm(config), params, images, sigma, labels)
-
-        images, sigma = _array((_COUNTED, *shape), jnp.float32), _array((_COUNTED,), jnp.float32)
-        return _flops(once, params, images, sigma, _array((_COUNTED,), jnp.int32)) * calls * size / _COUNTED
+        return generator.sample_flops(params) * size
 
     return Program(
         name=sample.STAGE.name,
@@ -303,7 +292,7 @@ def _sample(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         asked=config.precision,
         batch=size,
         remedy="give a smaller config.sample.batch_size",
-        settings=_settings(config, facts, "sample", "model", "diffusion"),
+        settings=_settings(config, facts, "sample", *generators.sections(config)),
     )
 
 
@@ -318,16 +307,8 @@ def _flops(function: Callable, *shapes: Any) -> float:
     return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
 
 
-def _params(model: Any, shape: tuple[int, int, int]) -> Any:
-    return jax.eval_shape(lambda key: registry.init_denoiser(model, key, shape), _key())
-
-
 def _image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return config.data.image_size, config.data.image_size, config.data.channels
-
-
-def _adam(section: ConfigDict) -> optax.GradientTransformation:
-    return optax.adam(section.learning_rate)
 
 
 def _data(config: ConfigDict, section: str, n: int, mesh: Mesh, machine: Machine) -> records.Records:

@@ -1,4 +1,9 @@
-"""Batches of public data, as pure functions of (seed, step): a resumed run draws what the uninterrupted one drew."""
+"""Batches: their shapes, and those of public data as pure functions of (seed, step).
+
+So a resumed run draws what the uninterrupted one drew.
+"""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,3 +53,12 @@ def _mix(value: jax.Array) -> jax.Array:
     value = (value ^ value >> 16) * jnp.uint32(0x85EBCA6B)
     value = (value ^ value >> 13) * jnp.uint32(0xC2B2AE35)
     return value ^ value >> 16
+
+
+def batch_shapes(size: int, image_shape: tuple[int, int, int]) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
+    """(batch, keys) of `size` examples as the loss takes them, without values: for tracing alone."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    return batch, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from privimage_jax.diffusion import batch_shapes
 from privimage_jax.errors import UserError
+from privimage_jax.training.batches import batch_shapes
 
 _SHARE = 0.5  # of a device's memory, for one microbatch; the data, the state and the compiler's copies have the rest
 _PADDING = 16  # a device loops at least this often, as the last microbatch is half empty on average: 3% of the work

@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from privimage_jax.config import check, load
-from privimage_jax.diffusion import EDM, make_per_example_loss, sample
 from privimage_jax.errors import UserError
+from privimage_jax.generators.edm import EDM, make_per_example_loss, sample
 from privimage_jax.models.registry import build_classifier, build_denoiser, init_denoiser
 
 DOC = pathlib.Path(__file__).parents[2] / "docs" / "swap_a_model.md"

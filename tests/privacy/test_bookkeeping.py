@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import ReadByParent, Tied
 
-from privimage_jax.diffusion import EDM, batch_shapes, make_per_example_loss
+from privimage_jax.generators.edm import EDM, make_per_example_loss
 from privimage_jax.models.cnn import CNN
 from privimage_jax.models.resnet import ResNet9
 from privimage_jax.models.resnext import ResNeXt
@@ -22,6 +22,7 @@ from privimage_jax.privacy import weight_gradients
 from privimage_jax.privacy.clipping import clipped_grad, left_to_vmap, per_example_gradients
 from privimage_jax.privacy.flat_rules import Batch
 from privimage_jax.training import lora
+from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.state import flatten_params
 
 M = 3

@@ -11,13 +11,16 @@ from scipy import stats
 from small_models import use_small_models
 
 from privimage_jax import config as configs
+from privimage_jax import generators
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
+from privimage_jax.generators import artefact
+from privimage_jax.generators.sampler import Sampler
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.run import noisy_counts
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.plan import make_plan
-from privimage_jax.stages import choose_sampler, generator
+from privimage_jax.stages import choose_sampler
 
 N = 60
 CANDIDATES = (0.0, 1.0, 3.0)
@@ -132,8 +135,9 @@ def test_the_largest_margin_is_released_used_and_shown(finished):
     config = choose_sampler.chosen(context)
     assert config.sample.guidance == released["chosen"]
     synthetic = np.load(workdir.release / "synthetic.npz")
-    sampler = generator.Sampler(config, generator.build(config, 3), context.mesh)
-    params = generator.read_params(workdir.release / "generator", generator.shapes(context))
+    generator = generators.build(config, 3)
+    sampler = Sampler(generator, context.mesh)
+    params = artefact.read_params(workdir.release / "generator", artefact.shapes(generator))
     images = sampler.all(params, context.key("synthetic set"), synthetic["labels"], 6, lambda n: None)
     assert np.abs(images.astype(int) - synthetic["images"]).max() <= 1  # on eight devices here, on one there
     page = (workdir.release / "report.html").read_text()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privimage_jax.diffusion import EDM, make_per_example_loss
 from privimage_jax.errors import UserError
+from privimage_jax.generators.edm import EDM, make_per_example_loss
 from privimage_jax.models.unet import UNet
 from privimage_jax.privacy.clipping import clipped_grad
 from privimage_jax.training import memory

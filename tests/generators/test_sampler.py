@@ -7,8 +7,10 @@ from pipelines import CLASSES, SIDE, tiny_config
 from small_models import SmallDenoiser
 
 from privimage_jax import config as configs
+from privimage_jax import generators
+from privimage_jax.generators.artefact import read_params, write
+from privimage_jax.generators.sampler import Sampler, make_labels
 from privimage_jax.models.registry import init_denoiser
-from privimage_jax.stages.generator import Sampler, make_labels, read_params, write
 from privimage_jax.training.mesh import make_mesh
 
 LABELS = np.array([2, 0, 1, 1, 0, 2, 2], np.int32)
@@ -32,10 +34,11 @@ def images(model, params, tmp_path_factory):
     config.sample.sampler = "heun"  # draws noise in every step
     config.sample.s_churn = 1.0
     config.sample.guidance = 1.5
+    config.model.name = "small_models:SmallDenoiser"
     configs.check(config)
 
     def draw(n_devices, cuts):
-        sampler = Sampler(config, model, make_mesh(jax.devices()[:n_devices]))
+        sampler = Sampler(generators.build(config, CLASSES), make_mesh(jax.devices()[:n_devices]))
         ends = [0, *cuts, len(LABELS)]
         pairs = zip(ends[:-1], ends[1:], strict=True)
         return np.concatenate([sampler(params, jax.random.key(KEY), a, LABELS[a:b]) for a, b in pairs])

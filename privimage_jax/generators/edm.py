@@ -6,7 +6,6 @@ added noise in these units. Everything outside the network is float32, whatever 
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -17,9 +16,8 @@ from jax import lax
 
 from privimage_jax.augment import augment
 from privimage_jax.errors import UserError
+from privimage_jax.generators.base import PerExampleLoss
 from privimage_jax.pixels import to_float
-
-PerExampleLoss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +110,6 @@ def make_per_example_loss(
         return per_draw.reshape(-1, noise_multiplicity).mean(axis=1)
 
     return loss
-
-
-def batch_shapes(size: int, image_shape: tuple[int, int, int]) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
-    """(batch, keys) of `size` examples as the loss takes them, without values: for tracing alone."""
-    batch = {
-        "image": jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-    }
-    return batch, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from privimage_jax.diffusion import EDM, Churn, denoise, make_per_example_loss, noise_levels, sample
 from privimage_jax.errors import UserError
+from privimage_jax.generators.edm import EDM, Churn, denoise, make_per_example_loss, noise_levels, sample
 from privimage_jax.models.registry import init_denoiser
 from privimage_jax.pixels import to_float
 

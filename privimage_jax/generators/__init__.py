@@ -1,0 +1,54 @@
+"""Families of generators: what is pre-trained, fine-tuned with DP-SGD, released and sampled. One file each."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax.errors import UserError
+
+__all__ = ["FAMILIES", "Family", "build", "sections"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A row of `FAMILIES`.
+
+    Attributes:
+      path: "package.module:Class" of a `generators.base.Generator`, made by `Class(config, n_classes)`.
+      sections: of the config, that say what a generator of the family is.
+    """
+
+    path: str
+    sections: tuple[str, ...]
+
+
+FAMILIES: dict[str, Family] = {
+    "diffusion": Family("privimage_jax.generators.diffusion:Diffusion", ("model", "diffusion")),
+}
+
+
+def build(config: ConfigDict, n_classes: int) -> Any:
+    """The generator (`generators.base.Generator`) that `config.generator` names, for so many classes.
+
+    Raises:
+      UserError: if it cannot be loaded.
+    """
+    name = config.generator
+    module, _, attribute = (FAMILIES[name].path if name in FAMILIES else name).partition(":")
+    try:
+        family = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"config.generator={name} cannot be loaded ({reason}); give one of {', '.join(FAMILIES)}, or "
+            "package.module:Class."
+        ) from None
+    return family(config, n_classes)
+
+
+def sections(config: ConfigDict) -> tuple[str, ...]:
+    """The settings that say what the generator is; those of a family from elsewhere lie in `config.extra`."""
+    name = config.generator
+    return ("generator", *(FAMILIES[name].sections if name in FAMILIES else ("model", "extra")))

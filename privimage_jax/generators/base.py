@@ -1,0 +1,49 @@
+"""What a family of generators is to the stages, the audit and the rest: this protocol, and nothing else of it."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+Params = Any
+State = dict[str, Any]
+Batch = dict[str, jax.Array]  # "image": uint8 [B, H, W, C], "label": int32 [B]
+PerExampleLoss = Callable[[Params, Batch, jax.Array], jax.Array]
+
+
+class Generator(Protocol):
+    """One family, for the model, the classes and the images of one config.
+
+    A training state is a dict with "params" (what is trained), "frozen" (what is not), "ema", "opt_state" and "step".
+    """
+
+    n_classes: int
+    image_shape: tuple[int, int, int]
+
+    def init(self, key: jax.Array) -> Params:
+        """Initial parameters: nested dicts of float32 arrays."""
+
+    def public_state(self, params: Params) -> State:
+        """The state from which pre-training on public images starts."""
+
+    def public_update(self, mesh: Mesh) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
+        """`update(state, batch, keys [B]) -> (state, metrics)`: a step of pre-training. A label `n_classes` is none."""
+
+    def private_state(self, params: Params, key: jax.Array) -> State:
+        """The state from which fine-tuning starts. Its "params" are all that DP-SGD's gradient is taken of."""
+
+    def merge(self, trained: Params, frozen: Params) -> Params:
+        """All parameters, from the two parts of a state of fine-tuning."""
+
+    def per_example_loss(self, params: Params, batch: Batch, keys: jax.Array) -> jax.Array:
+        """The losses [B] that fine-tuning minimises, one key each; must not mix examples. Images may be float."""
+
+    def private_update(self, state: State, gradient: Params) -> State:
+        """What follows the noise, post-processing: the optimizer, the moving average, whatever else is learnt."""
+
+    def sample(self, params: Params, keys: jax.Array, labels: jax.Array) -> jax.Array:
+        """Images float32 [B, H, W, C] in [-1, 1]; image i is a function of params, keys[i] and labels[i] alone."""
+
+    def sample_flops(self, params: Params) -> float:
+        """Floating-point operations of one image, for forecasts; `params` may be shapes."""
