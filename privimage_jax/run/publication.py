@@ -29,7 +29,7 @@ def publish(inputs: Inputs, name: str, write: Callable[[Path], None]) -> None:
     """
     stage = inputs.stage
     if stage is None or name not in stage.published:
-        raise UserError(f"the stage {stage and stage.name} does not declare {name!r}, so it can not publish it.")
+        raise UserError(f"the stage {stage and stage.name} does not declare {name!r}, so it cannot publish it.")
     spent = {line.get("mechanism") for line in open_ledger(inputs.workdir).entries}
     if unpaid := sorted({*shown_mechanisms(inputs.config, stage)} - spent):
         raise UserError(

@@ -1,12 +1,12 @@
-"""A family of generators from elsewhere goes through the whole pipeline; a wrong one is told in a sentence."""
+"""The guide's family of generators goes through the whole pipeline; a wrong one is told in a sentence."""
 
 import json
-import pathlib
+import sys
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from guides import code_of, configured
 from pipelines import CLASSES, SIDE, run, tiny_config
 
 from privimage_jax import config as configs
@@ -19,9 +19,11 @@ LINEAR = "linear:LinearDecoder"
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
-    config = tiny_config(tmp_path)
-    config.generator, config.extra = LINEAR, ConfigDict({"learning_rate": 2.0})
+    module, settings = code_of("guides/extending.md", "A family of generators")
+    (tmp_path / "linear.py").write_text(module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "linear", raising=False)
+    config = configured(tiny_config(tmp_path), settings)
     config.pretrain.steps, config.finetune.steps, config.clipping.norm = 30, 30, 1.0
     config.privacy.epsilon, config.privacy.accountant = 200.0, "rdp"
     return config
@@ -44,7 +46,6 @@ def test_a_family_from_elsewhere_goes_through_the_whole_pipeline(config, tmp_pat
 def test_its_code_is_part_of_a_replays_identity(config, tmp_path, monkeypatch):
     before = code_version(config)
     (tmp_path / "linear_copy.py").write_text("from linear import *\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     config.generator = "linear_copy:LinearDecoder"
     assert code_version(config) != before
 

@@ -1,0 +1,20 @@
+"""The code blocks of the documentation, for the tests that run them."""
+
+import pathlib
+import re
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+
+
+def code_of(page: str, heading: str) -> list[str]:
+    """The Python blocks of a section of a page in docs/, in order."""
+    text = (DOCS / page).read_text()
+    section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
+    assert section, f"{page} has no section {heading}"
+    return re.findall(r"^```python\n(.*?)^```$", section[1], flags=re.M | re.S)
+
+
+def configured(config, code: str):
+    """The config with the settings of a block."""
+    exec(code, {"config": config})
+    return config

@@ -1,0 +1,114 @@
+"""Stages from elsewhere, and what their records allow: what no record declares can neither spend nor be published."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+from guides import code_of, configured
+from pipelines import CLASSES, run, tiny_config
+
+from privimage_jax import config as configs
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import verification
+from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.run import publication, stage
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.mechanism import Mechanism
+from privimage_jax.run.plan import make_plan
+from privimage_jax.run.stage import STAGES, all_stages, named
+from privimage_jax.workdir import Workdir
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """The smallest experiment with the guide's mechanism."""
+    module, settings = code_of("guides/extending.md", "A mechanism")
+    (tmp_path / "brightness.py").write_text(module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "brightness", raising=False)
+    config = configured(tiny_config(tmp_path), settings)
+    config.privacy.accountant, config.evaluate.enabled = "rdp", False
+    return config
+
+
+def test_a_mechanism_from_elsewhere_is_planned_spent_and_published(config, tmp_path):
+    workdir = run(config, tmp_path / "run")
+    noisy = json.loads((workdir.release / "brightness.json").read_text())["bright"]
+    assert len(noisy) == CLASSES and all(type(each) is int for each in noisy)
+    ledger = Ledger.open(workdir.ledger)
+    (line,) = (each for each in ledger.entries if each.get("mechanism") == "brightness count" and "epsilon" in each)
+    assert (line["noise_multiplier"], line["l2_sensitivity"]) == (5.0, 1.0)
+    assert ledger.entries[0]["mechanisms"] == ["semantic query", "brightness count", "DP-SGD fine-tuning"]
+    verification.verify(ledger, finished=True)
+
+
+def test_its_share_is_reserved(config):
+    paid = make_plan(configs.check(config), 60)
+    config.extra.brightness.enabled = False
+    assert make_plan(config, 60).finetune_noise < paid.finetune_noise
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"name": "query"}, "has the name 'query' of another"),
+        ({"writes": ("release/synthetic.npz",)}, "has the artefact 'release/synthetic.npz' of another"),
+        ({"mechanism": named("query").mechanism}, "has the mechanism 'semantic query' of another"),
+        ({"after": "nothing"}, "follows 'nothing'; give one of train-query"),
+        ({"mechanism": stage.Mechanism("x", "extra.brightness.enabled")}, "names no setting for its noise"),
+        ({"mechanism": stage.Mechanism("x", "extra.on", "extra.noise")}, "config.extra.on is missing"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_told(config, monkeypatch, change, culprit):
+    import brightness
+
+    monkeypatch.setattr(brightness, "STAGE", dataclasses.replace(brightness.STAGE, **change))
+    with pytest.raises(UserError, match=culprit):
+        all_stages(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "culprit"),
+    [("nowhere:STAGE", "cannot be loaded"), ("brightness:count", "is a function"), ("brightness", "is not accepted")],
+)
+def test_a_name_that_stands_for_no_record_is_told(config, name, culprit):
+    config.extra_stages = (name,)
+    with pytest.raises(UserError, match=culprit):
+        all_stages(config)
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), "much"])
+def test_noise_that_is_none_is_told(config, noise):
+    with config.ignore_type():
+        config.extra.brightness.noise_multiplier = noise
+    with pytest.raises(UserError, match="config.extra.brightness.noise_multiplier=.* is not accepted"):
+        all_stages(config)
+
+
+def inputs_of(config, tmp_path, name):
+    inputs = make_inputs(configs.check(config), Workdir(tmp_path / "run"))
+    inputs.workdir.create()
+    return inputs.of(named(name, config))
+
+
+@pytest.mark.parametrize("name", [one.name for one in STAGES if one.mechanism is None])
+def test_a_stage_without_a_mechanism_cannot_spend(tmp_path, name):
+    with pytest.raises(UserError, match=f"the stage {name} declares no mechanism"):
+        Mechanism(inputs_of(tiny_config(tmp_path), tmp_path, name))
+
+
+def test_a_mechanism_that_the_config_does_not_run_cannot_spend(tmp_path):
+    config = tiny_config(tmp_path)
+    config.privacy.accountant = "rdp"
+    mechanism = Mechanism(inputs_of(config, tmp_path, "class-histogram"))
+    with pytest.raises(UserError, match="class histogram is not part of the privacy plan"):
+        mechanism.spend("gaussian", noise_multiplier=1.0, key_generation=0)
+    assert not mechanism.ledger.entries
+
+
+@pytest.mark.parametrize(("name", "artefact"), [("select", "generator"), ("sample", "sampler.json"), ("report", "x")])
+def test_a_stage_publishes_what_its_record_names_alone(tmp_path, name, artefact):
+    inputs = inputs_of(tiny_config(tmp_path), tmp_path, name)
+    with pytest.raises(UserError, match=f"the stage {name} does not declare '{artefact}'"):
+        publication.publish(inputs, artefact, lambda path: pytest.fail("written"))
