@@ -245,14 +245,18 @@ def _attack(
 def _settings(config: ConfigDict, n: int, per_example: int, n_devices: int) -> dp_sgd.DPSGD:
     """Fine-tuning's own settings, but for the size of the data and the noise, which the audit's claim asks for."""
     section = config.audit
-    rate = sampling.sampling_rate(sampling.threshold(section.batch_size, n))
+    rate = sampling.poisson_rate(section.batch_size, n)
+    try:
+        noise_multiplier = accounting.solve_noise_multiplier(
+            section.claimed_epsilon, section.claimed_delta, rate, section.steps, accountant=config.privacy.accountant
+        )
+    except ValueError as error:
+        raise UserError(f"config.audit: {error}") from None
     return dp_sgd.DPSGD(
         n=n,
         batch_size=section.batch_size,
         clip_norm=config.clipping.norm,
-        noise_multiplier=accounting.solve_noise_multiplier(
-            section.claimed_epsilon, section.claimed_delta, rate, section.steps, accountant=config.privacy.accountant
-        ),
+        noise_multiplier=noise_multiplier,
         microbatch=config.clipping.microbatch
         or memory.largest_microbatch(per_example, section.batch_size, n_devices, memory.device_bytes()),
         method=config.clipping.method,

@@ -66,7 +66,10 @@ def describe_joint(ledgers: Sequence[list[dict[str, Any]]]) -> str:
     """One sentence: what runs with these ledgers cost together, and for whom that holds."""
     accountant = "rdp" if all(lines[0]["accountant"] == "rdp" for lines in ledgers) else "pld"
     runs = [(accounting.events_from(spent(lines)), lines[0]["delta"]) for lines in ledgers]
-    epsilon, delta = accounting.joint_epsilon(runs, accountant)
+    try:
+        epsilon, delta = accounting.joint_epsilon(runs, accountant)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return (
         f"together: epsilon = {plain_up(epsilon, DIGITS)} at delta = {delta:.4g}, the sum of the "
         f"{len(runs)} deltas{_in_brackets(void_note(ledgers))}; all mechanisms of all runs composed by {accountant}. "

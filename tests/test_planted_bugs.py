@@ -91,7 +91,8 @@ def examples_apart(folder):
     """The check that fine-tuning itself makes before it spends."""
     model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1,), num_blocks=1)
     params = registry.init_denoiser(model, jax.random.key(0), (4, 4, 1))
-    dp_sgd.check_objective(make_per_example_loss(model, EDM(), 2, 1), params, (4, 4, 1), 2)
+    batch = {"image": np.zeros((2, 4, 4, 1), np.float32), "label": np.arange(2, dtype=np.int32)}
+    dp_sgd.check_objective(make_per_example_loss(model, EDM(), 2, 1), params, batch)
 
 
 def full_precision(folder):

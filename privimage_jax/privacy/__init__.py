@@ -1,1 +1,43 @@
-"""The privacy core: flat files that can each be audited alone; `dp_sgd.py` alone composes them."""
+"""The privacy core: flat files that can each be audited alone; `dp_sgd.py` alone composes them.
+
+It is also a library. Its names are loaded on first use, so that importing this package costs nothing:
+
+>>> from privimage_jax.privacy import poisson_rate, solve_noise_multiplier
+>>> rate = poisson_rate(batch_size=256, n=60_000)
+>>> solve_noise_multiplier(3.0, 1e-6, rate, 1000)
+0.6868
+
+Wrong arguments raise `ValueError`. `examples/dp_sgd_in_your_loop.py` shows a whole training.
+"""
+
+import importlib
+from typing import Any
+
+_MODULE_OF = {
+    "DPSGD": "dp_sgd",  # the public settings of DP-SGD
+    "dp_step": "dp_sgd",  # one step: sampling, clipping, noise, update
+    "check_objective": "dp_sgd",  # whether a loss keeps examples apart
+    "clipped_grad": "clipping",  # the sum of clipped per-example gradients
+    "per_example_gradients": "clipping",
+    "poisson_rate": "sampling",  # the exact sampling rate, for the accountant
+    "epsilon": "accounting",  # of composed mechanisms
+    "solve_noise_multiplier": "accounting",
+    "Gaussian": "accounting",  # mechanisms, as the accountant takes them
+    "SampledGaussian": "accounting",
+    "new_key": "chacha",  # 256 bits from the operating system
+    "rounded_gaussian": "noise",  # noise for counts, on the host
+    "Ledger": "ledger",  # what was spent, chained by hashes
+    "verify": "verification",  # a ledger, recomputed with dp-accounting alone
+    "place": "records",  # a data set on the devices, replicated or sharded
+}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

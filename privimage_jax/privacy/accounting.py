@@ -21,8 +21,6 @@ import dp_accounting
 from absl import logging
 from dp_accounting import pld, rdp
 
-from privimage_jax.errors import UserError
-
 ACCOUNTANTS = ("pld", "rdp")
 
 _EPSILON_DECIMALS = 6
@@ -61,12 +59,12 @@ def epsilon(events: Sequence[Event], delta: float, accountant: str = "pld") -> f
     The composition does not depend on how steps are split into events: equal ones are merged first.
 
     Raises:
-      UserError: for an unknown accountant or an impossible delta.
+      ValueError: for an unknown accountant or an impossible delta.
     """
     if not 0 < delta < 1:
-        raise UserError(f"privacy.delta must be between 0 and 1; it is {delta}.")
+        raise ValueError(f"delta must be between 0 and 1; it is {delta}.")
     if accountant not in ACCOUNTANTS:
-        raise UserError(f"privacy.accountant is {accountant!r}; it must be one of {', '.join(ACCOUNTANTS)}.")
+        raise ValueError(f"accountant is {accountant!r}; it must be one of {', '.join(ACCOUNTANTS)}.")
     return _epsilon(events, delta, accountant)
 
 
@@ -81,11 +79,11 @@ def joint_epsilon(runs: Sequence[tuple[Sequence[Event], float]], accountant: str
       accountant: "pld" or "rdp".
 
     Raises:
-      UserError: if the deltas add up to 1 or more: then nothing is promised.
+      ValueError: if the deltas add up to 1 or more: then nothing is promised.
     """
     delta = math.fsum(own for _, own in runs)
     if delta >= 1:
-        raise UserError(f"the deltas of {len(runs)} runs add up to {delta:g}; together they promise nothing.")
+        raise ValueError(f"the deltas of {len(runs)} runs add up to {delta:g}; together they promise nothing.")
     return epsilon([event for events, _ in runs for event in events], delta, accountant), delta
 
 
@@ -108,15 +106,15 @@ def solve_noise_multiplier(
       accountant: "pld" or "rdp".
 
     Raises:
-      UserError: when the other mechanisms alone exceed the budget, or leave too little for any noise.
+      ValueError: when the other mechanisms alone exceed the budget, or leave too little for any noise.
     """
     if not target_epsilon > 0:
-        raise UserError(f"privacy.epsilon must be positive; it is {target_epsilon}.")
+        raise ValueError(f"epsilon must be positive; it is {target_epsilon}.")
     reserved = epsilon(other_events, delta, accountant)
     if reserved > target_epsilon:
-        raise UserError(
-            f"the other mechanisms alone cost epsilon {reserved:.4f}, more than privacy.epsilon = {target_epsilon:g}: "
-            "raise privacy.epsilon or their noise multipliers."
+        raise ValueError(
+            f"the other mechanisms alone cost epsilon {reserved:.4f}, more than {target_epsilon:g}; raise epsilon or "
+            "their noise multipliers."
         )
 
     @functools.cache
@@ -132,9 +130,9 @@ def solve_noise_multiplier(
         for by in ("coarse pld", "pld"):
             high = _smallest_near(lambda grid: affordable(grid, by), high or largest, 1, largest)
     if high is None:
-        raise UserError(
-            f"no noise multiplier keeps {steps} steps within privacy.epsilon = {target_epsilon:g} beside the other "
-            f"mechanisms (epsilon {reserved:.4f}): raise privacy.epsilon or their noise multipliers, or train for less."
+        raise ValueError(
+            f"no noise multiplier keeps {steps} steps within epsilon = {target_epsilon:g} beside the other mechanisms "
+            f"(epsilon {reserved:.4f}); raise epsilon or their noise multipliers, or train for less."
         )
     return high / 10**_NOISE_DECIMALS
 

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from privimage_jax.errors import UserError
 from privimage_jax.privacy import flat_vmap, weight_gradients
 from privimage_jax.privacy.flat_rules import Batch
 
@@ -80,14 +79,14 @@ def clipped_grad(
       `norms` and `losses` are sensitive: they must stay internal.
 
     Raises:
-      UserError: for an unknown method or precision.
+      ValueError: for an unknown method or precision.
     """
     if method not in METHODS:
-        raise UserError(f"clipping.method is {method!r}; it must be one of {', '.join(METHODS)}.")
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
     if not clip_norm > 0:
-        raise UserError(f"clipping.norm must be positive; it is {clip_norm}.")
+        raise ValueError(f"clip_norm must be positive; it is {clip_norm}.")
     if precision not in PRECISIONS:
-        raise UserError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
     batch = None
     if method != "vmap":
         batch = Batch(convolution=convolution or weight_gradients.of_platform(jax.default_backend()))

@@ -20,7 +20,6 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from privimage_jax.errors import UserError
 from privimage_jax.privacy import clipping, noise, records, sampling, weight_gradients
 
 AXIS = records.AXIS
@@ -54,9 +53,9 @@ class DPSGD:
 
     def __post_init__(self):
         if self.microbatch < 1:
-            raise UserError(f"microbatch must be at least 1; it is {self.microbatch}.")
+            raise ValueError(f"microbatch must be at least 1; it is {self.microbatch}.")
         if not self.noise_multiplier >= 0:
-            raise UserError(f"noise_multiplier must not be negative; it is {self.noise_multiplier}.")
+            raise ValueError(f"noise_multiplier must not be negative; it is {self.noise_multiplier}.")
         sampling.threshold(self.batch_size, self.n)
 
     @property
@@ -74,7 +73,7 @@ def dp_step(
     per_example_loss: clipping.PerExampleLoss,
     update: Callable[[State, Any], State],
     settings: DPSGD,
-    mesh: Mesh,
+    mesh: Mesh | None = None,
     merge: Callable[[Any, Any], Any] | None = None,
     convolution: weight_gradients.Rule | None = None,
 ) -> Step:
@@ -84,7 +83,7 @@ def dp_step(
       per_example_loss: `(params, batch, keys [B]) -> [B]`; must not mix examples (see `check_objective`).
       update: `(state, gradient) -> state`, the optimizer's step.
       settings: public settings.
-      mesh: of one axis, "data".
+      mesh: of one axis, "data"; None is all devices.
       merge: `(params, frozen) -> params` of the loss; without it `state["frozen"]` is not used.
       convolution: how book-keeping computes weight gradients of convolutions; None is `weight_gradients.of_platform`.
 
@@ -103,6 +102,7 @@ def dp_step(
       never released. `processed` equals `drawn` in every step; the caller may assert it.
     """
 
+    mesh = Mesh(np.array(jax.devices()), (AXIS,)) if mesh is None else mesh
     convolution = convolution or weight_gradients.of_platform(mesh.devices.flat[0].platform)
 
     def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
@@ -215,79 +215,96 @@ def _stats(counts: Stats, drawn: jax.Array) -> Stats:
 def check_objective(
     per_example_loss: clipping.PerExampleLoss,
     params: Any,
-    image_shape: tuple[int, int, int],
-    n_classes: int,
-    name: str = "the model",
+    example_batch: Any,
     method: str = "auto",
     convolution: weight_gradients.Rule | None = None,
 ) -> None:
     """Checks on random public inputs that the loss of one example does not depend on another.
 
-    Four random images; then the first example is replaced by other values, and by NaN. The losses of the rest must not
-    change, their derivatives with respect to the first image must be exactly 0, and the clipped sum over all four with
-    the NaN example must be finite and equal the sum over the rest.
+    Four random examples; then the first is replaced by other values, and by NaN. The losses of the rest must not
+    change, their derivatives with respect to the first must be exactly 0, and the clipped sum over all four with the
+    NaN example must be finite and equal the sum over the rest.
 
     Args:
-      per_example_loss: `(params, batch, keys) -> [B]`; must take float images in [-1, 1] as well.
+      per_example_loss: `(params, batch, keys) -> [B]`.
       params: all parameters.
-      image_shape: (H, W, C).
-      n_classes: labels are in [0, n_classes).
-      name: of the model, for the message.
+      example_batch: a tree of arrays [B, ...], at least one of them of floats. Floats are replaced by random values in
+        [-1, 1), one of them NaN; other values, such as labels, are taken as they are. Must not be sensitive.
       method: of clipping.
       convolution: as `dp_step` is going to be told.
 
     Raises:
-      UserError: when examples are mixed (batch statistics, attention over the batch, …).
+      ValueError: when examples are mixed (batch statistics, attention over the batch, …), or nothing is a float.
     """
     size = 4
-    images = jax.random.uniform(jax.random.key(0), (size + 1, *image_shape), minval=-1.0)
-    labels = jnp.arange(size + 1, dtype=jnp.int32) % n_classes
+    floats, others, restore = _parted(example_batch, size + 1)
+    if not floats:
+        raise ValueError("the example batch holds no array of floats, so that nothing can be perturbed; give one.")
     keys = jax.random.split(jax.random.key(1), size + 1)
     rest = jnp.arange(size) > 0
-    # Each program runs a few times on four images: on a CPU nearly all of its time is LLVM's, spent on optimising it.
+    # Each program runs a few times on four examples: on a CPU nearly all of its time is LLVM's, spent on optimising it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
-    def first_from(example: int) -> tuple[Any, jax.Array]:
-        """The inputs with another example in the first place."""
+    def first_from(example: int) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+        """The inputs with another example in the first place: floats, others, keys."""
         ids = jnp.arange(size).at[0].set(example)
-        return {"image": images[ids], "label": labels[ids]}, keys[ids]
+        return [leaf[ids] for leaf in floats], [leaf[ids] for leaf in others], keys[ids]
 
     def refuse(problem: str) -> None:
-        raise UserError(
-            f"{name} mixes the examples of a batch ({problem}), so that clipping each example's gradient would not "
-            "bound its influence: use a model without batch statistics."
+        raise ValueError(
+            f"the loss mixes the examples of a batch ({problem}), so that clipping each example's gradient would not "
+            "bound its influence; use a model without batch statistics."
         )
 
-    def losses_and_influence(params: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Losses [4], and the first image's largest derivative of a random combination of the other losses.
+    def losses_and_influence(params: Any, floats: Any, others: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Losses [4], and the first example's largest derivative of a random combination of the other losses.
 
         With random weights the derivatives of several losses cancel with probability 0.
         """
-        losses, pull_back = jax.vjp(
-            lambda images: per_example_loss(params, {**batch, "image": images}, keys), batch["image"]
-        )
+        losses, pull_back = jax.vjp(lambda floats: per_example_loss(params, restore(floats, others), keys), floats)
         weights = jnp.where(rest, jax.random.uniform(jax.random.key(2), (size,), losses.dtype, 1.0, 2.0), 0)
-        return losses, jnp.max(jnp.abs(pull_back(weights)[0][0]))
+        (derivatives,) = pull_back(weights)
+        return losses, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf[0])) for leaf in derivatives]))
 
-    batch, batch_keys = first_from(0)
-    with_nan = {**batch, "image": batch["image"].at[0].set(jnp.nan)}
-    shape = jax.eval_shape(per_example_loss, params, batch, batch_keys).shape
+    first = first_from(0)
+    with_nan = ([leaf.at[0].set(jnp.nan) for leaf in first[0]], *first[1:])
+    shape = jax.eval_shape(per_example_loss, params, restore(*first[:2]), first[2]).shape
     if shape != (size,):
-        refuse(f"its loss has shape {shape} for {size} examples")
+        refuse(f"it has shape {shape} for {size} examples")
     probe = jax.jit(losses_and_influence, compiler_options=options)
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
-    expected, influence = probe(params, batch, batch_keys)
+    expected, influence = probe(params, *first)
     if not np.allclose(probe(params, *first_from(size))[0][1:], expected[1:], **tolerance):
         refuse("another first example changes the losses of the others")
-    if not np.allclose(probe(params, with_nan, batch_keys)[0][1:], expected[1:], **tolerance):
+    if not np.allclose(probe(params, *with_nan)[0][1:], expected[1:], **tolerance):
         refuse("a NaN in the first example reaches the losses of the others")
     if influence != 0:
-        refuse("the loss of an example has a derivative with respect to the image of another")
+        refuse("the loss of an example has a derivative with respect to another example")
 
     gradient = clipping.clipped_grad(per_example_loss, 1.0, method, convolution=convolution)
     fn = jax.jit(gradient, compiler_options=options)
-    alone, _, _ = fn(params, batch, batch_keys, rest)
-    together, norms, _ = fn(params, with_nan, batch_keys, jnp.ones(size, bool))
+    alone, _, _ = fn(params, restore(*first[:2]), first[2], rest)
+    together, norms, _ = fn(params, restore(*with_nan[:2]), first[2], jnp.ones(size, bool))
     same = jax.tree.map(lambda a, b: np.allclose(a, b, **tolerance), alone, together)
     if np.isfinite(norms[0]) or not all(jax.tree.leaves(same)):
         refuse("a NaN in the first example reaches the gradients of the others")
+
+
+def _parted(batch: Any, size: int) -> tuple[list[jax.Array], list[jax.Array], Callable[[Any, Any], Any]]:
+    """Random values for the floats of a batch, its other leaves, both [size, ...], and what puts the two together."""
+    leaves, structure = jax.tree.flatten(batch)
+    is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
+
+    def random(number: int, leaf: Any) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(0), number)
+        return jax.random.uniform(key, (size, *jnp.shape(leaf)[1:]), jnp.result_type(leaf), minval=-1.0)
+
+    floats = [random(number, leaf) for number, leaf in enumerate(leaves) if is_float[number]]
+    kept = [leaf for leaf, floating in zip(leaves, is_float, strict=True) if not floating]
+    others = [jnp.resize(leaf, (size, *leaf.shape[1:])) for leaf in kept]
+
+    def restore(floats: Any, others: Any) -> Any:
+        remaining = {True: iter(floats), False: iter(others)}
+        return jax.tree.unflatten(structure, [next(remaining[floating]) for floating in is_float])
+
+    return floats, others, restore

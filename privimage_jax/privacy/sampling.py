@@ -13,7 +13,6 @@ Membership is a pure function of (key, step, i): it does not depend on devices, 
 import jax
 import jax.numpy as jnp
 
-from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha
 
 _WORDS = 2**32
@@ -30,11 +29,16 @@ def threshold(batch_size: int, n: int) -> int:
       An int from 1 to 2**32. At batch_size == n it is 2**32, which no word reaches: every record is always a member.
 
     Raises:
-      UserError: when batch_size is not between 1 and n.
+      ValueError: when batch_size is not between 1 and n.
     """
     if not 1 <= batch_size <= n:
-        raise UserError(f"batch_size must be between 1 and the number of records, {n}; it is {batch_size}.")
+        raise ValueError(f"batch_size must be between 1 and the number of records, {n}; it is {batch_size}.")
     return (int(batch_size) * _WORDS) // int(n)
+
+
+def poisson_rate(batch_size: int, n: int) -> float:
+    """The exact rate at which each of n records is drawn for an expected batch: what the accountant is given."""
+    return sampling_rate(threshold(batch_size, n))
 
 
 def sampling_rate(threshold: int) -> float:

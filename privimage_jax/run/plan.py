@@ -81,7 +81,12 @@ def _solve(epsilon, delta, n, accountant, counts, batch_size, steps) -> Plan:
             f"{cost:.4f}, more than config.privacy.epsilon = {epsilon:g}; raise "
             f"{', '.join(f'config.{key}' for _, key, _ in counts)} or config.privacy.epsilon."
         )
-    noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, others, accountant) if steps else None
+    noise = None
+    if steps:
+        try:
+            noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, others, accountant)
+        except ValueError as error:
+            raise UserError(f"config.privacy: {error}") from None
     return Plan(epsilon, delta, n, accountant, {name: noise for name, _, noise in counts}, noise, rate, steps)
 
 

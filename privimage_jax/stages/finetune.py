@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -246,16 +247,13 @@ def _check_model(
     convolutions: convolution_choice.Choice,
 ) -> None:
     """Refuses a model that mixes the examples of a batch, and warns of a slow one."""
-    config = inputs.config
-    dp_sgd.check_objective(
-        generator.per_example_loss,
-        params,
-        generator.image_shape,
-        generator.n_classes,
-        f"config.model.name={config.model.name}",
-        config.clipping.method,
-        convolution_rule(convolutions, inputs.mesh),
-    )
+    config, rule = inputs.config, convolution_rule(convolutions, inputs.mesh)
+    labels = np.arange(generator.n_classes, dtype=np.int32)
+    batch = {"image": np.zeros((len(labels), *generator.image_shape), np.float32), "label": labels}
+    try:
+        dp_sgd.check_objective(generator.per_example_loss, params, batch, config.clipping.method, rule)
+    except ValueError as error:
+        raise UserError(f"config.model.name={config.model.name}: {error}") from None
     slow = clipping.left_to_vmap(generator.per_example_loss, params, *batch_shapes(1, generator.image_shape))
     if slow and config.clipping.method != "vmap":
         mechanism.warn(

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, sampling
 from privimage_jax.privacy.accounting import Gaussian, SampledGaussian, epsilon
 
@@ -86,23 +85,23 @@ def test_a_solution_is_affordable_and_smallest(target, rate, steps, accountant):
 
 
 def test_a_query_that_exceeds_the_budget_is_refused():
-    with pytest.raises(UserError, match=r"privacy\.epsilon.*noise multipliers"):
+    with pytest.raises(ValueError, match="raise epsilon or their noise multipliers"):
         accounting.solve_noise_multiplier(1.0, DELTA, RATE, STEPS, [Gaussian(2.0)])
 
 
 @pytest.mark.parametrize("accountant", accounting.ACCOUNTANTS)
 def test_a_budget_that_leaves_nothing_is_refused(accountant):
     reserved = epsilon(QUERY, DELTA, accountant)
-    with pytest.raises(UserError, match=r"privacy\.epsilon"):
+    with pytest.raises(ValueError, match="raise epsilon"):
         accounting.solve_noise_multiplier(reserved, DELTA, 1.0, 10**9, QUERY, accountant)
 
 
 def test_impossible_arguments_are_named():
-    with pytest.raises(UserError, match=r"privacy\.accountant is 'pdl'; it must be one of pld, rdp"):
+    with pytest.raises(ValueError, match=r"accountant is 'pdl'; it must be one of pld, rdp"):
         epsilon(QUERY, 1e-5, "pdl")
-    with pytest.raises(UserError, match=r"privacy\.delta"):
+    with pytest.raises(ValueError, match="delta must be"):
         epsilon(QUERY, 0.0)
-    with pytest.raises(UserError, match=r"privacy\.epsilon must be positive"):
+    with pytest.raises(ValueError, match=r"epsilon must be positive"):
         accounting.solve_noise_multiplier(0.0, 1e-5, 0.1, 10)
 
 
@@ -125,5 +124,5 @@ def test_runs_on_the_same_records_add_up_as_one_run_would():
     apart = [epsilon(events, own, "rdp") for events, own in runs]
     assert max(apart) < together < sum(apart)
     assert accounting.joint_epsilon(runs[:1]) == (epsilon(*runs[0]), 1e-6)
-    with pytest.raises(UserError, match="the deltas of 2 runs add up to 1"):
+    with pytest.raises(ValueError, match="the deltas of 2 runs add up to 1"):
         accounting.joint_epsilon([(QUERY, 0.5), (QUERY, 0.5)])

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, sampling
 
 KEY = chacha.key_from_seed(11)
@@ -31,7 +30,7 @@ def test_threshold_is_exact():
 
 @pytest.mark.parametrize("batch_size", [0, -1, 11])
 def test_impossible_batch_sizes(batch_size):
-    with pytest.raises(UserError, match="between 1 and the number of records, 10"):
+    with pytest.raises(ValueError, match="between 1 and the number of records, 10"):
         sampling.threshold(batch_size, 10)
 
 

@@ -1,0 +1,42 @@
+"""The library face: names that load on first use, and sentences that speak of arguments, not of a config."""
+
+import doctest
+import importlib
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from privimage_jax import privacy
+
+FILES = sorted(pathlib.Path(privacy.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", privacy.__all__)
+def test_every_name_is_there_and_described(name):
+    assert getattr(privacy, name).__doc__ and name in dir(privacy)
+
+
+def test_importing_it_imports_nothing_heavy():
+    code = "import sys, privimage_jax.privacy; print({'jax', 'numpy', 'dp_accounting'} & set(sys.modules))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "set()\n"
+
+
+def test_an_unknown_name_is_no_attribute():
+    with pytest.raises(AttributeError, match="has no attribute 'dp_sdg'"):
+        _ = privacy.dp_sdg
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_sentence_speaks_of_a_config_key(path):
+    texts = re.findall(r"Error\((.*?)\n        \)|Error\(([^\n]*)\)", path.read_text(), flags=re.S)
+    assert not re.search(r"config\.|privacy\.|clipping\.(method|norm|microbatch)", "".join(map("".join, texts)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_examples_in_docstrings_run(path):
+    name = "privimage_jax.privacy" + ("" if path.stem == "__init__" else f".{path.stem}")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
