@@ -1,6 +1,7 @@
 """Package definition of privimage-jax; exact versions live in constraints.txt."""
 
 import pathlib
+import re
 
 import setuptools
 
@@ -13,7 +14,7 @@ TARGETS = ['jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine =
 
 setuptools.setup(
     name="privimage-jax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.*)"', (HERE / "privimage_jax" / "__init__.py").read_text())[1],
     description="Differentially private image synthesis after PrivImage (USENIX Security 2024), in JAX and Flax",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
