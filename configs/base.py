@@ -12,7 +12,7 @@ CLASSIFIERS = ("cnn", "resnet9", "resnet18", "resnet50", "resnet110", "wide_resn
 def data_section() -> ConfigDict:
     """Where a labelled image set comes from; the same keys serve the sensitive and the public set."""
     data = ConfigDict()
-    data.source = "tfds"  # tfds | folder | zip | npz | digits | glyphs
+    data.source = "tfds"  # tfds | folder | zip | npz | digits | glyphs | package.module:NAME of a Spec
     data.name = ""  # tfds: the name of the set, such as "mnist"
     data.data_dir = ""  # tfds: the folder of all prepared sets ("" = TFDS's default)
     data.path = ""  # a folder, .zip or .npz file; tfds: the folder of one prepared set, in place of name and data_dir
@@ -31,6 +31,7 @@ def data_section() -> ConfigDict:
     data.characters = ""  # glyphs: the characters to draw, one class each; "" = digits and Latin letters
     data.per_class = 200  # glyphs: images of each character
     data.style = "handwriting"  # glyphs: handwriting | print
+    data.kwargs = ConfigDict()  # settings of a source from elsewhere, under any names
     return data
 
 
@@ -189,6 +190,7 @@ def get_config() -> ConfigDict:
     config.log.keep = 2  # checkpoints kept
 
     config.lock()
-    for free in (config.model.kwargs, config.query_net.kwargs, config.evaluate.classifier_kwargs, config.extra):
+    models = (config.model.kwargs, config.query_net.kwargs, config.evaluate.classifier_kwargs)
+    for free in (*models, config.data.kwargs, config.public.kwargs, config.extra):
         free.unlock()  # what a model or stage from elsewhere takes is its own business
     return config

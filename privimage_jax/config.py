@@ -12,29 +12,29 @@ import os
 import re
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from privimage_jax.configs import base
+from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
+from privimage_jax.rules import ABOVE_0, AT_LEAST_0, DECAY, FINITE, POSITIVE, SEED, SHARE, Rule, one_of
 
-UNDECLARED = ("folder", "zip", "npz")  # sources whose list of classes would come from the data themselves
-SOURCE_KEYS = {  # the settings that only some sources read
-    "tfds": ("name", "split", "test_split", "image_key", "label_key"),
-    "folder": ("split", "test_split"),
-    "zip": ("split", "test_split"),
-    "npz": ("split", "test_split", "label_key"),
-    "digits": (),
-    "glyphs": ("characters", "per_class", "style"),
-}
 PLACES = ("path", "data_dir", "workdir", "cache", "residency", "inception_weights")
 INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
     "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
     "https://github.com/mseitzer/pytorch-fid"
 )
-FREE_SECTIONS = ("extra.", "model.kwargs.", "query_net.kwargs.", "evaluate.classifier_kwargs.")
+FREE_SECTIONS = (
+    "extra.",
+    "data.kwargs.",
+    "public.kwargs.",
+    "model.kwargs.",
+    "query_net.kwargs.",
+    "evaluate.classifier_kwargs.",
+)
 TYPES = {
     bool: "True or False",
     int: "a whole number",
@@ -43,21 +43,8 @@ TYPES = {
     tuple: "a list in round brackets",
 }
 
-Rule = tuple[Callable[[Any], bool], str]
-
-_ABOVE_0: Rule = (lambda v: math.isfinite(v) and v > 0, "a number above 0")
-_AT_LEAST_0: Rule = (lambda v: math.isfinite(v) and v >= 0, "a number of at least 0")
-_POSITIVE: Rule = (lambda v: v >= 1, "a whole number of at least 1")
-_FINITE: Rule = (math.isfinite, "a finite number")
-_SEED: Rule = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1")
-_DECAY: Rule = (lambda v: 0 <= v < 1, "a number in [0, 1)")
-_SHARE: Rule = (lambda v: 0 < v < 1, "a number in (0, 1)")
 _IMPORT_STRING = r"[\w.]+:\w+"
 _EXTRACTOR = r"query|inception|[\w.]+:\w+"
-
-
-def _one_of(*names: str) -> Rule:
-    return (lambda v: v in names, "one of " * (len(names) > 1) + ", ".join(names))
 
 
 def _is_regex(text: str) -> bool:
@@ -68,125 +55,109 @@ def _is_regex(text: str) -> bool:
     return True
 
 
-_DATA_RULES: dict[str, Rule] = {
-    "source": _one_of(*SOURCE_KEYS),
-    "test_fraction": _SHARE,
-    "validation_fraction": _DECAY,
-    "crop": _AT_LEAST_0,
-    "max_examples": _AT_LEAST_0,
-    "seed": _SEED,
-    "per_class": _POSITIVE,
-    "style": _one_of("handwriting", "print"),
-    "residency": _one_of("auto", "replicated", "sharded"),
-    "class_names": (
-        lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v),
-        "a list of distinct names, or ()",
-    ),
-}
-
 RULES: dict[str, Rule] = {
     "generator": (
         lambda v: v == "diffusion" or re.fullmatch(_IMPORT_STRING, v),
         "diffusion or package.module:Class",
     ),
-    "precision": _one_of("auto", "float32", "tf32", "bfloat16"),
-    "seed": _SEED,
-    **{f"data.{key}": rule for key, rule in _DATA_RULES.items()},
-    **{f"public.{key}": rule for key, rule in _DATA_RULES.items()},
-    "data.n": _AT_LEAST_0,
+    "precision": one_of("auto", "float32", "tf32", "bfloat16"),
+    "seed": SEED,
+    **{f"data.{key}": rule for key, rule in specs.RULES.items()},
+    **{f"public.{key}": rule for key, rule in specs.RULES.items()},
+    "data.n": AT_LEAST_0,
     "data.image_size": (lambda v: 4 <= v <= 1024, "a whole number from 4 to 1024"),
     "data.channels": (lambda v: v in (1, 3), "1 (grey) or 3 (RGB)"),
-    "privacy.epsilon": _ABOVE_0,
-    "privacy.delta": _DECAY,
-    "privacy.accountant": _one_of("pld", "rdp"),
-    "query_net.epochs": _ABOVE_0,
-    "query_net.batch_size": _POSITIVE,
-    "query_net.learning_rate": _ABOVE_0,
-    "query_net.momentum": _DECAY,
-    "query_net.weight_decay": _AT_LEAST_0,
-    "query_net.label_smoothing": _DECAY,
-    "query_net.shift": _AT_LEAST_0,
-    "query.k1": _POSITIVE,
-    "query.noise_multiplier": _ABOVE_0,
-    "class_histogram.noise_multiplier": _ABOVE_0,
-    "selection.method": _one_of("semantic", "random", "all"),
-    "selection.k2": _POSITIVE,
+    "privacy.epsilon": ABOVE_0,
+    "privacy.delta": DECAY,
+    "privacy.accountant": one_of("pld", "rdp"),
+    "query_net.epochs": ABOVE_0,
+    "query_net.batch_size": POSITIVE,
+    "query_net.learning_rate": ABOVE_0,
+    "query_net.momentum": DECAY,
+    "query_net.weight_decay": AT_LEAST_0,
+    "query_net.label_smoothing": DECAY,
+    "query_net.shift": AT_LEAST_0,
+    "query.k1": POSITIVE,
+    "query.noise_multiplier": ABOVE_0,
+    "class_histogram.noise_multiplier": ABOVE_0,
+    "selection.method": one_of("semantic", "random", "all"),
+    "selection.k2": POSITIVE,
     "selection.ratio": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
-    "selection.assignment": _one_of("sequential", "optimal"),
-    "selection.seed": _SEED,
-    "diffusion.p_mean": _FINITE,
-    "diffusion.p_std": _ABOVE_0,
-    "diffusion.sigma_data": _ABOVE_0,
-    "diffusion.sigma_min": _ABOVE_0,
-    "diffusion.sigma_max": _ABOVE_0,
-    "diffusion.rho": _ABOVE_0,
-    "diffusion.label_dropout": _DECAY,
-    "pretrain.steps": _AT_LEAST_0,
-    "pretrain.batch_size": _POSITIVE,
-    "pretrain.learning_rate": _ABOVE_0,
-    "pretrain.ema": _DECAY,
-    "pretrain.shift": _AT_LEAST_0,
-    "finetune.batch_size": _POSITIVE,
-    "finetune.epochs": _ABOVE_0,
-    "finetune.steps": _AT_LEAST_0,
-    "finetune.noise_multiplicity": _POSITIVE,
-    "finetune.learning_rate": _ABOVE_0,
-    "finetune.ema": _DECAY,
-    "finetune.shift": _AT_LEAST_0,
+    "selection.assignment": one_of("sequential", "optimal"),
+    "selection.seed": SEED,
+    "diffusion.p_mean": FINITE,
+    "diffusion.p_std": ABOVE_0,
+    "diffusion.sigma_data": ABOVE_0,
+    "diffusion.sigma_min": ABOVE_0,
+    "diffusion.sigma_max": ABOVE_0,
+    "diffusion.rho": ABOVE_0,
+    "diffusion.label_dropout": DECAY,
+    "pretrain.steps": AT_LEAST_0,
+    "pretrain.batch_size": POSITIVE,
+    "pretrain.learning_rate": ABOVE_0,
+    "pretrain.ema": DECAY,
+    "pretrain.shift": AT_LEAST_0,
+    "finetune.batch_size": POSITIVE,
+    "finetune.epochs": ABOVE_0,
+    "finetune.steps": AT_LEAST_0,
+    "finetune.noise_multiplicity": POSITIVE,
+    "finetune.learning_rate": ABOVE_0,
+    "finetune.ema": DECAY,
+    "finetune.shift": AT_LEAST_0,
     "finetune.trainable": (_is_regex, "a regular expression"),
-    "finetune.lora_rank": _AT_LEAST_0,
-    "finetune.block": _AT_LEAST_0,
-    "clipping.norm": _ABOVE_0,
-    "clipping.method": _one_of("auto", "bookkeeping", "vmap"),
-    "clipping.microbatch": _AT_LEAST_0,
-    "sample.n": _POSITIVE,
-    "sample.batch_size": _POSITIVE,
-    "sample.sampler": _one_of("ddim", "heun"),
+    "finetune.lora_rank": AT_LEAST_0,
+    "finetune.block": AT_LEAST_0,
+    "clipping.norm": ABOVE_0,
+    "clipping.method": one_of("auto", "bookkeeping", "vmap"),
+    "clipping.microbatch": AT_LEAST_0,
+    "sample.n": POSITIVE,
+    "sample.batch_size": POSITIVE,
+    "sample.sampler": one_of("ddim", "heun"),
     "sample.steps": (lambda v: v >= 2, "a whole number of at least 2"),
-    "sample.guidance": _AT_LEAST_0,
-    "sample.s_churn": _AT_LEAST_0,
-    "sample.s_min": _AT_LEAST_0,
-    "sample.s_max": _ABOVE_0,
-    "sample.s_noise": _ABOVE_0,
+    "sample.guidance": AT_LEAST_0,
+    "sample.s_churn": AT_LEAST_0,
+    "sample.s_min": AT_LEAST_0,
+    "sample.s_max": ABOVE_0,
+    "sample.s_noise": ABOVE_0,
     "sample.class_weights": (
         lambda v: all(type(w) in (int, float) and 0 <= w < math.inf for w in v) and (not v or sum(v) > 0),
         "a list with one number of at least 0 per class, not all 0, or ()",
     ),
-    "sampler_choice.setting": _one_of("guidance", "steps", "s_churn"),
+    "sampler_choice.setting": one_of("guidance", "steps", "s_churn"),
     "sampler_choice.candidates": (
         lambda v: len(v) > 1 and all(type(c) in (int, float) and math.isfinite(c) for c in v) and len(set(v)) == len(v),
         "a list of at least two different numbers",
     ),
-    "sampler_choice.n": _POSITIVE,
-    "sampler_choice.classifier_steps": _POSITIVE,
-    "sampler_choice.noise_multiplier": _ABOVE_0,
+    "sampler_choice.n": POSITIVE,
+    "sampler_choice.classifier_steps": POSITIVE,
+    "sampler_choice.noise_multiplier": ABOVE_0,
     "evaluate.extractors": (
         lambda v: v and all(isinstance(name, str) and re.fullmatch(_EXTRACTOR, name) for name in v),
         "a list of query, inception or package.module:function",
     ),
     "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
-    "evaluate.neighbours": _POSITIVE,
+    "evaluate.neighbours": POSITIVE,
     "evaluate.classifiers": (
         lambda v: v and all(isinstance(name, str) and name for name in v) and len(set(map(short_name, v))) == len(v),
         "a list of one or more models with different names",
     ),
-    "evaluate.classifier_seeds": _POSITIVE,
-    "evaluate.recipe": _one_of("quick", "benchmark", "benchmark_cifar"),
-    "evaluate.classifier_steps": _POSITIVE,
-    "evaluate.classifier_batch_size": _POSITIVE,
-    "evaluate.classifier_learning_rate": _ABOVE_0,
-    "evaluate.classifier_shift": _AT_LEAST_0,
-    "audit.claimed_epsilon": _ABOVE_0,
-    "audit.claimed_delta": _SHARE,
-    "audit.canaries": _POSITIVE,
-    "audit.guesses": _POSITIVE,
-    "audit.confidence": _SHARE,
-    "audit.batch_size": _POSITIVE,
-    "audit.steps": _POSITIVE,
-    "log.every": _POSITIVE,
-    "log.sample_every": _AT_LEAST_0,
-    "log.checkpoint_every": _POSITIVE,
-    "log.keep": _POSITIVE,
+    "evaluate.classifier_seeds": POSITIVE,
+    "evaluate.recipe": one_of("quick", "benchmark", "benchmark_cifar"),
+    "evaluate.classifier_steps": POSITIVE,
+    "evaluate.classifier_batch_size": POSITIVE,
+    "evaluate.classifier_learning_rate": ABOVE_0,
+    "evaluate.classifier_shift": AT_LEAST_0,
+    "audit.claimed_epsilon": ABOVE_0,
+    "audit.claimed_delta": SHARE,
+    "audit.canaries": POSITIVE,
+    "audit.guesses": POSITIVE,
+    "audit.confidence": SHARE,
+    "audit.batch_size": POSITIVE,
+    "audit.steps": POSITIVE,
+    "log.every": POSITIVE,
+    "log.sample_every": AT_LEAST_0,
+    "log.checkpoint_every": POSITIVE,
+    "log.keep": POSITIVE,
 }
 
 
@@ -308,8 +279,8 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
     unused = {
         f"{name}.{key}"
         for name in ("data", "public")
-        for keys in SOURCE_KEYS.values()
-        for key in set(keys) - set(SOURCE_KEYS[config[name].source])
+        for spec in specs.SOURCES.values()
+        for key in set(spec.reads) - set(specs.spec_of(config[name].source, f"config.{name}.source").reads)
     }
     off = tuple(f"{name}." for name in ("class_histogram", "sampler_choice") if not config[name].enabled)
     return {
@@ -431,15 +402,15 @@ def _check_classifier_kwargs(evaluate: ConfigDict) -> None:
 
 
 def _check_source(name: str, data: ConfigDict) -> None:
-    if data.source in ("folder", "zip", "npz") and not data.path:
-        raise UserError(f"config.{name}.path is empty; give the path that config.{name}.source={data.source} reads.")
-    if name == "data" and data.source in UNDECLARED and not data.class_names:
+    spec = specs.spec_of(data.source, f"config.{name}.source")
+    if spec.needs and not any(data[key] for key in spec.needs):
+        ways = " or ".join(f"config.{name}.{key}" for key in spec.needs)
+        raise UserError(f"{ways} is empty; give what config.{name}.source={data.source} reads: {spec.what}.")
+    if name == "data" and not spec.declares_classes and not data.class_names:
         raise UserError(
             f"config.data.class_names is empty; declare the classes of a sensitive {data.source} set, also those that "
             "may have no image: the list is public, and must not come from the data."
         )
-    if data.source == "tfds" and not (data.name or data.path):
-        raise UserError(f"config.{name}.name is empty; name a TFDS set, or give config.{name}.path of a prepared one.")
 
 
 def check_against_n(config: ConfigDict, n: int) -> None:

@@ -9,13 +9,14 @@ import privimage_jax
 
 ROOT = pathlib.Path(privimage_jax.__file__).parent
 LAYERS = (
-    ("errors", "rounding"),
+    ("errors", "rounding", "rules"),
     ("reading",),
     ("archives", "processes", "preemption"),
     ("workdir", "distributed", "configs", "augment", "pixels"),
+    ("data",),
     ("config",),
     ("combinations",),
-    ("data", "models"),
+    ("models",),
     ("privacy",),
     ("training",),
     ("generators",),

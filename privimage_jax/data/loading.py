@@ -2,6 +2,8 @@
 
 import collections
 import concurrent.futures
+import hashlib
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -11,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from privimage_jax import workdir
-from privimage_jax.data import cache, sources
+from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.sources.base import Settings, Source
+from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.data.transforms import fit
 from privimage_jax.errors import UserError
 
@@ -58,7 +61,13 @@ def load(
     if channels not in (1, 3):
         raise UserError(f"config.data.channels is {channels}; it accepts 1 (grey) or 3 (RGB).")
     # Validation examples come out of the training part, so the test part is then never opened.
-    source = sources.open_source(settings, "train" if settings.validation_fraction else part, image_size)
+    spec = spec_of(settings.source, f"{settings.key}.source")
+    try:
+        opens = spec.load().open_source
+    except (ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{settings.key}.source={settings.source} cannot be opened ({reason}); correct it.") from None
+    source = opens(settings, "train" if settings.validation_fraction else part, image_size)
     _check_source(source, settings)
     indices = choose(settings, source.n, source.divided, part)
     if not len(indices):
@@ -72,8 +81,13 @@ def load(
         return _decode(source, indices, settings, shape, on_progress)
 
     if cache_dir is not None and settings.cache:
-        identity = [_FORMAT, vars(settings), part, shape, source.n, source.class_names, source.fingerprint]
-        folder = Path(cache_dir) / f"{settings.source}-{part}-{workdir.fingerprint(identity)[:16]}"
+        facts = {name: value for name, value in vars(settings).items() if name != "kwargs" or value}
+        identity = [_FORMAT, facts, part, shape, source.n, source.class_names, source.fingerprint]
+        kind = settings.source
+        if kind not in SOURCES:
+            identity.append(hashlib.sha256(Path(inspect.getfile(spec.load())).read_bytes()).hexdigest())
+            kind = "source"
+        folder = Path(cache_dir) / f"{kind}-{part}-{workdir.fingerprint(identity)[:16]}"
         images, labels = cache.load_or_make(folder, len(indices), shape, len(source.class_names), make)
     else:
         images, labels = (np.concatenate(arrays) for arrays in zip(*make(), strict=True))

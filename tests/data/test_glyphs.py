@@ -84,8 +84,8 @@ def test_curves_pass_through_their_points():
     [
         ({"characters": "aa"}, "config.data.characters repeats"),
         ({"characters": "\u4e2d"}, "no bundled font has the character"),
-        ({"style": "oil"}, "config.data.style is 'oil'; it accepts handwriting, print"),
-        ({"per_class": 0}, "config.data.per_class is 0"),
+        ({"style": "oil"}, "config.data.style='oil' is not accepted; give one of handwriting, print"),
+        ({"per_class": 0}, "config.data.per_class=0 is not accepted"),
     ],
 )
 def test_wrong_settings_are_named(change, message):

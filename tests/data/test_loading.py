@@ -13,6 +13,10 @@ from privimage_jax.data.sources.base import Settings
 from privimage_jax.errors import UserError
 
 
+def settings_of(**section):
+    return Settings.from_section(section)
+
+
 def archive(path, n=40, size=8, **extra):
     random = np.random.RandomState(n)
     arrays = {
@@ -39,7 +43,7 @@ def section(path, **more):
 )
 def test_parts_never_overlap_and_nothing_is_lost(n, test, validation, seed, divided, most):
     def part(name, **more):
-        return set(choose(Settings(test_fraction=test, seed=seed, **more), n, divided, name).tolist())
+        return set(choose(settings_of(test_fraction=test, seed=seed, **more), n, divided, name).tolist())
 
     train, held_out = part("train"), part("test")
     if not divided:
@@ -53,8 +57,8 @@ def test_parts_never_overlap_and_nothing_is_lost(n, test, validation, seed, divi
 
 
 def test_the_division_never_changes():
-    assert choose(Settings(), 10, False, "test").tolist() == [2, 8]
-    assert choose(Settings(seed=1), 10, False, "test").tolist() == [2, 9]
+    assert choose(settings_of(), 10, False, "test").tolist() == [2, 8]
+    assert choose(settings_of(seed=1), 10, False, "test").tolist() == [2, 9]
 
 
 def test_one_call_one_dataset(tmp_path):
@@ -173,12 +177,15 @@ def test_an_error_while_decoding_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"source": "hdf5"}, "config.public.source is 'hdf5'; it accepts tfds, folder, zip, npz, digits, glyphs"),
-        ({"test_fraction": 1.0}, "config.public.test_fraction is 1.0"),
-        ({"validation_fraction": -0.1}, "config.public.validation_fraction is -0.1"),
-        ({"crop": -1}, "config.public.crop is -1"),
+        (
+            {"source": "hdf5"},
+            "config.public.source='hdf5' is not accepted; give one of tfds, folder, zip, npz",
+        ),
+        ({"test_fraction": 1.0}, "config.public.test_fraction=1.0 is not"),
+        ({"validation_fraction": -0.1}, "config.public.validation_fraction=-0.1 is not"),
+        ({"crop": -1}, "config.public.crop=-1 is not"),
         ({"seed": 2**32}, "config.public.seed"),
-        ({"class_names": ("a", "a")}, "config.public.class_names lists 'a' twice"),
+        ({"class_names": ("a", "a")}, "config.public.class_names=\\('a', 'a'\\) is not"),
         ({"test_fraction": 0.0}, "leaves no examples for the test part"),
     ],
 )

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from privimage_jax.configs.base import data_section
+from privimage_jax.data.sources.specs import RULES
 from privimage_jax.errors import UserError
 
 MAX_CLASSES = 1 << 16  # that files alone may announce; a larger number is no class number
@@ -17,47 +19,44 @@ MAX_CLASSES = 1 << 16  # that files alone may announce; a larger number is no cl
 class Settings:
     """The section `config.data` or `config.public` (see `configs/base.py` for each key) as plain checked values."""
 
-    source: str = "tfds"
-    name: str = ""
-    data_dir: str = ""
-    path: str = ""
-    split: str = "train"
-    test_split: str = "test"
-    test_fraction: float = 0.2
-    validation_fraction: float = 0.0
-    image_key: str = "image"
-    label_key: str = "label"
-    class_names: tuple[str, ...] = ()
-    crop: int = 0
-    max_examples: int = 0
-    cache: bool = True
-    seed: int = 0
-    characters: str = ""
-    per_class: int = 200
-    style: str = "handwriting"
-    key: str = "config.data"  # what error messages call the section
+    source: str
+    name: str
+    data_dir: str
+    path: str
+    split: str
+    test_split: str
+    test_fraction: float
+    validation_fraction: float
+    image_key: str
+    label_key: str
+    class_names: tuple[str, ...]
+    crop: int
+    max_examples: int
+    cache: bool
+    seed: int
+    characters: str
+    per_class: int
+    style: str
+    kwargs: dict[str, Any]
+    key: str  # what error messages call the section
 
     @classmethod
     def from_section(cls, section: Any, key: str = "config.data") -> "Settings":
-        """Reads a ConfigDict or dict; missing keys take their defaults, keys of other readers are left alone."""
-        values = {name: section[name] for name in cls.__dataclass_fields__ if name in section and name != "key"}
-        values["class_names"] = tuple(str(name) for name in values.get("class_names", ()))
-        settings = cls(**values, key=key)
-        settings._check()
-        return settings
+        """Reads a ConfigDict or dict; missing keys take the defaults of `configs/base.py`, others are left alone.
 
-    def _check(self) -> None:
-        for name in ("test_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{self.key}.{name} is {getattr(self, name)}; give a share from 0 up to, not with, 1.")
-        for name, least in (("crop", 0), ("max_examples", 0), ("seed", 0), ("per_class", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{self.key}.{name} is {getattr(self, name)}; give {least} or more.")
-        if self.seed >= 2**32:
-            raise UserError(f"{self.key}.seed is {self.seed}; give a number below 2^32.")
-        twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
-        if twice:
-            raise UserError(f"{self.key}.class_names lists {twice[0]!r} twice; list every class once.")
+        Raises:
+          UserError: naming a value that is not accepted.
+        """
+        defaults = data_section()
+        names = [name for name in cls.__dataclass_fields__ if name != "key"]
+        values = {name: section[name] if name in section else defaults[name] for name in names}
+        for name in values.keys() & RULES.keys():
+            accepts, accepted = RULES[name]
+            if not accepts(values[name]):
+                raise UserError(f"{key}.{name}={values[name]!r} is not accepted; give {accepted}.")
+        values["class_names"] = tuple(values["class_names"])
+        values["kwargs"] = dict(values["kwargs"])
+        return cls(**values, key=key)
 
     def existing_path(self, what: str) -> Path:
         """`path` as a Path that exists; `what` says in the error message what it should be."""

@@ -1,0 +1,91 @@
+"""The kinds of sources, one row each: what a config and its checks must know before one is opened.
+
+Importing this loads none of them.
+"""
+
+import dataclasses
+import importlib
+import re
+from types import ModuleType
+
+from privimage_jax.errors import UserError
+from privimage_jax.rules import AT_LEAST_0, DECAY, POSITIVE, SEED, Rule, one_of
+
+OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME of a `Spec`
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A kind of source.
+
+    Attributes:
+      module: that holds `open_source(settings, part, image_size) -> base.Source`.
+      what: it reads, in a few words.
+      reads: the settings that only some kinds read, and that this one does.
+      needs: settings of which one must be given.
+      declares_classes: whether the source has a public list of its classes. Else a sensitive set must declare them, as
+        the list must not come from the data.
+    """
+
+    module: str
+    what: str
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    declares_classes: bool = True
+
+    def load(self) -> ModuleType:
+        """The source's module."""
+        return importlib.import_module(self.module)
+
+
+_HERE, _PARTS = "privimage_jax.data.sources", ("split", "test_split")
+SOURCES: dict[str, Spec] = {
+    "tfds": Spec(f"{_HERE}.tfds", "a prepared TFDS set", ("name", *_PARTS, "image_key", "label_key"), ("name", "path")),
+    "folder": Spec(f"{_HERE}.folder", "a folder of class folders", _PARTS, ("path",), declares_classes=False),
+    "zip": Spec(f"{_HERE}.zip", "a zip of class folders", _PARTS, ("path",), declares_classes=False),
+    "npz": Spec(f"{_HERE}.npz", "arrays", (*_PARTS, "label_key"), ("path",), declares_classes=False),
+    "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits"),
+    "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
+}
+
+RULES: dict[str, Rule] = {  # of the sections config.data and config.public
+    "source": (
+        lambda v: v in SOURCES or bool(re.fullmatch(OUTSIDE, v)),
+        f"one of {', '.join(SOURCES)}, or package.module:NAME of a Spec",
+    ),
+    "test_fraction": DECAY,
+    "validation_fraction": DECAY,
+    "crop": AT_LEAST_0,
+    "max_examples": AT_LEAST_0,
+    "seed": SEED,
+    "per_class": POSITIVE,
+    "style": one_of("handwriting", "print"),
+    "residency": one_of("auto", "replicated", "sharded"),
+    "class_names": (
+        lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v),
+        "a list of distinct names, or ()",
+    ),
+}
+
+
+def spec_of(name: str, key: str) -> Spec:
+    """The kind of source that `config.data.source` names.
+
+    Args:
+      name: of `SOURCES`, or "package.module:NAME" of a `Spec` from elsewhere.
+      key: the setting, for errors.
+
+    Raises:
+      UserError: if it cannot be loaded or is no `Spec`.
+    """
+    if name in SOURCES:
+        return SOURCES[name]
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module is a program and may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise UserError(f"{key}={name} cannot be loaded ({reason}); correct it.") from error
+    if not isinstance(found, Spec):
+        raise UserError(f"{key}={name} is a {type(found).__name__}; give a privimage_jax.data.sources.specs.Spec.")
+    return found
