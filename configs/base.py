@@ -158,6 +158,7 @@ def get_config() -> ConfigDict:
     config.evaluate.extractors = ("query",)  # networks for FID and its kin: query | inception | package.module:function
     config.evaluate.inception_weights = ""  # inception: its weights, pytorch-fid's .pth or .safetensors
     config.evaluate.max_images = 10000  # of each set, for FID and its kin
+    config.evaluate.measures = ()  # more measures, each package.module:NAME of a metrics.measure.Measure
     config.evaluate.neighbours = 4  # k of improved precision and recall
     config.evaluate.classifiers = ("cnn",)  # learn from synthetic, then from real images; zoo or package.module:Class
     config.evaluate.classifier_seeds = 1  # how often each is trained; more than one give a mean and a spread

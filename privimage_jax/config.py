@@ -135,6 +135,10 @@ RULES: dict[str, Rule] = {
         lambda v: v and all(isinstance(name, str) and re.fullmatch(_EXTRACTOR, name) for name in v),
         "a list of query, inception or package.module:function",
     ),
+    "evaluate.measures": (
+        lambda v: all(isinstance(name, str) and re.fullmatch(_IMPORT_STRING, name) for name in v),
+        "a list of package.module:NAME, or ()",
+    ),
     "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
     "evaluate.neighbours": POSITIVE,
     "evaluate.classifiers": (

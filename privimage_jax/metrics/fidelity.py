@@ -1,23 +1,26 @@
 """All measures of fidelity that one network's features give."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import Outputs
-from privimage_jax.metrics.fid import frechet_distance, mean_and_covariance
-from privimage_jax.metrics.fld import fld
-from privimage_jax.metrics.inception_score import inception_score
-from privimage_jax.metrics.kid import kid
-from privimage_jax.metrics.precision_recall import precision_recall
+from privimage_jax.metrics.measure import Measure, Sets
+from privimage_jax.metrics.measures import MEASURES
 from privimage_jax.metrics.real_features import RealFeatures
 
-PARTS = 10  # of the Inception Score
 
-
-def measure(train: np.ndarray, test: RealFeatures, synthetic: Outputs, neighbours: int, name: str) -> dict[str, float]:
-    """FID, Inception Score, precision, recall, FLD and KID of a synthetic set.
+def measure(
+    train: np.ndarray,
+    test: RealFeatures,
+    synthetic: Outputs,
+    neighbours: int,
+    name: str,
+    table: Mapping[str, Measure] = MEASURES,
+) -> dict[str, float]:
+    """FID, Inception Score, precision, recall, FLD, KID and what else is in the table, of a synthetic set.
 
     FID, KID, precision and recall compare it with held-out real images; FLD also with those that the generator was
     trained on.
@@ -28,24 +31,32 @@ def measure(train: np.ndarray, test: RealFeatures, synthetic: Outputs, neighbour
       synthetic: features and, if the network has them, logits of the synthetic images.
       neighbours: k of precision and recall; fewer where a set has not that many.
       name: of the network, for errors.
+      table: the measures by their names; those without an `of` are left out.
 
     Returns:
       name of the measure -> value. There is no `inception_score` where the network has no logits.
 
     Raises:
-      UserError: if a set is too small, or its features so large that a measure cannot be computed.
+      UserError: if a set is too small, its features so large that a measure cannot be computed, or a measure from
+        elsewhere fails.
     """
-    features = synthetic.features
-    results = {"fid": frechet_distance(test.mean, test.covariance, *mean_and_covariance(features))}
-    if synthetic.logits is not None:
-        results["inception_score"] = inception_score(synthetic.logits, min(PARTS, len(features)))
-    k = min(neighbours, len(test.features) - 1, len(features) - 1)
-    results["precision"], results["recall"] = precision_recall(test.features, features, k)
-    results["fld"] = fld(train, test.features, features)
-    results["kid"] = kid(test.features, features)
-    if wrong := [measured for measured, value in results.items() if not math.isfinite(value)]:
+    sets = Sets(train, test, synthetic, neighbours)
+    results = {key: _number(key, each, sets) for key, each in table.items() if each.of is not None}
+    results = {key: value for key, value in results.items() if value is not None}
+    if wrong := [key for key, value in results.items() if not math.isfinite(value)]:
         raise UserError(
-            f"config.evaluate.extractors: {name} gives features of up to {np.abs(features).max():.1e}, for which "
-            f"{', '.join(wrong)} cannot be computed; scale them, or choose another."
+            f"config.evaluate.extractors: {name} gives features of up to {np.abs(synthetic.features).max():.1e}, for "
+            f"which {', '.join(wrong)} cannot be computed; scale them, or choose another."
         )
     return results
+
+
+def _number(key: str, each: Measure, sets: Sets) -> float | None:
+    if not each.name:
+        return each.of(sets)
+    try:
+        value = each.of(sets)
+        return None if value is None else float(value)
+    except Exception as error:  # of a measure from elsewhere
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise UserError(f"config.evaluate.measures: {key} fails ({reason}); correct it.") from error

@@ -6,6 +6,13 @@ from scipy.special import log_softmax
 
 from privimage_jax.errors import UserError
 
+PARTS = 10
+
+
+def of_logits(logits: np.ndarray | None) -> float | None:
+    """The score in `PARTS` parts, or one for each image where there are fewer; None without logits."""
+    return None if logits is None else inception_score(logits, min(PARTS, len(logits)))
+
 
 def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 0) -> float:
     """`exp(E_x KL(p(y|x) || p(y)))`, the mean over equal parts of the set in random order.

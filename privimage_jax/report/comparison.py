@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.metrics.extractors import INCEPTION, QUERY
+from privimage_jax.metrics.measure import Measure
 from privimage_jax.report import measures, text
 from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
@@ -102,19 +103,24 @@ def _numbers(runs: Sequence[RunInputs]) -> str:
 
 
 def _yardstick(name: str, run: RunInputs) -> str:
-    """All that a number depends on besides the synthetic set: numbers of two yardsticks do not compare."""
-    results = run.results
-    if name.startswith("accuracy_"):
-        tools: tuple = (results.get("classifier"), results.get("recipe"))
-        parts: tuple[str, ...] = ("evaluate.classifier_",)
-    elif name.startswith("sds"):
-        tools, parts = (run.query_network,), ("query.k1", "evaluate.max_images")
-    else:
-        extractor = results.get("extractor") if name in measures.MEASURES else name  # elsewhere the name ends with it
-        weights = {QUERY: run.query_network, INCEPTION: results.get("inception_sha256")}
-        tools = (extractor, [each for network, each in weights.items() if str(extractor).endswith(network)])
-        parts = ("evaluate.max_images", "evaluate.neighbours")
-    settings = sorted((key, value) for key, value in run.settings.items() if key.startswith((*parts, "data.")))
+    """All that a number depends on besides the synthetic set: numbers of two yardsticks do not compare.
+
+    A measure that is not known here depends on every setting of the evaluation, for all that one can tell.
+    """
+    results, known = run.results, measures.stem(name)
+    unknown = Measure("", "", needs="everything", comparable_when=("evaluate.", "query.k1"))
+    measure = measures.MEASURES[known] if known else unknown
+    extractor = results.get("extractor") if name == known else name  # elsewhere the name ends with it
+    weights = {QUERY: run.query_network, INCEPTION: results.get("inception_sha256")}
+    network = (extractor, [each for kind, each in weights.items() if str(extractor).endswith(kind)])
+    tools = {
+        "classifier": (results.get("classifier"), results.get("recipe")),
+        "query network": (run.query_network,),
+        "extractor": network,
+        "everything": (results.get("extractor"), *weights.values()),
+    }[measure.needs]
+    beginnings = (*measure.comparable_when, "data.")
+    settings = sorted((key, value) for key, value in run.settings.items() if key.startswith(beginnings))
     return repr((tools, settings))
 
 

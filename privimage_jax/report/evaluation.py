@@ -4,9 +4,10 @@ Everything here may come from real images without noise; the page says so on top
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from privimage_jax.metrics.measure import Measure
 from privimage_jax.report import curves, measures, text
 from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
@@ -31,6 +32,7 @@ class EvaluationInputs:
         sets: of images, to be shown side by side.
         class_names: the declared classes.
         training: of each stage that trained, its title and metrics.
+        table: the measures by their names.
     """
 
     title: str
@@ -38,13 +40,17 @@ class EvaluationInputs:
     sets: Sequence[ImageSet]
     class_names: Sequence[str]
     training: Sequence[tuple[str, dict[str, curves.Metric]]]
+    table: Mapping[str, Measure] = dataclasses.field(default_factory=lambda: measures.MEASURES)
 
 
 def render(inputs: EvaluationInputs) -> str:
     """The whole page: one HTML document that needs no other file and no network."""
     body = template("evaluation.html").substitute(
         title=text.escape(inputs.title),
-        numbers="".join(_row(name, number) for name, number in measures.numbers(inputs.results).items()),
+        numbers="".join(
+            _row(name, number, measures.describe(name, inputs.table))
+            for name, number in measures.numbers(inputs.results).items()
+        ),
         further=_further(measures.further(inputs.results)),
         images=gallery(inputs.sets, inputs.class_names) or '<p class="note">There is no image.</p>',
         training="".join(_training(title, metrics) for title, metrics in inputs.training if metrics),
@@ -52,8 +58,8 @@ def render(inputs: EvaluationInputs) -> str:
     return document("evaluation", f"{inputs.title} · evaluation, not private", body, NOT_PRIVATE)
 
 
-def _row(name: str, number: float) -> str:
-    measure = measures.describe(name) or measures.Measure(text.words(name), "")
+def _row(name: str, number: float, known: Measure | None) -> str:
+    measure = known or Measure(text.words(name), "")
     better = f" {measure.better.capitalize()} is better." if measure.better else ""
     return (
         f"<div><dt>{text.escape(measure.title)}</dt><dd><b>{measures.shown(name, number)}</b></dd>"

@@ -1,99 +1,31 @@
 """What the numbers of `internal/evaluation.json` mean, in a sentence each."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from privimage_jax.metrics.measure import Measure
+from privimage_jax.metrics.measures import MEASURES
 from privimage_jax.report import text
 
 SAID = ("private", "note")  # what every page says on top anyway
 SPREAD = "_std"  # ends the name of a standard deviation over seeds
 
 
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """One number.
-
-    Args:
-        title: its name in the field.
-        meaning: a sentence.
-        better: "lower", "higher", or "" where neither is.
-        is_share: whether it is shown as a percentage.
-    """
-
-    title: str
-    meaning: str
-    better: str = ""
-    is_share: bool = False
+def stem(name: str, table: Mapping[str, Measure] = MEASURES) -> str | None:
+    """The key in the table that a name of `evaluation.json` begins with; None for any other."""
+    if name in table:
+        return name
+    return max((each for each in table if name.startswith(f"{each}_")), key=len, default=None)
 
 
-MEASURES = {
-    "fid": Measure(
-        "FID",
-        "Fréchet distance between the features of synthetic and real images, each taken for one Gaussian cloud.",
-        "lower",
-    ),
-    "kid": Measure(
-        "KID",
-        "Kernel distance between the two sets of features; unlike FID it does not depend on the number of images, and "
-        "may fall slightly below 0.",
-        "lower",
-    ),
-    "inception_score": Measure(
-        "Inception Score",
-        "How sure the feature network is of single synthetic images and how varied it finds all of them; 1 is the "
-        "worst, and real images are not looked at.",
-        "higher",
-    ),
-    "precision": Measure(
-        "Precision", "Share of synthetic images that lie where real ones are: how believable they are.", "higher", True
-    ),
-    "recall": Measure(
-        "Recall",
-        "Share of real images that lie where synthetic ones are: how much of their variety is met.",
-        "higher",
-        True,
-    ),
-    "fld": Measure(
-        "FLD",
-        "How much less likely real test images are under the synthetic set than under the training set; synthetic "
-        "images that copy training images make it worse.",
-        "lower",
-    ),
-    "sds": Measure(
-        "SDS", "Likeness of the semantics that the query network sees in both sets; 1 is the same.", "higher"
-    ),
-    "accuracy_synthetic": Measure(
-        "Accuracy, trained on synthetic",
-        "Share of held-out real images that a classifier gets right which has seen synthetic images only.",
-        "higher",
-        True,
-    ),
-    "accuracy_real": Measure(
-        "Accuracy, trained on real",
-        "The same classifier after training on the real images themselves: the ceiling of the line above.",
-        "higher",
-        True,
-    ),
-    "classifier_seeds": Measure("Seeds", "Classifiers that each accuracy is the mean of."),
-    "real_test_images": Measure(
-        "Held-out real images",
-        "Real images that training never saw; the accuracies use all of them, the Inception Score none, the rest at "
-        "most config.evaluate.max_images.",
-    ),
-    "synthetic_images": Measure("Synthetic images", "Images of the synthetic set."),
-}
-
-
-def describe(name: str) -> Measure | None:
+def describe(name: str, table: Mapping[str, Measure] = MEASURES) -> Measure | None:
     """The measure that a name of `evaluation.json` stands for: the name itself, or followed by `_<extractor>`,
     `_<classifier>` or `_std`; None for any other."""
-    if name in MEASURES:
-        return MEASURES[name]
-    known = max((each for each in MEASURES if name.startswith(f"{each}_")), key=len, default=None)
-    if known is None:
-        return None
-    measure, rest = MEASURES[known], name.removeprefix(f"{known}_")
+    known = stem(name, table)
+    if known is None or known == name:
+        return table.get(name)
+    measure, rest = table[known], name.removeprefix(f"{known}_")
     spread = f"_{rest}".endswith(SPREAD)
     which = f"_{rest}".removesuffix(SPREAD).strip("_") if spread else rest
     title = f"{measure.title} ({which})" if which else measure.title

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax.data import Dataset
-from privimage_jax.metrics import extractors, fidelity, real_features
+from privimage_jax.metrics import extractors, fidelity, measures, real_features
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.features import Outputs
 from privimage_jax.metrics.real_features import RealFeatures
@@ -27,11 +27,12 @@ COMPARED = 8  # images of each class and set in the comparison picture
 
 
 def check_extractors(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
-    """Loads the networks that do not come from this run, so that what is wrong with one is told before anything runs.
+    """Loads the networks and measures that do not come from this run: what is wrong with one is told at the start.
 
     Raises:
-      UserError: naming the file or function.
+      UserError: naming the file, function or record.
     """
+    measures.with_outside(config.evaluate.measures)
     for name in config.evaluate.extractors:
         if name != extractors.QUERY:
             extractors.load(name, config.evaluate.inception_weights, image_shape).shapes(image_shape, 1)
@@ -93,6 +94,7 @@ def _fidelity(inputs: Inputs, synthetic: Dataset) -> dict[str, float]:
     section = inputs.config.evaluate
     network = extractors.of_network(*train_query.load(inputs))
     semantic = _synthetic_features(inputs, network, synthetic)
+    table = measures.with_outside(section.measures)
     results = {"sds": _semantic_similarity(inputs, network, semantic.logits, synthetic.labels)}
     for name in section.extractors:
         if name == extractors.QUERY:
@@ -102,7 +104,7 @@ def _fidelity(inputs: Inputs, synthetic: Dataset) -> dict[str, float]:
             made = _synthetic_features(inputs, extractor, synthetic)
         train = _real_features(inputs, extractor, inputs.sensitive, "training")
         test = _real_features(inputs, extractor, inputs.held_out, "held-out")
-        measured = fidelity.measure(train.features, test, made, section.neighbours, name)
+        measured = fidelity.measure(train.features, test, made, section.neighbours, name, table)
         if name == section.extractors[0]:
             results |= measured
         if len(section.extractors) > 1:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from privimage_jax import workdir
+from privimage_jax.metrics import measures
 from privimage_jax.report import evaluation
 from privimage_jax.report.curves import read_metrics
 from privimage_jax.report.gallery import ImageSet
@@ -26,6 +27,7 @@ def write(inputs: Inputs, results: dict[str, Any], sets: Sequence[ImageSet]) -> 
     """
     every = inputs.config.log.every
     shown = evaluation.EvaluationInputs(
+        table=measures.with_outside(inputs.config.evaluate.measures),
         title=inputs.config.name,
         results=results,
         sets=sets,

@@ -1,0 +1,119 @@
+"""All measures, a row each; evaluation, pages and comparison loop over them."""
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+
+from privimage_jax.errors import UserError
+from privimage_jax.metrics import fid, fld, inception_score, kid
+from privimage_jax.metrics.measure import Measure
+
+OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME of a `Measure`
+_CLASSIFIER = ("evaluate.classifier_",)
+
+MEASURES: dict[str, Measure] = {
+    "fid": Measure(
+        "FID",
+        "Fréchet distance between the features of synthetic and real images, each taken for one Gaussian cloud.",
+        "lower",
+        of=lambda sets: fid.frechet_distance(
+            sets.test.mean, sets.test.covariance, *fid.mean_and_covariance(sets.synthetic.features)
+        ),
+    ),
+    "kid": Measure(
+        "KID",
+        "Kernel distance between the two sets of features; unlike FID it does not depend on the number of images, and "
+        "may fall slightly below 0.",
+        "lower",
+        of=lambda sets: kid.kid(sets.test.features, sets.synthetic.features),
+    ),
+    "inception_score": Measure(
+        "Inception Score",
+        "How sure the feature network is of single synthetic images and how varied it finds all of them; 1 is the "
+        "worst, and real images are not looked at.",
+        "higher",
+        of=lambda sets: inception_score.of_logits(sets.synthetic.logits),
+    ),
+    "precision": Measure(
+        "Precision",
+        "Share of synthetic images that lie where real ones are: how believable they are.",
+        "higher",
+        True,
+        of=lambda sets: sets.precision_recall[0],
+    ),
+    "recall": Measure(
+        "Recall",
+        "Share of real images that lie where synthetic ones are: how much of their variety is met.",
+        "higher",
+        True,
+        of=lambda sets: sets.precision_recall[1],
+    ),
+    "fld": Measure(
+        "FLD",
+        "How much less likely real test images are under the synthetic set than under the training set; synthetic "
+        "images that copy training images make it worse.",
+        "lower",
+        of=lambda sets: fld.fld(sets.train, sets.test.features, sets.synthetic.features),
+    ),
+    "sds": Measure(
+        "SDS",
+        "Likeness of the semantics that the query network sees in both sets; 1 is the same.",
+        "higher",
+        needs="query network",
+        comparable_when=("query.k1", "evaluate.max_images"),
+    ),
+    "accuracy_synthetic": Measure(
+        "Accuracy, trained on synthetic",
+        "Share of held-out real images that a classifier gets right which has seen synthetic images only.",
+        "higher",
+        True,
+        needs="classifier",
+        comparable_when=_CLASSIFIER,
+    ),
+    "accuracy_real": Measure(
+        "Accuracy, trained on real",
+        "The same classifier after training on the real images themselves: the ceiling of the line above.",
+        "higher",
+        True,
+        needs="classifier",
+        comparable_when=_CLASSIFIER,
+    ),
+    "classifier_seeds": Measure("Seeds", "Classifiers that each accuracy is the mean of."),
+    "real_test_images": Measure(
+        "Held-out real images",
+        "Real images that training never saw; the accuracies use all of them, the Inception Score none, the rest at "
+        "most config.evaluate.max_images.",
+    ),
+    "synthetic_images": Measure("Synthetic images", "Images of the synthetic set."),
+}
+
+
+def with_outside(names: Sequence[str]) -> dict[str, Measure]:
+    """`MEASURES`, and those that `config.evaluate.measures` names.
+
+    Args:
+      names: "package.module:NAME" of a `Measure` that has a name and an `of`.
+
+    Raises:
+      UserError: if one cannot be loaded, is no such record, or takes a name of another.
+    """
+    table = dict(MEASURES)
+    for name in names:
+        key = f"config.evaluate.measures: {name}"
+        module, _, attribute = name.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # a module is a program and may fail in any way
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+            raise UserError(f"{key} cannot be loaded ({reason}); correct it.") from error
+        if not isinstance(found, Measure) or found.of is None or not re.fullmatch(r"[a-z][a-z0-9_]*", found.name):
+            raise UserError(f"{key} is no Measure with a name in lower case and a function `of`; give one.")
+        if taken := _stem(found.name, table):
+            raise UserError(f"{key} has the name {found.name!r}, which belongs to {taken}; rename it.")
+        table[found.name] = found
+    return table
+
+
+def _stem(name: str, table: Mapping[str, Measure]) -> str:
+    """The measure whose numbers have names of this kind, or that has the name itself; "" if there is none."""
+    return next((each for each in table if f"{name}_".startswith(f"{each}_")), "")

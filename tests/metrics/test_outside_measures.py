@@ -1,0 +1,89 @@
+"""The guide's measure from elsewhere is computed, shown and compared; wrong ones are told in a sentence."""
+
+import json
+import sys
+
+import pytest
+from guides import code_of, configured
+from pipelines import run, tiny_config
+
+from privimage_jax import comparison
+from privimage_jax import config as configs
+from privimage_jax.errors import UserError
+from privimage_jax.metrics.measures import MEASURES, with_outside
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    module, settings = code_of("guides/extending.md", "A measure")
+    (tmp_path / "spread.py").write_text(module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "spread", raising=False)
+    config = configured(tiny_config(tmp_path), settings)
+    config.privacy.accountant = "rdp"
+    return config
+
+
+def best_of(page: str, title: str) -> int:
+    """How many values of a row are marked as the best."""
+    row = page.split(f'<th scope="row">{title}</th>')[1].split("</tr>")[0]
+    assert row.count("<td") == 2
+    return row.count("best")
+
+
+def test_it_is_computed_shown_and_compared(config, tmp_path):
+    workdirs = []
+    for name, more in (("one", {}), ("two", {"max_images": 8})):
+        config.evaluate.update(more)
+        workdirs.append(run(config, tmp_path / name))
+    found = json.loads((workdirs[0].internal / "evaluation.json").read_text())
+    assert found["spread"] > 0
+    page = (workdirs[0].internal / "evaluation.html").read_text()
+    assert "Standard deviation of synthetic features" in page
+    comparison.write([str(one.root) for one in workdirs], tmp_path / "comparison.html")
+    page = (tmp_path / "comparison.html").read_text()
+    assert best_of(page, "FID") == 0, "other numbers of images do not compare"
+    assert best_of(page, "spread") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "culprit"),
+    [
+        ("nowhere:SPREAD", "nowhere:SPREAD cannot be loaded"),
+        ("spread:ratio", "spread:ratio is no Measure"),
+        ("spread:NAMELESS", "spread:NAMELESS is no Measure with a name in lower case"),
+        ("spread:TAKEN", "spread:TAKEN has the name 'fid', which belongs to fid"),
+        ("spread:LONGER", "spread:LONGER has the name 'fid_of_mine', which belongs to fid"),
+    ],
+)
+def test_a_wrong_record_is_told(config, tmp_path, name, culprit):
+    with open(tmp_path / "spread.py", "a") as file:
+        file.write("import dataclasses\n")
+        for title, named in (("NAMELESS", ""), ("TAKEN", "fid"), ("LONGER", "fid_of_mine")):
+            file.write(f"{title} = dataclasses.replace(SPREAD, name={named!r})\n")
+    with pytest.raises(UserError, match=culprit):
+        with_outside((name,))
+    with pytest.raises(UserError, match="config.evaluate.measures='spread' is not accepted|list of package"):
+        config.evaluate.measures = ("spread",)
+        configs.check(config)
+
+
+@pytest.mark.parametrize(
+    ("body", "culprit"),
+    [
+        ("1 / 0", "config.evaluate.measures: spread fails .ZeroDivisionError"),
+        ("'much'", "config.evaluate.measures: spread fails .ValueError"),
+        ("float('nan')", "for which spread cannot be computed"),
+    ],
+)
+def test_a_measure_that_fails_is_told(config, tmp_path, body, culprit):
+    path = tmp_path / "spread.py"
+    path.write_text(path.read_text().replace("sets.synthetic.features.std() / sets.test.features.std()", body))
+    config.selection.method, config.pretrain.steps, config.finetune.enabled = "random", 0, False
+    with pytest.raises(UserError, match=culprit):
+        run(config, tmp_path / "run")
+
+
+def test_every_measure_says_what_it_is():
+    for name, measure in MEASURES.items():
+        assert measure.title and measure.meaning.endswith(".") and measure.better in ("", "lower", "higher"), name
