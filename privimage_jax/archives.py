@@ -40,10 +40,10 @@ def open_archive(path: Path, where: str, remedy: str, kind: str = ".zip") -> zip
     Raises:
       UserError: if it is no zip file, damaged, or made to harm.
     """
-    with reading.told(where, remedy):
+    with reading.user_errors(where, remedy):
         file = reading.open_regular(path)
     try:
-        with reading.told(where, remedy):
+        with reading.user_errors(where, remedy):
             size = os.fstat(file.fileno()).st_size
             if (listed := _list_bytes(file)) > MAX_LIST_BYTES:
                 raise reading.Unreadable(f"lists {listed:,} bytes of names, more than the {MAX_LIST_BYTES:,} allowed")
@@ -60,7 +60,7 @@ def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
     """The content of one entry, its checksum compared; never more than it announces.
 
     Raises:
-      Exception: of almost any type, if the entry is damaged; see `reading.told`.
+      Exception: of almost any type, if the entry is damaged; see `reading.user_errors`.
     """
     entry = archive.getinfo(name)
     with archive.open(entry) as file:
@@ -91,7 +91,7 @@ class Arrays:
         self.headers: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
         try:
             for entry in self._archive.infolist():
-                with reading.told(f"{self._where} holds {entry.filename}, which", remedy):
+                with reading.user_errors(f"{self._where} holds {entry.filename}, which", remedy):
                     self.headers[entry.filename.removesuffix(".npy")] = self._header(entry)
         except BaseException:
             self.close()
@@ -127,7 +127,7 @@ class Arrays:
                 "store the images as files in a folder."
             )
         with (
-            reading.told(f"{self._where} is damaged: its array {name!r}", self._remedy),
+            reading.user_errors(f"{self._where} is damaged: its array {name!r}", self._remedy),
             self._archive.open(f"{name}.npy") as file,
         ):
             return np.lib.format.read_array(file, allow_pickle=False)

@@ -316,7 +316,7 @@ def _train(config: ConfigDict, dp_step: dp_sgd.Step, state: dict, inputs: dict) 
 
     run_steps, steps = loop.make_runner(step), config.audit.steps
     with progress("audit", steps) as bar:
-        for begin, end in loop.stretches(0, steps, config.log.every):
+        for begin, end in loop.step_ranges(0, steps, config.log.every):
             state, metrics = run_steps(state, inputs, begin, end)
             metrics = {name: float(value) for name, value in metrics.items()}
             finetune.check_processed(begin, end, metrics)

@@ -47,7 +47,7 @@ def _check_target(target: Path) -> None:
         if (folder / "ledger.jsonl").exists():
             raise UserError(f"--out={target} lies in the release {folder}; this page is not private: choose another.")
     if target.exists():
-        with reading.told(target, "give another file by --out"):
+        with reading.user_errors(target, "give another file by --out"):
             with reading.open_regular(target) as file:
                 ours = is_page(comparison.KIND, file.read(MARKED_BYTES))
             if not ours:
@@ -66,7 +66,7 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
     evaluated = _evaluated_settings(run, settings)
     network = run.done_mark("train-query")
     synthetic = named("sample").artefact(run)
-    with reading.told(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
+    with reading.user_errors(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
         images, labels = arrays.read("images"), arrays.read("labels")
         class_names = [str(each) for each in arrays.read("class_names")]
         shaped = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0
@@ -104,7 +104,7 @@ def _evaluated_settings(run: Workdir, settings: dict[str, Any]) -> dict[str, Any
 
 
 def _object(path: Path) -> dict:
-    with reading.told(path, REMEDY):
+    with reading.user_errors(path, REMEDY):
         value = reading.read_json(path)
         if not isinstance(value, dict):
             raise reading.Unreadable("is no JSON object")

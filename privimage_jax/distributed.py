@@ -94,7 +94,7 @@ def stop() -> None:
     if team.count > 1:
         import jax
 
-        team.meet("the end of the run")
+        team.barrier("the end of the run")
         jax.distributed.shutdown()
         team.leave()
 

@@ -107,13 +107,13 @@ def read(workdir: Workdir) -> Release:
     ledger = open_ledger(workdir)
     verify(ledger, finished=True)
     remedy = "delete it, and `privimage run` makes it again"
-    with reading.told(path, remedy), Arrays(path, remedy=remedy) as arrays:
+    with reading.user_errors(path, remedy), Arrays(path, remedy=remedy) as arrays:
         shape, names = arrays.headers["images"][0], arrays.read("class_names")
         if len(shape) != 4 or shape[-1] not in (1, 3) or names.dtype.kind != "U" or names.ndim != 1:
             raise reading.Unreadable("does not hold images [N, H, W, C] and the names of classes")
     if settings.get("sampler_choice.enabled"):
         choice = named("choose-sampler").artefact(workdir)
-        with reading.told(choice, "restore it from a copy"):
+        with reading.user_errors(choice, "restore it from a copy"):
             chosen = reading.read_json(choice)
             settings = settings | {f"sample.{chosen['setting']}": chosen["chosen"]}
     class_names = tuple(names.tolist())

@@ -269,7 +269,7 @@ def _run(last: str | None) -> Callable[[list[str]], None]:
     def command(arguments: list[str]) -> None:
         config, values = _configured(arguments, "workdir", optional=distributed.FLAGS)
         place = distributed.place_from({name: values[name].value for name in distributed.FLAGS})
-        with preemption.heeded():
+        with preemption.handled():
             from privimage_jax.workdir import Workdir
 
             workdir = Workdir(values.workdir)
@@ -476,7 +476,7 @@ def _sweep(arguments: list[str]) -> None:
         overrides = [f"--config.{key}={text}" for key, text in texts.items()]
         experiments.append(_configured([*arguments, *overrides], *required, **accepted)[0])
     runs = combinations.name_runs(experiments, list(fields))
-    with preemption.heeded():
+    with preemption.handled():
         from privimage_jax.workdir import Workdir
 
         workdir = Workdir(given.workdir)

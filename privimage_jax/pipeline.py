@@ -58,7 +58,9 @@ def run(inputs: Inputs, last: str | None = None) -> None:
         _ = inputs.plan  # an impossible budget is an error before anything runs
         microbatch = check_models(inputs)
         prints = fingerprints(inputs)
-        processes.current().meet("data", {f"the data or settings of the stage {name}": prints[name] for name in prints})
+        processes.current().barrier(
+            "data", {f"the data or settings of the stage {name}": prints[name] for name in prints}
+        )
         _refuse_changed_spending(inputs, stages, prints)
         open_ledger(inputs.workdir).check_terms(terms(inputs))
         workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
@@ -71,7 +73,7 @@ def _compare_processes(inputs: Inputs) -> None:
     facts = {f"config.{key}": repr(value) for key, value in configs.flatten(inputs.config)}
     facts["--workdir"] = str(inputs.workdir.root)
     facts["the version of privimage_jax or a library"] = code_version(inputs.config)
-    processes.current().meet("the start", facts)
+    processes.current().barrier("the start", facts)
 
 
 def check_models(inputs: Inputs) -> int:
@@ -87,7 +89,9 @@ def check_models(inputs: Inputs) -> int:
     with named_failures("model.name", config.model.name):
         params = jax.eval_shape(generator.init, key)
         if finetune.STAGE.name in names:
-            available = processes.current().least("memory of a device", memory.device_bytes())  # the smallest's
+            available = processes.current().min_over_processes(
+                "memory of a device", memory.device_bytes()
+            )  # the smallest's
             microbatch = finetune.choose_microbatch(config, generator, params, inputs.mesh.size, available)
     jax.eval_shape(generator.private_state, params, key)
     classifiers = []

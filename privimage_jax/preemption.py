@@ -2,7 +2,7 @@
 
 Every write is safe against a crash, so that a process may end anywhere; `Preempted` (SIGTERM) or `KeyboardInterrupt`
 (SIGINT) is raised at once. Where steps would be lost, or a library does not end cleanly when it is interrupted, a loop
-says `postponed` and asks `asked` between its steps, saves, and raises `reason()` itself. A second signal ends the
+says `deferred` and asks `asked` between its steps, saves, and raises `reason()` itself. A second signal ends the
 process at once, by the system's own hand.
 """
 
@@ -23,14 +23,14 @@ class _Notice:
     """The signal that has come, if any, and whether somebody is about to act on it."""
 
     signal: int | None = None
-    postponed = False
+    deferred = False
 
 
 _notice = _Notice()
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
+def handled() -> Iterator[None]:
     """Listens to both signals within it; only the main thread hears signals, elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,18 +48,18 @@ def _note(number, frame) -> None:
     for again in SIGNALS:
         signal.signal(again, signal.SIG_DFL)
     _notice.signal = number
-    if not _notice.postponed:
+    if not _notice.deferred:
         raise reason()
 
 
 @contextlib.contextmanager
-def postponed() -> Iterator[None]:
+def deferred() -> Iterator[None]:
     """Within it a signal is only noted; at its end `reason()` is raised if one was."""
-    _notice.postponed = True
+    _notice.deferred = True
     try:
         yield
     finally:
-        _notice.postponed = False
+        _notice.deferred = False
     if asked():
         raise reason()
 

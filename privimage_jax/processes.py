@@ -32,10 +32,10 @@ class Alone:
 
     index, count = 0, 1
 
-    def meet(self, place: str, facts: dict[str, Any] | None = None) -> None:
+    def barrier(self, place: str, facts: dict[str, Any] | None = None) -> None:
         """Returns when every process has come to `place`; see `Team`."""
 
-    def least(self, place: str, number: int) -> int:
+    def min_over_processes(self, place: str, number: int) -> int:
         """The smallest of the numbers that the processes bring to `place`."""
         return number
 
@@ -64,7 +64,7 @@ class Team(Alone):
         for thread in self._threads:
             thread.start()
 
-    def meet(self, place: str, facts: dict[str, Any] | None = None) -> None:
+    def barrier(self, place: str, facts: dict[str, Any] | None = None) -> None:
         """Returns when every process has come to `place`.
 
         Args:
@@ -76,7 +76,7 @@ class Team(Alone):
         """
         self._meet(place, facts or {}, 0)
 
-    def least(self, place: str, number: int) -> int:
+    def min_over_processes(self, place: str, number: int) -> int:
         """The smallest of the numbers that the processes bring to `place`."""
         return self._meet(place, {}, number)
 
@@ -104,7 +104,7 @@ class Team(Alone):
 
     def leave(self) -> None:
         """Closes the connections, when every process has come here."""
-        self.meet(END)
+        self.barrier(END)
         self._ending = True
         for connection in self._connections.values():
             connection.close()
@@ -301,7 +301,7 @@ def is_first() -> bool:
     return _team.index == 0
 
 
-def written_once(write: Callable[..., None]) -> Callable[..., None]:
+def write_on_process_zero(write: Callable[..., None]) -> Callable[..., None]:
     """The rule of every durable write: process 0 alone does it, while the others wait.
 
     All have come before it begins, so that nobody still reads what it replaces; and nobody goes on before it is done,
@@ -314,17 +314,17 @@ def written_once(write: Callable[..., None]) -> Callable[..., None]:
         if _team.count == 1 or getattr(_apart, "depth", 0):
             write(*arguments, **more)
             return
-        _team.meet(f"{write.__qualname__} begins")
+        _team.barrier(f"{write.__qualname__} begins")
         if is_first():
             with _on_its_own():
                 write(*arguments, **more)
-        _team.meet(f"{write.__qualname__} is done")
+        _team.barrier(f"{write.__qualname__} is done")
         _look_again(arguments)
 
     return call
 
 
-def by_first(act: Callable[..., None]) -> Callable[..., None]:
+def on_process_zero(act: Callable[..., None]) -> Callable[..., None]:
     """For what nobody reads during the run, such as metrics and headlines: process 0 does it, the others pass by."""
 
     @functools.wraps(act)

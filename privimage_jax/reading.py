@@ -111,7 +111,7 @@ def _float(digits: str) -> float:
 
 
 @contextlib.contextmanager
-def told(path: Path | str, advice: str) -> Iterator[None]:
+def user_errors(path: Path | str, advice: str) -> Iterator[None]:
     """Turns whatever goes wrong while `path` is read and checked into a `UserError` that ends with `advice`."""
     try:
         yield

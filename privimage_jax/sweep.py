@@ -122,7 +122,7 @@ def _take(folder: Workdir, runs: Sequence[Run]) -> None:
     if (kind := folder.holds()) in ("a run", "an audit"):
         raise UserError(f"{folder.root} holds {kind}; give the sweep a --workdir of its own.")
     if kind == "a sweep":
-        with reading.told(folder.sweep_json, "choose another --workdir"):
+        with reading.user_errors(folder.sweep_json, "choose another --workdir"):
             before = reading.read_json(folder.sweep_json)
             swept, settings = [str(key) for key in before["over"]], dict(before["settings"])
         now = _identity(runs)
@@ -155,7 +155,7 @@ def _earlier_rows(folder: Workdir, fields: Sequence[str]) -> dict[str, Row]:
     """Name of a run -> its row, of all that earlier commands made and that are still there."""
     if not folder.sweep_json.exists():
         return {}
-    with reading.told(folder.sweep_json, "choose another --workdir"):
+    with reading.user_errors(folder.sweep_json, "choose another --workdir"):
         rows = [dict(row) for row in reading.read_json(folder.sweep_json).get("rows", ())]
         if not all({"run", "status", *fields} <= row.keys() for row in rows):
             raise reading.Unreadable("holds a row that is no run's")

@@ -5,7 +5,7 @@ being replaced) nothing; never a part. A file is written beside its destination,
 and the folder that holds the name is flushed too.
 
 Where several processes share the folder, process 0 alone does each write and the others wait for it: see
-`processes.written_once`.
+`processes.write_on_process_zero`.
 
 Each of `observers` is called as `observer(step, path)` after each durable step, the write log from which the tests make
 every state that a crash can leave. The steps: a folder is `made`; new content is `flushed` under a temporary name, then
@@ -31,7 +31,7 @@ import numpy as np
 
 from privimage_jax import processes, reading
 from privimage_jax.errors import UserError
-from privimage_jax.processes import written_once
+from privimage_jax.processes import write_on_process_zero
 
 FLUSHED_AT_ONCE = 32  # files of a new folder
 
@@ -92,7 +92,7 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-@written_once
+@write_on_process_zero
 def make_dir(path: Path, mode: int = 0o755) -> None:
     """Makes a folder and its parents, durably; an existing one is left as it is."""
     path = Path(path)
@@ -105,7 +105,7 @@ def make_dir(path: Path, mode: int = 0o755) -> None:
         _note("made", path)
 
 
-@written_once
+@write_on_process_zero
 def atomic_write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replaces the file `path` by `content`, durably and all at once."""
     path = Path(path)
@@ -131,7 +131,7 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-@written_once
+@write_on_process_zero
 def atomic_write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Writes named arrays as a compressed .npz without a clock time in it, durably and all at once."""
     buffer = io.BytesIO()
@@ -167,13 +167,13 @@ def atomic_dir(path: Path, mode: int = 0o755) -> Iterator[Path]:
             raise
 
 
-@written_once
+@write_on_process_zero
 def _begin_dir(temporary: Path, mode: int) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=mode)
 
 
-@written_once
+@write_on_process_zero
 def _finish_dir(temporary: Path, path: Path) -> None:
     _fsync_tree(temporary)
     _note("flushed", temporary)
@@ -201,7 +201,7 @@ def _fsync_file(path: str) -> None:
         os.close(descriptor)
 
 
-@written_once
+@write_on_process_zero
 def append_line_durably(path: Path, line: str) -> None:
     """Appends one line to a file (made if missing) and returns when it is on the disk.
 
@@ -226,7 +226,7 @@ def append_line_durably(path: Path, line: str) -> None:
         _note("appended", path)
 
 
-@written_once
+@write_on_process_zero
 def sync(path: Path) -> None:
     """Flushes what a file holds, and its name, to the disk: a process that was killed may have left it in memory."""
     path = Path(path)
@@ -236,7 +236,7 @@ def sync(path: Path) -> None:
         _note("synced", path)
 
 
-@written_once
+@write_on_process_zero
 def cut(path: Path, size: int) -> None:
     """Shortens a file to `size` bytes, durably."""
     path = Path(path)
@@ -246,7 +246,7 @@ def cut(path: Path, size: int) -> None:
         _note("cut", path)
 
 
-@written_once
+@write_on_process_zero
 def remove(path: Path) -> None:
     """Removes a file or a folder, durably and all at once; a missing one is fine."""
     path = Path(path)
@@ -344,7 +344,7 @@ class Workdir:
                 return kind
         return ""
 
-    @written_once
+    @write_on_process_zero
     def create(self) -> None:
         """Makes the folders; `internal/` is readable by its owner only.
 

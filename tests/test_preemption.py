@@ -77,7 +77,7 @@ def test_a_second_signal_ends_the_process_at_once(first, second):
     code = """
 from privimage_jax import preemption
 import time
-with preemption.heeded(), preemption.postponed():
+with preemption.handled(), preemption.deferred():
     print("ready", flush=True)
     while not preemption.asked():
         time.sleep(0.01)
@@ -93,9 +93,9 @@ with preemption.heeded(), preemption.postponed():
 
 
 def test_a_notice_that_no_step_heard_is_acted_upon_at_the_end():
-    with pytest.raises(preemption.Preempted), preemption.heeded(), preemption.postponed():
+    with pytest.raises(preemption.Preempted), preemption.handled(), preemption.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
-    with preemption.heeded():
+    with preemption.handled():
         assert not preemption.asked()  # the next run starts without it
 
 
@@ -153,7 +153,7 @@ def test_the_state_of_the_very_step_is_saved(tmp_path, number, reason):
         if next(clock) == 10:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(reason) as raised, preemption.heeded():
+    with pytest.raises(reason) as raised, preemption.handled():
         train(tmp_path, seconds=end_in_the_eleventh)
     assert raised.type is reason
     state = Checkpoints(tmp_path / "checkpoints").restore_latest({"sum": jnp.int32(0)}, pytest.fail)

@@ -51,7 +51,7 @@ def test_process_0_writes_and_all_see_it(tmp_path):
             assert reading.read_json(folder / "value.json") == [turn, 0]
             workdir.append_line_durably(folder / "lines", f"{turn} of {index}")
             assert len((folder / "lines").read_text().splitlines()) == turn + 1
-        assert team.least("a number", 7 + (index - 1) ** 2) == 7
+        assert team.min_over_processes("a number", 7 + (index - 1) ** 2) == 7
         with workdir.atomic_dir(folder / "made") as partial:
             workdir.atomic_write_bytes(partial / "file", str(index).encode())
         assert (folder / "made" / "file").read_text() == "0"
@@ -122,7 +122,7 @@ def test_facts_that_differ_are_named_and_digests_are_not_shown(tmp_path):
         import hashlib, os
         from privimage_jax.errors import UserError
         try:
-            team.meet("start", {"config.seed": 1, "the key": hashlib.sha256(bytes([index])).hexdigest()})
+            team.barrier("start", {"config.seed": 1, "the key": hashlib.sha256(bytes([index])).hexdigest()})
         except UserError as error:
             print(error)
             team.fail(str(error))
@@ -136,7 +136,7 @@ def test_facts_that_differ_are_named_and_digests_are_not_shown(tmp_path):
 
 
 def test_processes_that_took_different_ways_do_not_wait_for_ever(tmp_path):
-    results = together(tmp_path, "team.meet(f'place {min(index, 1)}')", count=2)
+    results = together(tmp_path, "team.barrier(f'place {min(index, 1)}')", count=2)
     assert "process 1 came to 'place 1', but process 0 to 'place 0'" in results[0][2]
     assert results[1][0] == 2
 

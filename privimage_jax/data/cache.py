@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from privimage_jax import reading, workdir
-from privimage_jax.processes import written_once
+from privimage_jax.processes import write_on_process_zero
 
 Chunks = Iterable[tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] and int32 [B], in order
 
@@ -30,7 +30,7 @@ def load_or_make(folder: Path, n: int, image_shape: tuple[int, int, int], n_clas
     return _open(folder, n, image_shape, n_classes)
 
 
-@written_once
+@write_on_process_zero
 def _make_if_missing(
     folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int, make: Callable[[], Chunks]
 ) -> None:

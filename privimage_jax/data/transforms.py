@@ -55,7 +55,7 @@ def decode_image(content: Path | bytes, name: str) -> Image.Image:
     """
     remedy = "remove or repair it"
     if not isinstance(content, bytes):
-        with reading.told(name, remedy):
+        with reading.user_errors(name, remedy):
             content = reading.read_bytes(content, MAX_FILE_BYTES)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:

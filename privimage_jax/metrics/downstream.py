@@ -16,7 +16,7 @@ from privimage_jax.metrics.features import extract, forward
 from privimage_jax.training import classifier
 from privimage_jax.training import residency as placing
 from privimage_jax.training.classifier import Recipe
-from privimage_jax.training.loop import make_runner, stretches
+from privimage_jax.training.loop import make_runner, step_ranges
 from privimage_jax.training.mesh import make_mesh, place, replicated
 
 STEPS_PER_DISPATCH = 100
@@ -161,7 +161,7 @@ def fit(
     inputs = {"data": placing.place(data, mesh, residency), "key": place(key, replicated(mesh))}
     run = _runner(model, recipe, mesh)
     best, best_accuracy = None, 0.0
-    for start, stop in stretches(0, recipe.steps, STEPS_PER_DISPATCH, protocol.candidate_every):
+    for start, stop in step_ranges(0, recipe.steps, STEPS_PER_DISPATCH, protocol.candidate_every):
         state, metrics = run(state, inputs, start, stop)
         if on_steps is not None:
             on_steps(stop - start, **{name: float(value) for name, value in metrics.items()})

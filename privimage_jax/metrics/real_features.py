@@ -61,7 +61,7 @@ def load_or_make(
     path = cache / f"features-{workdir.fingerprint(identity)[:16]}.npz"
     found = _read(path, extractor, dataset, len(rows))
     # Computing features takes all processes, so all of them do it unless each has found them.
-    if processes.current().least(f"the features {path.name}", int(found is not None)):
+    if processes.current().min_over_processes(f"the features {path.name}", int(found is not None)):
         return found
     features, logits = extractor.outputs(Subset(dataset.images, rows), "real", on_images)
     made = RealFeatures(features, *mean_and_covariance(features), logits)

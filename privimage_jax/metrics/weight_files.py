@@ -41,7 +41,7 @@ def sha256(path: Path, where: str, remedy: str) -> str:
     Raises:
       UserError: if it cannot be read; it begins with `where` and ends with `remedy`.
     """
-    with reading.told(where, remedy), reading.open_regular(path) as file:
+    with reading.user_errors(where, remedy), reading.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -56,7 +56,7 @@ def read(path: Path, where: str, remedy: str) -> dict[str, np.ndarray]:
     Raises:
       UserError: if it is of no known format, damaged, made to harm, or holds anything but named arrays.
     """
-    with reading.told(where, remedy):
+    with reading.user_errors(where, remedy):
         content = reading.read_bytes(path, MAX_BYTES)
         if content.startswith(b"\x80"):
             return _from_pickles(io.BytesIO(content))

@@ -18,7 +18,7 @@ from typing import Any
 
 from privimage_jax import reading
 from privimage_jax.errors import UserError
-from privimage_jax.processes import written_once
+from privimage_jax.processes import write_on_process_zero
 from privimage_jax.workdir import append_line_durably, cut
 
 Entry = dict[str, Any]
@@ -154,7 +154,7 @@ class Ledger:
           UserError: naming the first line that is not whole, breaks the chain, or may not follow those before it.
         """
         ledger = cls(Path(path))
-        with reading.told(ledger.path, "restore it from a copy, or start a new workdir"):
+        with reading.user_errors(ledger.path, "restore it from a copy, or start a new workdir"):
             content = reading.read_bytes(ledger.path, MAX_BYTES) if os.path.lexists(ledger.path) else b""
         *lines, _torn = content.split(b"\n")
         for line in lines:
@@ -261,7 +261,7 @@ class Ledger:
                     "settings or start a new workdir."
                 )
 
-    @written_once
+    @write_on_process_zero
     def _cut_torn_line(self) -> None:
         content = self.path.read_bytes() if self.path.exists() else b""
         if len(content) < self._size or b"\n" in content[self._size :]:

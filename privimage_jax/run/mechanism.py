@@ -82,7 +82,7 @@ class Mechanism:
             self._delete_keys()
         return closed
 
-    def fix_inputs(self, **determinants: str) -> None:
+    def check_inputs(self, **determinants: str) -> None:
         """Records what determines the mechanism's input, or compares it with the record once budget is spent.
 
         Raises:
@@ -91,7 +91,7 @@ class Mechanism:
         path = self.folder / "inputs.json"
         version = code_version(self.inputs.config, self._stage)
         given = {**determinants, "version of privimage_jax or a library": version}
-        processes.current().meet(f"inputs of {self.name}", {f"the {name}": value for name, value in given.items()})
+        processes.current().barrier(f"inputs of {self.name}", {f"the {name}": value for name, value in given.items()})
         if any(line["kind"] != "closed" for line in self.lines):
             recorded = workdir.read_record(path)
             changed = sorted(name for name in given if recorded.get(name) != given[name])
@@ -103,7 +103,7 @@ class Mechanism:
         else:
             workdir.atomic_write_json(path, given)
 
-    def promise(self) -> None:
+    def state_terms(self) -> None:
         """Writes the terms of the guarantee where nothing is going to be spent, so that the release states them."""
         if not self.ledger.entries:
             self.ledger.append("open", **terms(self.inputs))
@@ -152,11 +152,11 @@ class Mechanism:
         path = self._key_path(generation)
         if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
-        with reading.told(path, "remove it, and the run goes on as after the loss of a key"):
+        with reading.user_errors(path, "remove it, and the run goes on as after the loss of a key"):
             content = reading.read_bytes(path, chacha.KEY_BYTES)
             key = chacha.key_from_bytes(content)
         digest = hashlib.sha256(b"privimage key " + content).hexdigest()
-        processes.current().meet(f"key of {self.name}", {f"the key {path}": digest})
+        processes.current().barrier(f"key of {self.name}", {f"the key {path}": digest})
         return key
 
     def close(self) -> None:

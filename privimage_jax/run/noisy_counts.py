@@ -43,7 +43,7 @@ def release(
         mechanism.close()
         return
     determinants, count = prepare()
-    mechanism.fix_inputs(data=inputs.sensitive.digest(), **determinants)
+    mechanism.check_inputs(data=inputs.sensitive.digest(), **determinants)
     if spent and (mechanism.is_closed or not mechanism.has_key(0)):
         raise UserError(
             f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its key or its output was "
@@ -68,7 +68,7 @@ def read(path: Path, field: str, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       UserError: if they are missing or damaged.
     """
-    with reading.told(path, "restore it from a copy, or start a new workdir"):
+    with reading.user_errors(path, "restore it from a copy, or start a new workdir"):
         counts = np.asarray(reading.read_json(path)[field])
         if counts.dtype != np.int64 or counts.shape != shape:
             raise reading.Unreadable(f"holds no {' by '.join(map(str, shape))} whole numbers")

@@ -42,12 +42,12 @@ def run(inputs: Inputs) -> None:
     params = pretrain.load(inputs, generator)
     mechanism = Mechanism(inputs)
     if not inputs.config.finetune.enabled:
-        mechanism.promise()
+        mechanism.state_terms()
         _publish(inputs, params)
         return
     if not mechanism.is_closed:
         convolutions = choose_convolutions(inputs, mechanism, generator, params)
-        mechanism.fix_inputs(
+        mechanism.check_inputs(
             data=inputs.sensitive.digest(),
             parameters=tree_digest(params),
             settings=workdir.fingerprint(STAGE.settings(inputs.config)),
@@ -75,7 +75,7 @@ def describe(inputs: Inputs) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class StepRange:
     """The steps that may still be run: [start, stop) under the key of `generation`, reserved up to `reserved`."""
 
     generation: int
@@ -84,7 +84,7 @@ class Stretch:
     stop: int
 
 
-def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_key) -> Stretch:
+def next_step_range(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_key) -> StepRange:
     """Which steps follow the checkpoint, given this mechanism's ledger lines.
 
     Steps reserved under a key that is still there are replayed for free. Under a lost key they are spent, and the run
@@ -99,14 +99,14 @@ def next_stretch(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_k
     """
     blocks = [(line["key_generation"], *line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
     if not blocks:
-        return Stretch(0, checkpoint, checkpoint, steps)
+        return StepRange(0, checkpoint, checkpoint, steps)
     generation = blocks[-1][0]
     own = [(begin, end) for owner, begin, end in blocks if owner == generation]
     if has_key(generation) and own[0][0] <= checkpoint:
         before = sum(end - begin for owner, begin, end in blocks if owner != generation)
-        return Stretch(generation, checkpoint, own[-1][1], own[0][0] + steps - before)
+        return StepRange(generation, checkpoint, own[-1][1], own[0][0] + steps - before)
     left = steps - sum(end - begin for _, begin, end in blocks)
-    return Stretch(generation + 1, checkpoint, checkpoint, checkpoint + left)
+    return StepRange(generation + 1, checkpoint, checkpoint, checkpoint + left)
 
 
 def choose_convolutions(
@@ -145,19 +145,19 @@ def _train(
     state = place(generator.private_state(params, inputs.key(FIRST_VALUES)), replicated(inputs.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, mechanism.warn) or state
-    stretch = next_stretch(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
-    if stretch.stop == 0:
+    step_range = next_step_range(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
+    if step_range.stop == 0:
         raise UserError(
             f"every step of the {mechanism.name} in {inputs.workdir.root} is spent, but its key and its "
             "checkpoints were lost; start a new workdir."
         )
-    if stretch.generation > max(mechanism.generation, 0):
+    if step_range.generation > max(mechanism.generation, 0):
         mechanism.warn(
             f"the key of {mechanism.name} was lost; its reserved steps are spent, "
-            f"{stretch.stop - stretch.start} are left."
+            f"{step_range.stop - step_range.start} are left."
         )
     data = {"image": inputs.sensitive.images, "label": inputs.sensitive.labels}
-    keys = {"key": mechanism.key(stretch.generation), "loss_key": inputs.key("diffusion draws")}
+    keys = {"key": mechanism.key(step_range.generation), "loss_key": inputs.key("diffusion draws")}
     arguments = {
         "data": residency.place(data, inputs.mesh, config.data.residency),
         **place(keys, replicated(inputs.mesh)),
@@ -166,14 +166,14 @@ def _train(
     dp = dp_settings(config, plan.n, plan.finetune_noise, inputs.microbatch)
     draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
-    reserved = stretch.reserved
+    reserved = step_range.reserved
 
     def reserve(begin: int, end: int) -> None:
         """Whole blocks are on the disk as spent before their first step is dispatched."""
         nonlocal reserved
         if end > reserved:
-            reserve_to = min((begin // block + 1) * block, stretch.stop)
-            _reserve(mechanism, plan, config, stretch.generation, reserved, reserve_to)
+            reserve_to = min((begin // block + 1) * block, step_range.stop)
+            _reserve(mechanism, plan, config, step_range.generation, reserved, reserve_to)
             reserved = reserve_to
 
     state = loop.train(
@@ -181,8 +181,8 @@ def _train(
         make_step(generator, inputs.mesh, dp, convolutions),
         state,
         arguments,
-        stretch.start,
-        stretch.stop,
+        step_range.start,
+        step_range.stop,
         mechanism.folder,
         log,
         draw=lambda state: draw.grid(trained_params(generator, state), grid_key, generator.n_classes),

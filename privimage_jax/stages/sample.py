@@ -48,7 +48,7 @@ def read_synthetic(
     path: Path, shape: tuple[int, ...], n_classes: int, remedy: str = REMEDY
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images of this shape and labels below `n_classes`, of a file that `run` wrote; see `load`."""
-    with reading.told(path, remedy), Arrays(path, remedy=remedy) as arrays:
+    with reading.user_errors(path, remedy), Arrays(path, remedy=remedy) as arrays:
         images, labels = arrays.read("images"), arrays.read("labels")
         if images.dtype != np.uint8 or images.shape != shape or labels.dtype != np.int32 or labels.shape != shape[:1]:
             raise reading.Unreadable(f"does not hold images {list(shape)} and their labels")

@@ -39,7 +39,7 @@ def run(inputs: Inputs) -> None:
             histogram = query.load(inputs)
             picked = pick(histogram, k2, section.assignment)
         else:
-            picked = pick_blindly(n_classes, n_semantics, k2, [inputs.config.seed, 0x5E1EC7, section.seed])
+            picked = pick_random(n_classes, n_semantics, k2, [inputs.config.seed, 0x5E1EC7, section.seed])
         rows, labels = relabel(public.labels, picked)
     if len(rows) == 0:
         raise UserError("no public image belongs to a picked semantic; raise config.selection.k2.")
@@ -87,7 +87,7 @@ def pick(histogram: np.ndarray, k2: int, assignment: str) -> np.ndarray:
     return picked
 
 
-def pick_blindly(n_classes: int, n_semantics: int, k2: int, seed: Sequence[int]) -> np.ndarray:
+def pick_random(n_classes: int, n_semantics: int, k2: int, seed: Sequence[int]) -> np.ndarray:
     """As many semantics as `pick` takes, int64 [classes, k2], drawn without a look at any image."""
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     return generator.permutation(n_semantics)[: n_classes * k2].reshape(n_classes, k2)
@@ -113,7 +113,7 @@ def read_semantics(path: Path, class_names: Sequence[str]) -> dict[str, Any]:
     Raises:
       UserError: if it is missing or damaged.
     """
-    with reading.told(path, "delete it, and the same command makes it again"):
+    with reading.user_errors(path, "delete it, and the same command makes it again"):
         found = reading.read_json(path)
         names, histogram, picked = found["semantic_names"], found["histogram"], found["picked"]
         rows, columns = len(class_names), len(names)
@@ -157,7 +157,7 @@ def load_rows(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
 def read_subset(path: Path, n_public: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows int64 [M] of the public set and labels int32 [M] of a file that `run` wrote; see `load_rows`."""
     remedy = "delete it, and the same command makes it again"
-    with reading.told(path, remedy), Arrays(path, remedy=remedy) as subset:
+    with reading.user_errors(path, remedy), Arrays(path, remedy=remedy) as subset:
         rows, labels = subset.read("rows"), subset.read("labels")
         plain = rows.dtype == np.int64 and labels.dtype == np.int32 and rows.ndim == 1 and rows.shape == labels.shape
         if not plain or not len(rows) or min(rows.min(), labels.min()) < 0:

@@ -47,7 +47,7 @@ def restore_tree(path: Path, target: Any = None) -> Any:
     remedy = "delete it and run the stage that writes it again"
     if not is_intact(path):
         raise UserError(f"{path} is missing or damaged; {remedy}.")
-    with reading.told(path, remedy), ocp.StandardCheckpointer() as checkpointer:
+    with reading.user_errors(path, remedy), ocp.StandardCheckpointer() as checkpointer:
         if target is None:
             return checkpointer.restore(path / TREE)
         _check_shapes(checkpointer.metadata(path / TREE).item_metadata.tree, target)

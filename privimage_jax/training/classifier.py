@@ -17,7 +17,7 @@ from privimage_jax.pixels import to_float
 from privimage_jax.privacy import records
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
-from privimage_jax.training.state import moved_average
+from privimage_jax.training.state import ema_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
         variables = {**new, "params": optax.apply_updates(params, updates)}
         state = {**state, "variables": variables, "opt_state": opt_state, "step": t + 1}
         if recipe.ema:
-            state["ema"] = moved_average(state["ema"], variables["params"], t + 1, recipe.ema)
+            state["ema"] = ema_update(state["ema"], variables["params"], t + 1, recipe.ema)
         return state, {"loss": loss, "accuracy": accuracy}
 
     return step

@@ -117,7 +117,7 @@ def kept(
         workdir.atomic_write_json(path, record)
     elif not path.exists():
         return {}
-    with reading.told(path, "restore it from a copy, or start a new workdir"):
+    with reading.user_errors(path, "restore it from a copy, or start a new workdir"):
         return _checked(reading.read_json(path))
 
 

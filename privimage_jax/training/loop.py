@@ -24,8 +24,8 @@ Step = Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
 def compiled(step: Step) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]]:
     """Makes of `step(state, inputs, t) -> (state, metrics)` a jitted `run(state, inputs, start, stop)`.
 
-    The steps [start, stop) run in one dispatch without a host round trip; the number of steps is dynamic, so one
-    compilation serves every stretch. The state's buffers are donated. Metrics (float32 scalars) come back as means.
+    The steps [start, stop) run in one dispatch without a host round trip. Their number is dynamic, so that one
+    compilation serves all. The state's buffers are donated. Metrics (float32 scalars) come back as means.
     `inputs` holds data and keys: they are arguments, never constants of the compiled program.
     """
 
@@ -53,10 +53,10 @@ def make_runner(step: Step) -> Callable[[Any, Any, int, int], tuple[Any, dict[st
     return lambda state, inputs, start, stop: run(state, inputs, np.int32(start), np.int32(stop))
 
 
-def stretches(start: int, stop: int, *periods: int) -> Iterator[tuple[int, int]]:
+def step_ranges(start: int, stop: int, *periods: int) -> Iterator[tuple[int, int]]:
     """Cuts [start, stop) at every multiple of each period above 0.
 
-    >>> list(stretches(3, 12, 5, 4))
+    >>> list(step_ranges(3, 12, 5, 4))
     [(3, 4), (4, 5), (5, 8), (8, 10), (10, 12)]
     """
     while start < stop:
@@ -79,7 +79,7 @@ class _Pace:
         """The number of steps to dispatch, at most `left`, agreed among all processes; 0 if one was asked to end."""
         wish = 0 if preemption.asked() else min(self._steps, left)
         self._began = time.monotonic()
-        return processes.current().least("a number of steps", wish)
+        return processes.current().min_over_processes("a number of steps", wish)
 
     def end(self, steps: int) -> None:
         """After the results of so many steps have come."""
@@ -131,11 +131,11 @@ def train(
     sample_every = log.sample_every if draw else 0
     pace = _Pace()
     with (
-        preemption.postponed(),
+        preemption.deferred(),
         MetricWriter(folder / "metrics", start and start + 1) as writer,
         progress(name, stop, initial=start) as bar,
     ):
-        for begin, end in stretches(start, stop, log.every, log.checkpoint_every, sample_every, block):
+        for begin, end in step_ranges(start, stop, log.every, log.checkpoint_every, sample_every, block):
             if before:
                 before(begin, end)
             done, totals = begin, collections.Counter()

@@ -27,7 +27,7 @@ def place(tree: Any, mesh: Mesh, residency: str = "auto", key: str = "config.dat
     Raises:
       UserError: if the set does not fit as asked, or in no way.
     """
-    available = processes.current().least("memory of a device for images", memory.device_bytes())
+    available = processes.current().min_over_processes("memory of a device for images", memory.device_bytes())
     return records.place(tree, mesh, is_sharded(tree, mesh.size, residency, available, key))
 
 

@@ -36,13 +36,13 @@ def make_update(optimizer: optax.GradientTransformation, ema_decay: float) -> Ca
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         step = state["step"] + 1
-        ema = moved_average(state["ema"], params, step, ema_decay)
+        ema = ema_update(state["ema"], params, step, ema_decay)
         return {**state, "params": params, "ema": ema, "opt_state": opt_state, "step": step}
 
     return update
 
 
-def moved_average(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+def ema_update(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
     """The moving average of parameters after `step` steps, the last of which led to `params`.
 
     It is d * average + (1 - d) * params with d = min(decay, (1 + step) / (10 + step)), so that a short run is not

@@ -17,7 +17,7 @@ import rich.text
 
 from privimage_jax import processes, reading, workdir
 from privimage_jax.errors import printable
-from privimage_jax.processes import by_first
+from privimage_jax.processes import on_process_zero
 
 PLAIN_LINE_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
@@ -37,7 +37,7 @@ class MetricWriter:
 
     _events = None  # nothing to close in other processes than the first, which alone writes
 
-    @by_first
+    @on_process_zero
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
         self._path = pathlib.Path(directory) / "metrics.csv"
         self._columns, self._file, self._events = ["step"], None, None
@@ -50,7 +50,7 @@ class MetricWriter:
                     path.unlink()
             self._events = _Events(self._path.parent, start_step)
 
-    @by_first
+    @on_process_zero
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Adds one row; a name that is new becomes a column, empty in the rows before."""
         values = {name: float(value) for name, value in values.items()}
@@ -64,12 +64,12 @@ class MetricWriter:
             self._file.flush()
             self._events.scalars(int(step), values)
 
-    @by_first
+    @on_process_zero
     def sync(self) -> None:
         """Returns when the rows so far are on the disk, so that no checkpoint is ahead of them."""
         workdir.sync(self._path)
 
-    @by_first
+    @on_process_zero
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes an image, uint8 `[H, W, C]` with C = 1 or 3, as `<name>_<step, six digits>.png` and to TensorBoard."""
         with self._writing():
@@ -274,7 +274,7 @@ def progress(
         shown.finish()
 
 
-@by_first
+@on_process_zero
 def headline(stage: str, status: str, detail: str = "") -> None:
     """Prints one aligned line about a stage: `headline("query", "skipped", "done before")`.
 

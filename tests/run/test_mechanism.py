@@ -81,7 +81,7 @@ def test_the_order_of_writes(start, monkeypatch):
     noting(disk, "remove")
     noting(ledger, "append_line_durably")
     mechanism = start()
-    mechanism.fix_inputs(data="digest")
+    mechanism.check_inputs(data="digest")
     mechanism.key(0)
     spend(mechanism)
     mechanism.close()
@@ -152,11 +152,11 @@ def test_another_mechanism_does_not_share_the_key(start, tmp_path):
 
 
 def test_inputs_may_change_until_budget_is_spent(start):
-    start().fix_inputs(data="one", network="a")
+    start().check_inputs(data="one", network="a")
     mechanism = start()
-    mechanism.fix_inputs(data="two", network="a")
+    mechanism.check_inputs(data="two", network="a")
     spend(mechanism)
-    start().fix_inputs(data="two", network="a")
+    start().check_inputs(data="two", network="a")
 
 
 @pytest.mark.parametrize(
@@ -165,30 +165,30 @@ def test_inputs_may_change_until_budget_is_spent(start):
 )
 def test_changed_inputs_of_a_spent_mechanism_are_named_and_refused(start, now, changed):
     mechanism = start()
-    mechanism.fix_inputs(data="one", network="a")
+    mechanism.check_inputs(data="one", network="a")
     spend(mechanism)
     before = files(mechanism)
     with pytest.raises(UserError, match=rf"spent budget on other inputs \(changed: {changed}\)"):
-        start().fix_inputs(**now)
+        start().check_inputs(**now)
     assert files(mechanism) == before
 
 
 def test_other_code_is_another_input(start, monkeypatch):
     mechanism = start()
-    mechanism.fix_inputs(data="one")
+    mechanism.check_inputs(data="one")
     spend(mechanism)
     monkeypatch.setattr("privimage_jax.run.mechanism.code_version", lambda config, stage: "other")
     with pytest.raises(UserError, match=r"changed: version of privimage_jax or a library"):
-        start().fix_inputs(data="one")
+        start().check_inputs(data="one")
 
 
 def test_a_lost_record_of_the_inputs_is_refused(start):
     mechanism = start()
-    mechanism.fix_inputs(data="one")
+    mechanism.check_inputs(data="one")
     spend(mechanism)
     (mechanism.folder / "inputs.json").unlink()
     with pytest.raises(UserError, match="changed: data, version of privimage_jax or a library"):
-        start().fix_inputs(data="one")
+        start().check_inputs(data="one")
 
 
 def test_a_refused_budget_writes_nothing(start):

@@ -1,6 +1,6 @@
 import pytest
 
-from privimage_jax.stages.finetune import Stretch, check_processed, next_stretch
+from privimage_jax.stages.finetune import StepRange, check_processed, next_step_range
 
 
 def blocks(*ranges):
@@ -10,18 +10,18 @@ def blocks(*ranges):
 @pytest.mark.parametrize(
     ("lines", "checkpoint", "keys", "expected"),
     [
-        ([], 0, set(), Stretch(0, 0, 0, 10)),
-        (blocks((0, 0, 4)), 0, {0}, Stretch(0, 0, 4, 10)),  # replayed for free
-        (blocks((0, 0, 4), (0, 4, 8)), 6, {0}, Stretch(0, 6, 8, 10)),
-        (blocks((0, 0, 4)), 2, set(), Stretch(1, 2, 2, 8)),  # 4 of 10 steps are spent, 6 remain
-        (blocks((0, 0, 4), (1, 2, 6)), 4, {1}, Stretch(1, 4, 6, 8)),
-        (blocks((0, 0, 4), (1, 2, 6)), 4, set(), Stretch(2, 4, 4, 6)),
-        (blocks((0, 0, 10)), 5, set(), Stretch(1, 5, 5, 5)),  # nothing left: stop where it is
-        (blocks((0, 0, 4), (1, 2, 6)), 0, {1}, Stretch(2, 0, 0, 2)),  # older than the present key
+        ([], 0, set(), StepRange(0, 0, 0, 10)),
+        (blocks((0, 0, 4)), 0, {0}, StepRange(0, 0, 4, 10)),  # replayed for free
+        (blocks((0, 0, 4), (0, 4, 8)), 6, {0}, StepRange(0, 6, 8, 10)),
+        (blocks((0, 0, 4)), 2, set(), StepRange(1, 2, 2, 8)),  # 4 of 10 steps are spent, 6 remain
+        (blocks((0, 0, 4), (1, 2, 6)), 4, {1}, StepRange(1, 4, 6, 8)),
+        (blocks((0, 0, 4), (1, 2, 6)), 4, set(), StepRange(2, 4, 4, 6)),
+        (blocks((0, 0, 10)), 5, set(), StepRange(1, 5, 5, 5)),  # nothing left: stop where it is
+        (blocks((0, 0, 4), (1, 2, 6)), 0, {1}, StepRange(2, 0, 0, 2)),  # older than the present key
     ],
 )
 def test_steps_after_a_crash(lines, checkpoint, keys, expected):
-    assert next_stretch(lines, checkpoint, 10, keys.__contains__) == expected
+    assert next_step_range(lines, checkpoint, 10, keys.__contains__) == expected
 
 
 def test_a_record_that_was_drawn_but_not_processed_stops_the_run():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from privimage_jax.stages.query import count_semantics
-from privimage_jax.stages.selection import pick, pick_blindly, relabel
+from privimage_jax.stages.selection import pick, pick_random, relabel
 
 HISTOGRAMS = hnp.arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(6, 8)), elements=st.integers(-20, 20))
 
@@ -41,7 +41,7 @@ def test_optimal_is_as_good_as_trying_everything(histogram):
 
 
 def test_a_blind_choice_takes_as_many_distinct_semantics_and_depends_on_its_seed():
-    choices = [pick_blindly(3, 62, 5, [0, 1, seed]) for seed in (0, 0, 1)]
+    choices = [pick_random(3, 62, 5, [0, 1, seed]) for seed in (0, 0, 1)]
     assert choices[0].shape == (3, 5) and len(np.unique(choices[0])) == 15
     np.testing.assert_array_equal(choices[0], choices[1])
     assert (choices[0] != choices[2]).any()

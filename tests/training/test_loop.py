@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privimage_jax.training.batches import batch_indices
-from privimage_jax.training.loop import make_runner, stretches, train
+from privimage_jax.training.loop import make_runner, step_ranges, train
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.lists(st.integers(0, 12), max_size=3))
 def test_stretches_cover_every_step_once_and_stop_at_multiples(start, length, periods):
-    pieces = list(stretches(start, start + length, *periods))
+    pieces = list(step_ranges(start, start + length, *periods))
     assert [step for begin, end in pieces for step in range(begin, end)] == list(range(start, start + length))
     ends = {end for _, end in pieces}
     for period in filter(None, periods):

@@ -112,5 +112,5 @@ def _own_names(arrays: Arrays, where: str) -> list[str]:
             f"{where} holds 'class_names' as {dtype} of shape {list(shape)}; store one text a class, at most "
             f"{MAX_CLASSES:,} of them."
         )
-    with reading.told(f"{where} is damaged: its array 'class_names'", "write it with numpy.savez"):
+    with reading.user_errors(f"{where} is damaged: its array 'class_names'", "write it with numpy.savez"):
         return arrays.read("class_names").tolist()

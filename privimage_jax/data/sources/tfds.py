@@ -34,7 +34,7 @@ _REMEDY = "prepare the set again with `privimage prepare`"
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
     """The asked split of a prepared set."""
     builder = _builder(settings)
-    with reading.told(builder.data_dir, _REMEDY):  # its metadata may fit each other badly in many ways
+    with reading.user_errors(builder.data_dir, _REMEDY):  # its metadata may fit each other badly in many ways
         return _open(builder, settings, part)
 
 
@@ -71,7 +71,7 @@ def _open(builder: Any, settings: Settings, part: str) -> Source:
         ) from error
 
     def read(indices: np.ndarray) -> Iterator[Example]:
-        with reading.told(f"split {split!r} of {builder.data_dir}", _REMEDY):
+        with reading.user_errors(f"split {split!r} of {builder.data_dir}", _REMEDY):
             for index, record in zip(indices, records.__getitems__(indices.tolist()), strict=True):
                 example = parser.deserialize_example_np(record, decoders=as_stored)
                 image = example[settings.image_key]
@@ -130,20 +130,20 @@ def _check_folder(folder: Path) -> None:
     """Refuses what TFDS must not be given: files that are none or lie elsewhere, patterns that lead to such, and
     Python classes of others.
     """
-    with reading.told(folder, _REMEDY):
+    with reading.user_errors(folder, _REMEDY):
         for path in folder.iterdir():
             if path.is_symlink() and path.resolve().parent != folder.resolve():
                 raise UserError(f"{path} is a link that leads out of the folder; put the file itself there.")
             if not path.is_dir():
                 reading.open_regular(path).close()
     info, features = folder / "dataset_info.json", folder / "features.json"
-    with reading.told(info, _REMEDY):
+    with reading.user_errors(info, _REMEDY):
         for split in reading.read_json(info).get("splits", []):
             for pattern in [split[key] for key in _PATTERN_KEYS if key in split]:
                 if not _PATTERN.fullmatch(pattern):
                     raise reading.Unreadable(f"names files of the set by the pattern {pattern[:100]!r}")
     if features.exists():
-        with reading.told(features, _REMEDY):
+        with reading.user_errors(features, _REMEDY):
             for name in _named_classes(reading.read_json(features)):
                 if not _OWN_FEATURE.fullmatch(name):
                     raise reading.Unreadable(f"names the Python class {name[:100]!r}, which is no feature of TFDS")

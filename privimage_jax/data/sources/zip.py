@@ -49,6 +49,6 @@ def _wrapping_folder(names: set[str], settings: Settings) -> str:
 
 
 def _read(archive: zipfile.ZipFile, name: str, where: str):
-    with reading.told(f"{where} is damaged: {name}", _REMEDY):
+    with reading.user_errors(f"{where} is damaged: {name}", _REMEDY):
         content = read_entry(archive, name)
     return decode_image(content, f"{name} in {where.partition('=')[2]}")
