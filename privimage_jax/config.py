@@ -18,9 +18,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from privimage_jax.configs import base
+from privimage_jax.data.rules import ABOVE_0, AT_LEAST_0, DECAY, FINITE, POSITIVE, SEED, SHARE, Rule, one_of
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.rules import ABOVE_0, AT_LEAST_0, DECAY, FINITE, POSITIVE, SEED, SHARE, Rule, one_of
 
 PLACES = ("path", "data_dir", "workdir", "cache", "residency", "inception_weights")
 INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong

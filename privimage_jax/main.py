@@ -22,8 +22,9 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from privimage_jax import combinations, distributed, preemption, processes
 from privimage_jax import config as configs
+from privimage_jax.cluster import distributed, preemption, processes
+from privimage_jax.commands import combinations
 from privimage_jax.errors import UserError, printable
 from privimage_jax.run.stage import STAGES
 from privimage_jax.targets import topologies
@@ -35,7 +36,7 @@ USAGE = f"""usage: privimage COMMAND --config FILE --workdir FOLDER [--config.se
                the same, up to and including that stage
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
   report       with PATHs in place of --config: finished workdirs side by side, in one page that is not private:
-               privimage report W1 W2 ... [--out comparison.html]
+               privimage report W1 W2 ... [--out compare.html]
   ledger       print what runs have spent and check the hash chains: privimage ledger PATH [PATH ...] [--verify],
                where a PATH is a workdir, a folder release/ or a ledger file; --verify recomputes every epsilon;
                several are added up
@@ -270,7 +271,7 @@ def _run(last: str | None) -> Callable[[list[str]], None]:
         config, values = _configured(arguments, "workdir", optional=distributed.FLAGS)
         place = distributed.place_from({name: values[name].value for name in distributed.FLAGS})
         with preemption.handled():
-            from privimage_jax.workdir import Workdir
+            from privimage_jax.storage.workdir import Workdir
 
             workdir = Workdir(values.workdir)
             _set_up_jax(workdir.internal / "compilation_cache", place)
@@ -301,9 +302,9 @@ def _ledger(arguments: list[str]) -> None:
         positional="the PATH of one or more workdirs, folders release/ or ledger files",
         most=1000,
     )
-    from privimage_jax import ledgers
+    from privimage_jax.commands import ledger
 
-    ledgers.show(paths, values.verify)
+    ledger.show(paths, values.verify)
 
 
 def _report(arguments: list[str]) -> None:
@@ -315,11 +316,11 @@ def _report(arguments: list[str]) -> None:
     values, paths = _parse(
         arguments, optional=["out"], positional="the PATH of one or more finished workdirs", most=100
     )
-    from privimage_jax import comparison
+    from privimage_jax.commands import compare
 
-    out = os.path.abspath(os.path.expanduser(comparison.DEFAULT if values.out is None else values.out))
+    out = os.path.abspath(os.path.expanduser(compare.DEFAULT if values.out is None else values.out))
     _check_writable("out", out)
-    comparison.write(paths, Path(out))
+    compare.write(paths, Path(out))
 
 
 def _export(arguments: list[str]) -> None:
@@ -328,8 +329,8 @@ def _export(arguments: list[str]) -> None:
     if os.path.lexists(out):
         raise UserError(f"--out={values.out} exists, and nothing is written over; remove it or give another path.")
     _check_writable("out", out)
-    from privimage_jax import export
-    from privimage_jax.workdir import Workdir
+    from privimage_jax.commands import export
+    from privimage_jax.storage.workdir import Workdir
 
     export.run(Workdir(values.workdir), list(dict.fromkeys(values.format.split(","))), Path(out))
 
@@ -362,8 +363,8 @@ def _benchmark(arguments: list[str]) -> None:
         _check_writable("out", out)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
     _set_up_jax()
-    from privimage_jax import benchmark
-    from privimage_jax.workdir import atomic_write_json
+    from privimage_jax.commands import benchmark
+    from privimage_jax.storage.workdir import atomic_write_json
 
     rows = []
     for result in benchmark.run(
@@ -395,9 +396,9 @@ def _forecast(arguments: list[str]) -> None:
     machine = topologies.parse(values.target)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator that is here is left alone
     _set_up_jax()
+    from privimage_jax.storage.workdir import atomic_write_json
     from privimage_jax.targets import facts, forecast, programs
     from privimage_jax.targets.cache import Cache, default_folder
-    from privimage_jax.workdir import atomic_write_json
 
     known = facts.gather(config, given["classes"], given["public_n"], given["public_classes"])
     cache = Cache(Path(values.cache).expanduser() if values.cache else default_folder())
@@ -457,11 +458,11 @@ def _positive(name: str, text: str, advice: str) -> float:
 
 def _audit(arguments: list[str]) -> None:
     config, values = _configured(arguments, "workdir")
-    from privimage_jax.workdir import Workdir
+    from privimage_jax.storage.workdir import Workdir
 
     workdir = Workdir(values.workdir)
     _set_up_jax(workdir.internal / "compilation_cache")
-    from privimage_jax import audit
+    from privimage_jax.commands import audit
 
     audit.run(config, workdir)
 
@@ -477,11 +478,11 @@ def _sweep(arguments: list[str]) -> None:
         experiments.append(_configured([*arguments, *overrides], *required, **accepted)[0])
     runs = combinations.name_runs(experiments, list(fields))
     with preemption.handled():
-        from privimage_jax.workdir import Workdir
+        from privimage_jax.storage.workdir import Workdir
 
         workdir = Workdir(given.workdir)
         _set_up_jax(workdir.internal / "compilation_cache")
-        from privimage_jax import sweep
+        from privimage_jax.commands import sweep
 
         sweep.run(runs, workdir, given.measure or "", given.correlate)
 

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from privimage_jax import config as configs
-from privimage_jax import generators, processes, workdir
+from privimage_jax import generators
+from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
@@ -17,6 +18,7 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query, utility
+from privimage_jax.storage import workdir
 from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
 

@@ -9,9 +9,9 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 
-from privimage_jax import workdir
 from privimage_jax.privacy.chacha import KEY_BYTES
 from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.storage import workdir
 from privimage_jax.training.checkpoint import is_intact
 
 NOISY_COUNTS = {  # where a mechanism's output appears first

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from privimage_jax.privacy.ledger import Ledger
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage.workdir import Workdir
 
 EVALUATION = {"fid": 3.5, "precision": 0.5, "recall": 0.25, "accuracy_synthetic": 0.75, "private": False}
 TERMS = {  # of a ledger, and the one mechanism that it holds

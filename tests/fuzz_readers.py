@@ -33,9 +33,9 @@ from privimage_jax.report import curves
 from privimage_jax.report.page import ReportInputs, render
 from privimage_jax.run import noisy_counts, plan
 from privimage_jax.stages import sample, selection
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import checkpoint
 from privimage_jax.training.writers import MetricWriter
-from privimage_jax.workdir import Workdir
 
 WEIGHTS = Path(__file__).with_name("metrics")
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")

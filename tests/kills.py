@@ -38,13 +38,13 @@ import tensorboardX  # noqa: E402, F401
 from crashes import Step, WriteLog, files_of, is_partial, problems  # noqa: E402
 from small_models import use_small_models  # noqa: E402
 
-from privimage_jax import workdir  # noqa: E402
 from privimage_jax.privacy import verification  # noqa: E402
 from privimage_jax.privacy.ledger import Ledger  # noqa: E402
 from privimage_jax.run import inputs  # noqa: E402
 from privimage_jax.run.plan import make_plan  # noqa: E402
 from privimage_jax.run.stage import STAGES, enabled_stages  # noqa: E402
-from privimage_jax.workdir import Workdir  # noqa: E402
+from privimage_jax.storage import workdir  # noqa: E402
+from privimage_jax.storage.workdir import Workdir  # noqa: E402
 
 LONGEST_PAUSE = 0.5  # seconds between a durable step and the kill
 N = 60  # sensitive images of `pipelines.tiny_config`

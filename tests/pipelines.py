@@ -11,8 +11,8 @@ from privimage_jax import config as configs
 from privimage_jax import pipeline
 from privimage_jax.configs import base
 from privimage_jax.run.inputs import make_inputs
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
-from privimage_jax.workdir import Workdir
 
 SIDE, CLASSES, SEMANTICS = 8, 3, 6
 

@@ -11,8 +11,8 @@ import pytest
 from pipelines import tiny_config
 from scipy.stats import binom
 
-from privimage_jax import audit
 from privimage_jax import config as configs
+from privimage_jax.commands import audit
 from privimage_jax.privacy import clipping, noise
 from privimage_jax.training.mesh import make_mesh
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines import CLASSES, SEMANTICS, SIDE, release_bytes, write_npz
 
 from privimage_jax.stages import finetune, pretrain, query, report, sample, selection, train_query
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage.workdir import Workdir
 
 QUICK = ("--config.privacy.accountant=rdp", "--config.evaluate.enabled=False")
 

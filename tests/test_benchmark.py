@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from privimage_jax import benchmark, main
-from privimage_jax import benchmark_peers as peers
+from privimage_jax import main
+from privimage_jax.commands import benchmark
+from privimage_jax.commands import benchmark_peers as peers
 from privimage_jax.configs import base
 from privimage_jax.privacy import chacha, clipping, dp_sgd, sampling
 from privimage_jax.training.mesh import make_mesh

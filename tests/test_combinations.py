@@ -2,7 +2,7 @@
 
 import pytest
 
-from privimage_jax import combinations
+from privimage_jax.commands import combinations
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 

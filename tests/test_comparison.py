@@ -10,7 +10,7 @@ import pytest
 from finished_runs import SETTINGS, make_run, mark
 
 from privimage_jax.report import comparison, measures
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage.workdir import Workdir
 
 
 @pytest.fixture(scope="module")

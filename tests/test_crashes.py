@@ -15,15 +15,16 @@ from crashes import WriteLog, files_of, is_partial, problems, rebuild, states
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
-from privimage_jax import pipeline, workdir
+from privimage_jax import pipeline
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.run import mechanism
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
+from privimage_jax.storage import workdir
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop
 from privimage_jax.training.state import tree_digest
-from privimage_jax.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEY = np.arange(8, dtype=np.uint32)

@@ -17,12 +17,13 @@ from commands import SCRIPT, TESTS, Result, write_config
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
-from privimage_jax import distributed, pipeline
+from privimage_jax import pipeline
+from privimage_jax.cluster import distributed
 from privimage_jax.errors import UserError
 from privimage_jax.run.inputs import make_inputs
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import make_mesh
-from privimage_jax.workdir import Workdir
 
 LAUNCHER = TESTS.parent / "launch" / "local.py"
 SHORT = ("--config.privacy.accountant=rdp",)

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_files
 
-from privimage_jax import export, workdir
+from privimage_jax.commands import export
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger
-from privimage_jax.rounding import plain_up
-from privimage_jax.workdir import Workdir
+from privimage_jax.privacy.rounding import plain_up
+from privimage_jax.storage import workdir
+from privimage_jax.storage.workdir import Workdir
 
 DELTA, N = 1.23451e-5, 12345
 NAMES = ("zebra", "cat", "a/b", "a|b", "..", "ümlaut", "x y", "8", "1", "COM1", "last")

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from privimage_jax import archives, reading
 from privimage_jax.data import load
 from privimage_jax.data.sources import open_source
 from privimage_jax.data.sources.base import Settings
@@ -30,8 +29,9 @@ from privimage_jax.generators import artefact
 from privimage_jax.privacy.ledger import Ledger, spent
 from privimage_jax.run import noisy_counts
 from privimage_jax.stages import sample, selection
+from privimage_jax.storage import archives, reading
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import checkpoint
-from privimage_jax.workdir import Workdir
 
 PICTURE = hostile.picture_bytes("PNG")
 IMAGES, LABELS = np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 1])

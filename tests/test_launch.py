@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from privimage_jax import distributed, preemption
+from privimage_jax.cluster import distributed, preemption
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -9,13 +9,11 @@ import privimage_jax
 
 ROOT = pathlib.Path(privimage_jax.__file__).parent
 LAYERS = (
-    ("errors", "rounding", "rules"),
-    ("reading",),
-    ("archives", "processes", "preemption"),
-    ("workdir", "distributed", "configs", "augment", "pixels"),
+    ("errors",),
+    ("cluster",),
+    ("storage", "configs"),
     ("data",),
     ("config",),
-    ("combinations",),
     ("models",),
     ("privacy",),
     ("training",),
@@ -25,9 +23,7 @@ LAYERS = (
     ("run",),
     ("stages",),
     ("pipeline",),
-    ("ledgers", "export"),
-    ("benchmark_peers", "sweep_plots", "sweep_subsets"),
-    ("benchmark", "audit", "comparison", "sweep"),
+    ("commands",),
     ("targets",),
     ("light",),
     ("main",),
@@ -42,9 +38,9 @@ ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them
 }
 WRITES = {"write_text", "write_bytes", "mkdir", "makedirs", "touch", "unlink", "rmdir", "rename", "rmtree", "truncate"}
 WRITES |= {"symlink_to", "chmod", "savez", "savez_compressed", "os.replace", "os.remove", "os.write", "np.save", "open"}
-MAY_WRITE = {  # besides workdir.py, through which all durable writes go
+MAY_WRITE = {  # besides storage/workdir.py, through which all durable writes go
     "data/cache.py": {"open", "np.save", "write_text"},  # inside `atomic_dir`; and a lock
-    "export.py": {"mkdir", "write_bytes"},  # inside `atomic_dir`
+    "commands/export.py": {"mkdir", "write_bytes"},  # inside `atomic_dir`
     "training/writers.py": {"open", "unlink"},  # metrics: a crash loses their last rows, and a resumed run drops more
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -102,7 +98,7 @@ def is_mode(argument: ast.expr) -> bool:
 
 def test_durable_writes_go_through_one_file():
     found = {str(path.relative_to(ROOT)): writes for path in modules() if (writes := writes_in(path))}
-    assert {"open", "unlink", "os.replace", "rmtree", "mkdir", "chmod"} <= found.pop("workdir.py")
+    assert {"open", "unlink", "os.replace", "rmtree", "mkdir", "chmod"} <= found.pop("storage/workdir.py")
     assert found == MAY_WRITE
 
 

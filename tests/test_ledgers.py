@@ -3,7 +3,7 @@
 import pytest
 from finished_runs import QUERY, TERMS
 
-from privimage_jax import ledgers
+from privimage_jax.commands import ledger
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger
 
@@ -19,7 +19,7 @@ def write(path, **terms) -> Ledger:
 def test_epsilons_are_printed_rounded_up(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(accounting, "joint_epsilon", lambda runs, accountant: (2 * BARELY_MORE, 2e-5))
     paths = [write(tmp_path / name).path for name in ("a", "b")]
-    ledgers.show(list(map(str, paths)), verified=False)
+    ledger.show(list(map(str, paths)), verified=False)
     out = capsys.readouterr().out
     assert out.count("spent in all: epsilon = 1.00001 of 5 at delta = 1e-05\n") == 2
     assert "together: epsilon = 2.00001 at delta = 2e-05, the sum of the 2 deltas; all" in out
@@ -30,6 +30,6 @@ def test_epsilons_are_printed_rounded_up(tmp_path, capsys, monkeypatch):
 )
 def test_one_void_ledger_voids_the_sum(tmp_path, note, told):
     kept, void = write(tmp_path / "a").entries, write(tmp_path / "b", private=False, **note).entries
-    assert f"the sum of the 2 deltas ({told}); all" in ledgers.describe_joint([kept, void])
-    assert "NOT PRIVATE" not in ledgers.describe_joint([kept, kept])
-    assert (ledgers.void_note([kept]), ledgers.void_note([kept, void])) == ("", told)
+    assert f"the sum of the 2 deltas ({told}); all" in ledger.describe_joint([kept, void])
+    assert "NOT PRIVATE" not in ledger.describe_joint([kept, kept])
+    assert (ledger.void_note([kept]), ledger.void_note([kept, void])) == ("", told)

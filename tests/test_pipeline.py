@@ -9,8 +9,7 @@ import pytest
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
-from privimage_jax import export
-from privimage_jax import workdir as workdirs
+from privimage_jax.commands import export
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.privacy import noise
@@ -20,9 +19,10 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import STAGES
 from privimage_jax.stages import finetune, pretrain, train_query
+from privimage_jax.storage import workdir as workdirs
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
-from privimage_jax.workdir import Workdir
 
 FIDELITY = ("fid", "inception_score", "precision", "recall", "fld", "kid")
 

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from privimage_jax.pixels import to_float, to_uint8
+from privimage_jax.data.pixels import to_float, to_uint8
 
 
 def test_every_pixel_survives_the_way_there_and_back():

@@ -47,8 +47,8 @@ from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, r
 from privimage_jax.run import mechanism
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.stages import choose_sampler, query, sample
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
-from privimage_jax.workdir import Workdir
 
 C = 0.5
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from pipelines import release_bytes
 
-from privimage_jax import preemption
+from privimage_jax.cluster import preemption
 from privimage_jax.run import noisy_counts
 from privimage_jax.stages import finetune, sample
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.writers import MetricWriter
-from privimage_jax.workdir import Workdir
 
 SETTINGS = (  # no checkpoint but that of a pre-emption, and that of a stage's last step
     "--config.log.every=1",
@@ -75,7 +75,7 @@ def test_a_run_stopped_again_and_again_releases_what_an_undisturbed_one_does(pri
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_process_at_once(first, second):
     code = """
-from privimage_jax import preemption
+from privimage_jax.cluster import preemption
 import time
 with preemption.handled(), preemption.deferred():
     print("ready", flush=True)

@@ -9,11 +9,13 @@ import textwrap
 
 import pytest
 
-from privimage_jax import processes, workdir
+from privimage_jax.cluster import processes
+from privimage_jax.storage import workdir
 
 BEGINNING = """
 import pathlib, sys
-from privimage_jax import processes, reading, workdir
+from privimage_jax.cluster import processes
+from privimage_jax.storage import reading, workdir
 index, count, port, folder = *map(int, sys.argv[1:4]), pathlib.Path(sys.argv[4])
 if index == 0:
     processes.join(processes.gather(processes.listen(port), count, 20, None))
@@ -146,7 +148,7 @@ def test_a_stranger_at_the_port_is_no_process(tmp_path):
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            code = f"from privimage_jax import processes; processes.connect('127.0.0.1', {port}, 1, 2, 20)[0].leave()"
+            code = f"from privimage_jax.cluster import processes; processes.connect('127.0.0.1', {port}, 1, 2, 20)[0].leave()"
             with subprocess.Popen([sys.executable, "-c", code]) as child:
                 processes.gather(server, 2, 20, None).leave()
             assert child.returncode == 0
@@ -155,7 +157,7 @@ def test_a_stranger_at_the_port_is_no_process(tmp_path):
 def test_a_process_that_does_not_fit_is_refused(tmp_path):
     with processes.listen(0) as server:
         port = server.getsockname()[1]
-        code = f"from privimage_jax import processes; processes.connect('127.0.0.1', {port}, 1, 4, 20)"
+        code = f"from privimage_jax.cluster import processes; processes.connect('127.0.0.1', {port}, 1, 4, 20)"
         with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as child:
             with pytest.raises(processes.UserError, match="process 1 of 4 does not fit into a run of 2 processes"):
                 processes.gather(server, 2, 20, None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privimage_jax.rounding import plain_up
+from privimage_jax.privacy.rounding import plain_up
 
 
 @given(st.floats(1e-12, 1e12), st.sampled_from([4, 6]))

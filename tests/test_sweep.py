@@ -14,18 +14,19 @@ from commands import Result, in_process
 from pipelines import CLASSES, release_bytes, tiny_config, write_npz
 
 from privimage_jax import config as configs
-from privimage_jax import main, pipeline, sweep
-from privimage_jax.combinations import name_runs
+from privimage_jax import main, pipeline
+from privimage_jax.commands import sweep
+from privimage_jax.commands.combinations import name_runs
+from privimage_jax.commands.ledger import describe_joint
+from privimage_jax.commands.sweep import CAUTION
+from privimage_jax.commands.sweep_plots import plot
+from privimage_jax.commands.sweep_subsets import MEASURES, Subsets, correlations
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
-from privimage_jax.ledgers import describe_joint
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
-from privimage_jax.sweep import CAUTION
-from privimage_jax.sweep_plots import plot
-from privimage_jax.sweep_subsets import MEASURES, Subsets, correlations
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
-from privimage_jax.workdir import Workdir
 
 SELECTIONS = (  # of six semantics each class of three picks one or two; three are more than there are
     "--zip",

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from privimage_jax import workdir
 from privimage_jax.errors import UserError
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage import workdir
+from privimage_jax.storage.workdir import Workdir
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_npz_bytes_do_not_depend_on_the_clock(tmp_path, monkeypatch):
 def test_a_second_process_is_refused(tmp_path):
     run = Workdir(tmp_path)
     run.create()
-    code = f"from privimage_jax.workdir import Workdir\nwith Workdir({str(tmp_path)!r}).lock(): print('locked')"
+    code = f"from privimage_jax.storage.workdir import Workdir\nwith Workdir({str(tmp_path)!r}).lock(): print('locked')"
     with run.lock():
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "another process is working in" in second.stderr
@@ -138,7 +138,7 @@ def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_by_no_other(tm
     partial = [run.release / ".report.html.partial", run.internal / "keys" / ".query-0.key.partial"]
     partial[1].parent.mkdir()
     code = (
-        "from privimage_jax.workdir import Workdir\n"
+        "from privimage_jax.storage.workdir import Workdir\n"
         f"run = Workdir({str(tmp_path)!r})\nrun.create()\nwith run.lock(): pass"
     )
     with run.lock():

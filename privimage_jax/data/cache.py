@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage_jax import reading, workdir
-from privimage_jax.processes import write_on_process_zero
+from privimage_jax.cluster.processes import write_on_process_zero
+from privimage_jax.storage import reading, workdir
 
 Chunks = Iterable[tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] and int32 [B], in order
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import workdir
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.sources.base import Settings, Source
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.data.transforms import fit
 from privimage_jax.errors import UserError
+from privimage_jax.storage import workdir
 
 PARTS = ("train", "test")
 MAX_EXAMPLES = 1 << 26

@@ -29,8 +29,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from privimage_jax import reading
 from privimage_jax.errors import UserError
+from privimage_jax.storage import reading
 
 MAX_FILE_BYTES = 1 << 28  # of one picture file
 MAX_PIXELS = 89_478_485  # of one picture, Pillow's own warning limit: more is taken for a decompression bomb

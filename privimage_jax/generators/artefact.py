@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from privimage_jax import workdir
-from privimage_jax.archives import Arrays
 from privimage_jax.errors import UserError
 from privimage_jax.generators.base import Generator
+from privimage_jax.storage import workdir
+from privimage_jax.storage.archives import Arrays
 from privimage_jax.training.state import flatten_params, merge_params
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from privimage_jax.generators.base import Batch, Params, State
 from privimage_jax.generators.edm import EDM, Churn, denoise, make_per_example_loss, sample
 from privimage_jax.models import registry
-from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.precision import activations
 from privimage_jax.training.state import init_state, make_update

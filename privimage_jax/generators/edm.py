@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from privimage_jax.augment import augment
+from privimage_jax.data.augment import augment
+from privimage_jax.data.pixels import to_float
 from privimage_jax.errors import UserError
 from privimage_jax.generators.base import PerExampleLoss
-from privimage_jax.pixels import to_float
 
 
 @dataclasses.dataclass(frozen=True)

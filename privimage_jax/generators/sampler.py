@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from privimage_jax.data.pixels import to_uint8
 from privimage_jax.generators.base import Generator
-from privimage_jax.pixels import to_uint8
 from privimage_jax.training.mesh import batch_sharded, place, replicated
 from privimage_jax.training.writers import image_grid
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from privimage_jax import benchmark
+from privimage_jax.commands import benchmark
 from privimage_jax.errors import UserError
 from privimage_jax.light import rows
 from privimage_jax.light.rows import Row

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from privimage_jax import config as configs
-from privimage_jax import workdir
 from privimage_jax.errors import UserError
 from privimage_jax.light import page, parts, rows
 from privimage_jax.light.kept import Kept, identity
 from privimage_jax.light.parts import MACHINE, Part, Settings
 from privimage_jax.light.rows import Row
+from privimage_jax.storage import workdir
 
 JSON, PAGE = "first_light.json", "first_light.html"
 LEAST_SECONDS = 10.0  # a part with less time left is not begun

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from privimage_jax import workdir
 from privimage_jax.light.rows import CHECK, Row
+from privimage_jax.storage import workdir
 
 
 class Kept:

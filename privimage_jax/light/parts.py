@@ -12,8 +12,8 @@ import jax
 import jaxlib
 from ml_collections import ConfigDict
 
-from privimage_jax import benchmark
-from privimage_jax import benchmark_peers as peers
+from privimage_jax.commands import benchmark
+from privimage_jax.commands import benchmark_peers as peers
 from privimage_jax.light import beside, clipping_checks, problem, rows, step_checks
 from privimage_jax.light.kept import Kept
 from privimage_jax.light.rows import Row

@@ -11,10 +11,10 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from privimage_jax import workdir
 from privimage_jax.light.problem import CLIP_NORM, Problem, compiled, distance
 from privimage_jax.light.rows import Row, check, note
 from privimage_jax.privacy import chacha, clipping, dp_sgd, records
+from privimage_jax.storage import workdir
 from privimage_jax.training.mesh import AXIS, make_mesh, place, replicated
 from privimage_jax.training.state import init_state, make_update, tree_digest
 

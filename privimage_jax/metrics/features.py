@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from privimage_jax.pixels import to_float
+from privimage_jax.data.pixels import to_float
 from privimage_jax.training.mesh import batch_sharded, make_mesh, place, replicated
 
 

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from privimage_jax import processes, workdir
-from privimage_jax.archives import Arrays
+from privimage_jax.cluster import processes
 from privimage_jax.data.dataset import Dataset, Subset
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.fid import mean_and_covariance
+from privimage_jax.storage import workdir
+from privimage_jax.storage.archives import Arrays
 
 
 class RealFeatures(NamedTuple):

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from privimage_jax import reading
+from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
-from privimage_jax.processes import write_on_process_zero
-from privimage_jax.workdir import append_line_durably, cut
+from privimage_jax.storage import reading
+from privimage_jax.storage.workdir import append_line_durably, cut
 
 Entry = dict[str, Any]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage_jax import reading
 from privimage_jax.report import plots
+from privimage_jax.storage import reading
 
 MAX_POINTS = 120  # of a curve
 _MAX_BYTES = 1 << 26

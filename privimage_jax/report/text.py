@@ -6,7 +6,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from privimage_jax import rounding
+from privimage_jax.privacy import rounding
 
 
 def escape(value: Any) -> str:

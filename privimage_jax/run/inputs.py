@@ -17,10 +17,10 @@ from privimage_jax.data import Dataset
 from privimage_jax.errors import UserError
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
+from privimage_jax.storage.workdir import Workdir, make_dir
 from privimage_jax.training.mesh import make_mesh, platform
 from privimage_jax.training.precision import resolve
 from privimage_jax.training.writers import headline, progress
-from privimage_jax.workdir import Workdir, make_dir
 
 
 class DataSets:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import processes, reading, workdir
+from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.privacy.ledger import Ledger, is_closed
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.storage import reading, workdir
 from privimage_jax.training.writers import headline
 
 ADJACENCY = "zero-out of one record (an image with its label)"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage_jax import reading
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract
 from privimage_jax.privacy import noise
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import Stage
+from privimage_jax.storage import reading
 
 
 def release(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, sampling
-from privimage_jax.rounding import plain_up
+from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.stage import noise_multipliers, solved_mechanism, symbol
 
 

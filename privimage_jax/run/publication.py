@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from privimage_jax import workdir
 from privimage_jax.errors import UserError
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import shown_mechanisms
+from privimage_jax.storage import workdir
 
 
 def publish(inputs: Inputs, name: str, write: Callable[[Path], None]) -> None:

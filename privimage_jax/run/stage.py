@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.generators import sections as generator_sections
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage.workdir import Workdir
 
 Settings = Callable[[ConfigDict], dict[str, Any]]
 _IMAGES = ("data.image_size", "data.channels")

@@ -22,7 +22,7 @@ import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax import generators, workdir
+from privimage_jax import generators
 from privimage_jax.data import Dataset
 from privimage_jax.generators import artefact
 from privimage_jax.generators.sampler import Sampler, make_labels
@@ -33,6 +33,7 @@ from privimage_jax.run import noisy_counts, publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import class_histogram
+from privimage_jax.storage import workdir
 from privimage_jax.training.precision import activations
 from privimage_jax.training.state import tree_digest
 from privimage_jax.training.writers import progress

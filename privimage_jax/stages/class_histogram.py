@@ -8,10 +8,10 @@ a mechanism of its own, whose share of the budget is reserved before any other s
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax import workdir
 from privimage_jax.run import noisy_counts, publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
+from privimage_jax.storage import workdir
 
 STAGE = named("class-histogram")
 

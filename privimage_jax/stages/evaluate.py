@@ -19,8 +19,8 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import evaluation_page, sample, selection, train_query, utility
 from privimage_jax.stages.query import count_semantics
+from privimage_jax.storage.workdir import atomic_write_json, remove
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
-from privimage_jax.workdir import atomic_write_json, remove
 
 STAGE = named("evaluate")
 COMPARED = 8  # images of each class and set in the comparison picture

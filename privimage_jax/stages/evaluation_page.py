@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from privimage_jax import workdir
 from privimage_jax.metrics import measures
 from privimage_jax.report import evaluation
 from privimage_jax.report.curves import read_metrics
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
+from privimage_jax.storage import workdir
 
 TRAINING = (
     ("finetune", "Fine-tuning on the sensitive images"),

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax import generators, workdir
+from privimage_jax import generators
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.base import Generator, Params, State
@@ -20,6 +20,7 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import named
 from privimage_jax.stages import pretrain
+from privimage_jax.storage import workdir
 from privimage_jax.training import convolution_choice, loop, memory, residency
 from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.checkpoint import Checkpoints

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from privimage_jax import workdir
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.run import noisy_counts
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import train_query
+from privimage_jax.storage import workdir
 from privimage_jax.training.state import tree_digest
 
 STAGE = named("query")

@@ -1,6 +1,5 @@
 """Stage 8: the page that goes with the release, made from the release and public values alone."""
 
-from privimage_jax import workdir
 from privimage_jax.report.curves import Metric, read_metrics
 from privimage_jax.report.page import ReportInputs, render
 from privimage_jax.run import publication
@@ -8,6 +7,7 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named, shows_neighbours
 from privimage_jax.stages import choose_sampler, neighbours, sample, selection
+from privimage_jax.storage import workdir
 
 STAGE = named("report")
 

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage_jax import generators, reading
-from privimage_jax.archives import Arrays
+from privimage_jax import generators
 from privimage_jax.generators import artefact
 from privimage_jax.generators.sampler import Sampler, make_labels
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import choose_sampler, class_histogram
+from privimage_jax.storage import reading
+from privimage_jax.storage.archives import Arrays
+from privimage_jax.storage.workdir import atomic_write_npz
 from privimage_jax.training.writers import progress
-from privimage_jax.workdir import atomic_write_npz
 
 STAGE = named("sample")
 REMEDY = "delete it, and the same command makes it again"

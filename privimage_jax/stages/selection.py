@@ -11,15 +11,15 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from privimage_jax import config as configs
-from privimage_jax import reading
-from privimage_jax.archives import Arrays
 from privimage_jax.data.dataset import Subset
 from privimage_jax.errors import UserError
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import query
-from privimage_jax.workdir import atomic_write_npz
+from privimage_jax.storage import reading
+from privimage_jax.storage.archives import Arrays
+from privimage_jax.storage.workdir import atomic_write_npz
 
 STAGE = named("select")
 

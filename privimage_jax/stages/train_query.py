@@ -11,12 +11,12 @@ from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import classifier, loop, residency
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
 from privimage_jax.training.mesh import place, replicated
 from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import headline
-from privimage_jax.workdir import Workdir
 
 STAGE = named("train-query")
 

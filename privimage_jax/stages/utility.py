@@ -15,9 +15,9 @@ from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_a
 from privimage_jax.models import registry
 from privimage_jax.report.measures import SPREAD
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.storage.workdir import atomic_write_json, read_record
 from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import progress
-from privimage_jax.workdir import atomic_write_json, read_record
 
 
 def measure(inputs: Inputs, synthetic: Dataset, record: Path) -> dict[str, float]:

@@ -11,8 +11,8 @@ import jax
 import jaxlib
 import optax
 
-from privimage_jax import workdir
 from privimage_jax.models import registry
+from privimage_jax.storage import workdir
 from privimage_jax.targets.cost import Estimate
 from privimage_jax.targets.machine import Machine
 from privimage_jax.targets.programs import Program

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from privimage_jax import benchmark, generators
 from privimage_jax import config as configs
+from privimage_jax import generators
+from privimage_jax.commands import benchmark
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.sampler import Sampler
 from privimage_jax.metrics import features
 from privimage_jax.models import registry
-from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.pipeline import named_failures
 from privimage_jax.privacy import clipping, records
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from privimage_jax import reading, workdir
 from privimage_jax.errors import UserError
+from privimage_jax.storage import reading, workdir
 
 MANIFEST = "manifest.json"
 TREE = "tree"

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from privimage_jax.augment import augment
-from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.data.augment import augment
+from privimage_jax.data.pixels import to_float
+from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.models.registry import init_classifier
-from privimage_jax.pixels import to_float
 from privimage_jax.privacy import records
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices

@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from privimage_jax import processes, reading, workdir
+from privimage_jax.cluster import processes
 from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.privacy.weight_gradients import Layer
+from privimage_jax.storage import reading, workdir
 from privimage_jax.training.batches import batch_shapes
 
 MEASURED = ("gpu", "cuda", "rocm")  # platforms on which no rule is known to be the fastest

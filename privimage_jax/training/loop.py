@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from privimage_jax import preemption, processes
+from privimage_jax.cluster import preemption, processes
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.writers import MetricWriter, progress
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from privimage_jax import processes
+from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import records
 from privimage_jax.training import memory

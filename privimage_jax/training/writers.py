@@ -15,9 +15,10 @@ import rich.console
 import rich.progress
 import rich.text
 
-from privimage_jax import processes, reading, workdir
+from privimage_jax.cluster import processes
+from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.errors import printable
-from privimage_jax.processes import on_process_zero
+from privimage_jax.storage import reading, workdir
 
 PLAIN_LINE_SECONDS = 10.0
 FLUSH_SECONDS = 10.0

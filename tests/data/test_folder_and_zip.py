@@ -7,9 +7,9 @@ import pytest
 from data.prepared import picture, png
 from PIL import Image
 
-from privimage_jax import archives
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
+from privimage_jax.storage import archives
 
 
 def fill(root, names, size=8):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from privimage_jax import archives
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
+from privimage_jax.storage import archives
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (6, 8, 8, 3)).astype(np.uint8)
 LABELS = np.array([0, 1, 2, 0, 1, 2])

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from privimage_jax.data.pixels import to_float
 from privimage_jax.errors import UserError
 from privimage_jax.generators.edm import EDM, Churn, denoise, make_per_example_loss, noise_levels, sample
 from privimage_jax.models.registry import init_denoiser
-from privimage_jax.pixels import to_float
 
 EDM_ = EDM()
 SIGMAS = np.array([0.002, 0.1, 0.5, 2.0, 80.0], np.float32)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from weights import random_weights
 
+from privimage_jax.data.pixels import to_float
 from privimage_jax.errors import UserError
 from privimage_jax.models.inception import InceptionV3, tf1_resize, variables_from_torch
-from privimage_jax.pixels import to_float
 
 RECORDED = Path(__file__).with_name("inception_features.npz")
 RECORDED_PLACES = slice(None, None, 8)

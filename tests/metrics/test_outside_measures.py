@@ -7,8 +7,8 @@ import pytest
 from guides import code_of, configured
 from pipelines import run, tiny_config
 
-from privimage_jax import comparison
 from privimage_jax import config as configs
+from privimage_jax.commands import compare
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.measures import MEASURES, with_outside
 
@@ -40,8 +40,8 @@ def test_it_is_computed_shown_and_compared(config, tmp_path):
     assert found["spread"] > 0
     page = (workdirs[0].internal / "evaluation.html").read_text()
     assert "Standard deviation of synthetic features" in page
-    comparison.write([str(one.root) for one in workdirs], tmp_path / "comparison.html")
-    page = (tmp_path / "comparison.html").read_text()
+    compare.write([str(one.root) for one in workdirs], tmp_path / "compare.html")
+    page = (tmp_path / "compare.html").read_text()
     assert best_of(page, "FID") == 0, "other numbers of images do not compare"
     assert best_of(page, "spread") == 0
 

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from privimage_jax.models.layers import convolve, fast_convolutions
+from privimage_jax.models.convolution import convolve, fast_convolutions
 
 HIGHEST = lax.Precision.HIGHEST
 

@@ -6,8 +6,8 @@ import pytest
 from pipelines import tiny_config
 
 from privimage_jax.run.inputs import make_inputs
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
-from privimage_jax.workdir import Workdir
 
 
 @pytest.fixture

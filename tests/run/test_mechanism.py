@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from privimage_jax import workdir as disk
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, ledger
 from privimage_jax.run.mechanism import Mechanism, terms
 from privimage_jax.run.plan import Plan
 from privimage_jax.run.stage import named
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage import workdir as disk
+from privimage_jax.storage.workdir import Workdir
 
 PLAN = Plan(
     epsilon=1.0,

@@ -17,7 +17,7 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import STAGES, all_stages, named
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage.workdir import Workdir
 
 
 @pytest.fixture

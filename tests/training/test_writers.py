@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import rich.console
 
-from privimage_jax import workdir
+from privimage_jax.storage import workdir
 from privimage_jax.training import loop, writers
 from privimage_jax.training.writers import MetricWriter
 

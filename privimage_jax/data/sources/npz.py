@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from privimage_jax import reading
-from privimage_jax.archives import Arrays
 from privimage_jax.data.sources.base import MAX_CLASSES, Example, Settings, Source, numbered_classes, stamp
 from privimage_jax.errors import UserError
+from privimage_jax.storage import reading
+from privimage_jax.storage.archives import Arrays
 
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:

@@ -8,8 +8,8 @@ import importlib
 import re
 from types import ModuleType
 
+from privimage_jax.data.rules import AT_LEAST_0, DECAY, POSITIVE, SEED, Rule, one_of
 from privimage_jax.errors import UserError
-from privimage_jax.rules import AT_LEAST_0, DECAY, POSITIVE, SEED, Rule, one_of
 
 OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME of a `Spec`
 

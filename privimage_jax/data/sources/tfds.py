@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import reading
 from privimage_jax.data.sources.base import MAX_CLASSES, Example, Settings, Source, numbered_classes, stamp
 from privimage_jax.data.transforms import decode_image
 from privimage_jax.errors import UserError
+from privimage_jax.storage import reading
 
 _OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[\w.]+", re.ASCII)
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # under which features.json names a Python class…

@@ -6,12 +6,12 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from privimage_jax import reading
-from privimage_jax.archives import open_archive, read_entry
 from privimage_jax.data.sources.base import Example, Settings, Source, stamp
 from privimage_jax.data.sources.folder import arrange
 from privimage_jax.data.transforms import MAX_FILE_BYTES, decode_image
 from privimage_jax.errors import UserError
+from privimage_jax.storage import reading
+from privimage_jax.storage.archives import open_archive, read_entry
 
 _REMEDY = "make the archive again"
 

@@ -32,11 +32,12 @@ from rich.console import Console
 from rich.table import Table
 
 from privimage_jax import config as configs
-from privimage_jax import generators, workdir
+from privimage_jax import generators
 from privimage_jax.errors import UserError
 from privimage_jax.generators.base import Generator, PerExampleLoss, State
 from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, records, sampling
 from privimage_jax.stages import finetune
+from privimage_jax.storage import workdir
 from privimage_jax.training import loop, memory
 from privimage_jax.training.mesh import make_mesh, place, platform, replicated
 from privimage_jax.training.precision import resolve

@@ -29,9 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import processes, reading
+from privimage_jax.cluster import processes
+from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
-from privimage_jax.processes import write_on_process_zero
+from privimage_jax.storage import reading
 
 FLUSHED_AT_ONCE = 32  # files of a new folder
 
@@ -278,7 +279,7 @@ def fingerprint(value: Any) -> str:
 @functools.cache
 def code_digest() -> str:
     """SHA-256 of all code of this package."""
-    root, digest = Path(__file__).parent, hashlib.sha256()
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -7,10 +7,10 @@ from typing import Any
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger, spent, total_epsilon
+from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.privacy.verification import verify
-from privimage_jax.rounding import plain_up
 from privimage_jax.run.mechanism import open_ledger
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage.workdir import Workdir
 
 DIGITS = 6  # of an epsilon
 HIDDEN = ("index", "kind", "previous")

@@ -38,13 +38,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from privimage_jax import benchmark_peers as peers
 from privimage_jax import generators
-from privimage_jax.benchmark_peers import Problem
+from privimage_jax.commands import benchmark_peers as peers
+from privimage_jax.commands.benchmark_peers import Problem
 from privimage_jax.errors import UserError
 from privimage_jax.generators.base import Generator
 from privimage_jax.models import registry
-from privimage_jax.models.layers import fast_convolutions
+from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.privacy import chacha, clipping, dp_sgd, records, sampling
 from privimage_jax.training import convolution_choice, memory
 from privimage_jax.training.mesh import make_mesh, replicated

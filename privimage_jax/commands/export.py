@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 
 import privimage_jax
-from privimage_jax import reading
-from privimage_jax.archives import Arrays
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
+from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.privacy.verification import verify
-from privimage_jax.rounding import plain_up
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
 from privimage_jax.stages import sample
+from privimage_jax.storage import reading
+from privimage_jax.storage.archives import Arrays
+from privimage_jax.storage.workdir import Workdir, atomic_dir, atomic_write_bytes, remove
 from privimage_jax.training.writers import encode_png
-from privimage_jax.workdir import Workdir, atomic_dir, atomic_write_bytes, remove
 
 DATASHEET = "README.md"
 SPLIT = "train"  # the only one of the TFDS set
@@ -205,7 +205,7 @@ def _write_tfds(release: Release, path: Path) -> None:
             "version": "1.0.0",
             "description": _what(release),
             "fileFormat": "array_record",
-            "moduleName": "privimage_jax.export",
+            "moduleName": "privimage_jax.commands.export",
             "splits": [
                 {
                     "name": SPLIT,

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax import export, ledgers, reading, workdir
-from privimage_jax.archives import Arrays
+from privimage_jax.commands import export, ledger
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.report import comparison
 from privimage_jax.report.document import MARKED_BYTES, is_page
 from privimage_jax.report.gallery import shown_rows
 from privimage_jax.run.stage import named
-from privimage_jax.workdir import Workdir
+from privimage_jax.storage import reading, workdir
+from privimage_jax.storage.archives import Arrays
+from privimage_jax.storage.workdir import Workdir
 
 DEFAULT = "comparison.html"
 MODE = 0o600
@@ -33,9 +34,9 @@ def write(paths: Sequence[str], target: Path) -> None:
     roots = [run.root.resolve() for run in runs]
     if twice := [path for path, root in zip(paths, roots, strict=True) if roots.count(root) > 1]:
         raise UserError(f"{twice[-1]} is given twice; a run is compared with others.")
-    found = [ledgers.find(run.root)[0].entries for run in runs]
+    found = [ledger.find(run.root)[0].entries for run in runs]
     inputs = [_read(run, name, lines) for run, name, lines in zip(runs, _names(runs), found, strict=True)]
-    joint = ledgers.describe_joint(found) if len(found) > 1 else ""
+    joint = ledger.describe_joint(found) if len(found) > 1 else ""
     page = comparison.render(inputs, joint[:1].upper() + joint[1:])
     workdir.atomic_write_bytes(target, page.encode(), MODE)
     print(f"wrote {target}, which is not private: keep it internal")

@@ -5,7 +5,7 @@ import os
 import socket
 from typing import Any
 
-from privimage_jax import processes
+from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 
 FLAGS = {  # name of the flag -> variable that stands in for it

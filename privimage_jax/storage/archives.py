@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from privimage_jax import reading
 from privimage_jax.errors import UserError
+from privimage_jax.storage import reading
 
 FREE_BYTES = 1 << 30  # any archive may unpack to this much…
 MAX_RATIO = 200  # …and to so many times its size; pictures compress far less

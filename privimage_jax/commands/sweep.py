@@ -18,19 +18,20 @@ import rich.table
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax import pipeline, reading, workdir
-from privimage_jax.combinations import Run, as_file_name
+from privimage_jax import pipeline
+from privimage_jax.commands.combinations import Run, as_file_name
+from privimage_jax.commands.ledger import DIGITS, describe_joint, void_note
+from privimage_jax.commands.sweep_plots import plot, png
+from privimage_jax.commands.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
 from privimage_jax.errors import UserError, printable
-from privimage_jax.ledgers import DIGITS, describe_joint, void_note
 from privimage_jax.privacy.ledger import spent, total_epsilon
-from privimage_jax.rounding import plain_up
+from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
-from privimage_jax.sweep_plots import plot, png
-from privimage_jax.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
+from privimage_jax.storage import reading, workdir
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
-from privimage_jax.workdir import Workdir
 
 DEFAULT_MEASURE = "fid"
 SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers

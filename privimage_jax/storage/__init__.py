@@ -1,0 +1,1 @@
+"""A run on the disk: its folder, atomic writes, and reading what may be damaged."""
