@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
 from privimage_jax.data import load
-from privimage_jax.data.sources import open_source
 from privimage_jax.data.sources.base import Settings
+from privimage_jax.data.sources.specs import SOURCES
 from privimage_jax.data.transforms import decode_image, fit
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
@@ -100,7 +100,7 @@ def test_pictures_are_decoded_one_at_a_time(tmp_path, source):
     hostile.written(tmp_path / "zip", hostile.zip_bytes({"a/0.png": PICTURE, "a/1.png": b"damaged"}))
     hostile.written(tmp_path / "npz", arrays())
     settings = Settings.from_section({"source": source, "path": str(tmp_path / source)})
-    examples = iter(open_source(settings, "train", 8).read(np.arange(2)))
+    examples = iter(SOURCES[source].load().open_source(settings, "train", 8).read(np.arange(2)))
     next(examples)
     if source != "npz":
         refuses(lambda: next(examples), "1.png")

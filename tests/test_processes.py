@@ -148,7 +148,8 @@ def test_a_stranger_at_the_port_is_no_process(tmp_path):
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            code = f"from privimage_jax.cluster import processes; processes.connect('127.0.0.1', {port}, 1, 2, 20)[0].leave()"
+            connect = f"processes.connect('127.0.0.1', {port}, 1, 2, 20)[0].leave()"
+            code = f"from privimage_jax.cluster import processes; {connect}"
             with subprocess.Popen([sys.executable, "-c", code]) as child:
                 processes.gather(server, 2, 20, None).leave()
             assert child.returncode == 0
