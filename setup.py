@@ -21,7 +21,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=sorted({"privimage_jax.configs", *setuptools.find_packages(include=["privimage_jax", "privimage_jax.*"])}),
-    package_data={"privimage_jax.report": ["*.html", "*.css", "*.js"]},
+    package_data={"privimage_jax": ["py.typed"], "privimage_jax.report": ["*.html", "*.css", "*.js"]},
     install_requires=[
         "absl-py",
         "array-record",
