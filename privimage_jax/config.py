@@ -64,6 +64,8 @@ RULES: dict[str, Rule] = {
     "seed": SEED,
     **{f"data.{key}": rule for key, rule in specs.RULES.items()},
     **{f"public.{key}": rule for key, rule in specs.RULES.items()},
+    "data.test_fraction": SHARE,
+    "public.test_fraction": SHARE,
     "data.n": AT_LEAST_0,
     "data.image_size": (lambda v: 4 <= v <= 1024, "a whole number from 4 to 1024"),
     "data.channels": (lambda v: v in (1, 3), "1 (grey) or 3 (RGB)"),
@@ -407,7 +409,7 @@ def _check_classifier_kwargs(evaluate: ConfigDict) -> None:
 
 def _check_source(name: str, data: ConfigDict) -> None:
     spec = specs.spec_of(data.source, f"config.{name}.source")
-    if spec.needs and not any(data[key] for key in spec.needs):
+    if spec.needs and not any(data.get(key) for key in spec.needs):
         ways = " or ".join(f"config.{name}.{key}" for key in spec.needs)
         raise UserError(f"{ways} is empty; give what config.{name}.source={data.source} reads: {spec.what}.")
     if name == "data" and not spec.declares_classes and not data.class_names:

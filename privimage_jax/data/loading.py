@@ -64,9 +64,9 @@ def load(
     spec = spec_of(settings.source, f"{settings.key}.source")
     try:
         opens = spec.load().open_source
-    except (ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{settings.key}.source={settings.source} cannot be opened ({reason}); correct it.") from None
+    except Exception as error:  # a module is a program and may fail in any way
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(f"{settings.key}.source={settings.source} cannot be opened ({reason}); correct it.") from error
     source = opens(settings, "train" if settings.validation_fraction else part, image_size)
     _check_source(source, settings)
     indices = choose(settings, source.n, source.divided, part)

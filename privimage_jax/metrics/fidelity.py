@@ -56,7 +56,10 @@ def _number(key: str, each: Measure, sets: Sets) -> float | None:
         return each.of(sets)
     try:
         value = each.of(sets)
-        return None if value is None else float(value)
+        number = None if value is None else float(value)
     except Exception as error:  # of a measure from elsewhere
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
         raise UserError(f"config.evaluate.measures: {key} fails ({reason}); correct it.") from error
+    if number is not None and not math.isfinite(number):
+        raise UserError(f"config.evaluate.measures: {key} gives {number}; let it give a finite number, or None.")
+    return number

@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from privimage_jax.errors import UserError
 from privimage_jax.metrics import fid, fld, inception_score, kid
@@ -10,6 +10,7 @@ from privimage_jax.metrics.measure import Measure
 
 OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME of a `Measure`
 _CLASSIFIER = ("evaluate.classifier_",)
+_FACTS = ("private", "note", "extractor", "recipe", "classifier", "inception_sha256")  # in `evaluation.json`
 
 MEASURES: dict[str, Measure] = {
     "fid": Measure(
@@ -108,12 +109,12 @@ def with_outside(names: Sequence[str]) -> dict[str, Measure]:
             raise UserError(f"{key} cannot be loaded ({reason}); correct it.") from error
         if not isinstance(found, Measure) or found.of is None or not re.fullmatch(r"[a-z][a-z0-9_]*", found.name):
             raise UserError(f"{key} is no Measure with a name in lower case and a function `of`; give one.")
-        if taken := _stem(found.name, table):
+        if taken := _stem(found.name, (*table, *_FACTS)):
             raise UserError(f"{key} has the name {found.name!r}, which belongs to {taken}; rename it.")
         table[found.name] = found
     return table
 
 
-def _stem(name: str, table: Mapping[str, Measure]) -> str:
-    """The measure whose numbers have names of this kind, or that has the name itself; "" if there is none."""
+def _stem(name: str, table: Iterable[str]) -> str:
+    """The entry whose numbers have names of this kind, or that has the name itself; "" if there is none."""
     return next((each for each in table if f"{name}_".startswith(f"{each}_")), "")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from privimage_jax.configs.base import data_section
@@ -55,7 +56,7 @@ class Settings:
             if not accepts(values[name]):
                 raise UserError(f"{key}.{name}={values[name]!r} is not accepted; give {accepted}.")
         values["class_names"] = tuple(values["class_names"])
-        values["kwargs"] = dict(values["kwargs"])
+        values["kwargs"] = ConfigDict(values["kwargs"]).to_dict()
         return cls(**values, key=key)
 
     def existing_path(self, what: str) -> Path:

@@ -50,7 +50,7 @@ SOURCES: dict[str, Spec] = {
 
 RULES: dict[str, Rule] = {  # of the sections config.data and config.public
     "source": (
-        lambda v: v in SOURCES or bool(re.fullmatch(OUTSIDE, v)),
+        lambda v: isinstance(v, str) and (v in SOURCES or bool(re.fullmatch(OUTSIDE, v))),
         f"one of {', '.join(SOURCES)}, or package.module:NAME of a Spec",
     ),
     "test_fraction": DECAY,
