@@ -36,7 +36,7 @@ USAGE = f"""usage: privimage COMMAND --config FILE --workdir FOLDER [--config.se
                the same, up to and including that stage
   budget       print the privacy plan (noise, sampling rate, steps, epsilon) without touching data
   report       with PATHs in place of --config: finished workdirs side by side, in one page that is not private:
-               privimage report W1 W2 ... [--out compare.html]
+               privimage report W1 W2 ... [--out comparison.html]
   ledger       print what runs have spent and check the hash chains: privimage ledger PATH [PATH ...] [--verify],
                where a PATH is a workdir, a folder release/ or a ledger file; --verify recomputes every epsilon;
                several are added up

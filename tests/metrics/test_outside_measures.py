@@ -40,8 +40,8 @@ def test_it_is_computed_shown_and_compared(config, tmp_path):
     assert found["spread"] > 0
     page = (workdirs[0].internal / "evaluation.html").read_text()
     assert "Standard deviation of synthetic features" in page
-    compare.write([str(one.root) for one in workdirs], tmp_path / "compare.html")
-    page = (tmp_path / "compare.html").read_text()
+    compare.write([str(one.root) for one in workdirs], tmp_path / "comparison.html")
+    page = (tmp_path / "comparison.html").read_text()
     assert best_of(page, "FID") == 0, "other numbers of images do not compare"
     assert f"{found['spread']:.3g}"[:4] in page.split('<th scope="row">spread</th>')[1].split("</tr>")[0]
 
