@@ -8,8 +8,6 @@ from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
 
-__all__ = ["FAMILIES", "Family", "build", "sections"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -36,7 +34,7 @@ def build(config: ConfigDict, n_classes: int) -> Any:
       UserError: if it cannot be loaded.
     """
     name = config.generator
-    module, _, attribute = (FAMILIES[name].path if name in FAMILIES else name).partition(":")
+    module, _, attribute = path(name).partition(":")
     try:
         family = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -46,6 +44,11 @@ def build(config: ConfigDict, n_classes: int) -> Any:
             "package.module:Class."
         ) from None
     return family(config, n_classes)
+
+
+def path(name: str) -> str:
+    """The import string of the family that `config.generator` names."""
+    return FAMILIES[name].path if name in FAMILIES else name
 
 
 def sections(config: ConfigDict) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
@@ -15,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 import privimage_jax
+from privimage_jax import generators
 from privimage_jax.models import registry
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
 
@@ -25,29 +27,30 @@ _IMPORT_STRING = r"[\w.]+:\w+"
 def code_version(config: ConfigDict, *stages: Stage) -> str:
     """SHA-256 of all code that these stages run; of all that the config runs, if none is given.
 
-    It covers every file of the package that a stage's module imports, directly or through others, the files that import
-    strings in its settings or in those of a stage upstream name, and the versions of the numerical libraries.
+    It covers the modules of the stages, what their settings and those of stages upstream name by import strings, the
+    family of generators where the settings speak of one, every file of the package that one of these imports, directly
+    or through others, and the versions of the numerical libraries.
     """
-    modules = [stage.module for stage in stages or enabled_stages(config)]
-    settings = {
-        key: value
-        for stage in stages or enabled_stages(config)
-        for one in upstream(config, stage)
-        for key, value in one.settings(config).items()
-    }
-    files = {*imported_files(tuple(modules)), *_named_files(settings)}
+    stages = stages or enabled_stages(config)
+    settings: dict[str, Any] = {}
+    for one in dict.fromkeys(one for stage in stages for one in upstream(config, stage)):
+        settings |= one.settings(config)
+    named = _import_strings(settings)
+    if "generator" in settings:
+        named.add(generators.path(config.generator))
+    files = {*map(registry.source_file, named), *(_file(stage.module) for stage in stages)}
     versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]
     digest = hashlib.sha256(", ".join(versions).encode())
-    for file in sorted(files, key=str):
+    for file in sorted(with_imports(frozenset(files) - {None}), key=str):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 @functools.cache
-def imported_files(modules: tuple[str, ...]) -> frozenset[Path]:
-    """The files of these modules and of everything in this package that they import, also inside functions."""
+def with_imports(files: frozenset[Path]) -> frozenset[Path]:
+    """These files and every file of this package that they import, also inside functions, and so on."""
     found: set[Path] = set()
-    waiting = [_file(module) for module in modules]
+    waiting: list[Path | None] = list(files)
     while waiting:
         file = waiting.pop()
         if file is None or file in found:
@@ -81,8 +84,7 @@ def _file(module: str) -> Path | None:
     return None
 
 
-def _named_files(settings: dict) -> set[Path]:
-    """The files that import strings among the settings name."""
+def _import_strings(settings: dict[str, Any]) -> set[str]:
+    """The import strings among the settings."""
     texts = [text for value in settings.values() for text in (value if isinstance(value, tuple | list) else [value])]
-    names = {text for text in texts if isinstance(text, str) and re.fullmatch(_IMPORT_STRING, text)}
-    return {registry.source_file(name) for name in names}
+    return {text for text in texts if isinstance(text, str) and re.fullmatch(_IMPORT_STRING, text)}
