@@ -18,9 +18,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from privimage_jax.configs import base
-from privimage_jax.data.rules import ABOVE_0, AT_LEAST_0, DECAY, FINITE, POSITIVE, SEED, SHARE, Rule, one_of
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
+from privimage_jax.settings import import_strings
+from privimage_jax.settings.rules import (
+    ABOVE_0,
+    AT_LEAST_0,
+    DECAY,
+    FINITE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Rule,
+    check_type,
+    one_of,
+)
 
 PLACES = ("path", "data_dir", "workdir", "cache", "residency", "inception_weights")
 INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
@@ -35,16 +47,6 @@ FREE_SECTIONS = (
     "query_net.kwargs.",
     "evaluate.classifier_kwargs.",
 )
-TYPES = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "a list in round brackets",
-}
-
-_IMPORT_STRING = r"[\w.]+:\w+"
-_EXTRACTOR = r"query|inception|[\w.]+:\w+"
 
 
 def _is_regex(text: str) -> bool:
@@ -57,7 +59,7 @@ def _is_regex(text: str) -> bool:
 
 RULES: dict[str, Rule] = {
     "generator": (
-        lambda v: v == "diffusion" or re.fullmatch(_IMPORT_STRING, v),
+        lambda v: v == "diffusion" or import_strings.is_one(v),
         "diffusion or package.module:Class",
     ),
     "precision": one_of("auto", "float32", "tf32", "bfloat16"),
@@ -134,13 +136,11 @@ RULES: dict[str, Rule] = {
     "sampler_choice.classifier_steps": POSITIVE,
     "sampler_choice.noise_multiplier": ABOVE_0,
     "evaluate.extractors": (
-        lambda v: v and all(isinstance(name, str) and re.fullmatch(_EXTRACTOR, name) for name in v),
+        lambda v: v and all(name in ("query", "inception") or import_strings.is_one(name) for name in v),
         "a list of query, inception or package.module:function",
     ),
-    "evaluate.measures": (
-        lambda v: all(isinstance(name, str) and re.fullmatch(_IMPORT_STRING, name) for name in v),
-        "a list of package.module:NAME, or ()",
-    ),
+    "evaluate.measures": (import_strings.are_all, "a list of package.module:NAME, or ()"),
+    "extra_stages": (import_strings.are_all, "a list of package.module:NAME, or ()"),
     "evaluate.max_images": (lambda v: v >= 2, "a whole number of at least 2"),
     "evaluate.neighbours": POSITIVE,
     "evaluate.classifiers": (
@@ -224,7 +224,7 @@ def check(config: ConfigDict) -> ConfigDict:
         check_key(key)
         _check_storable(key, value)
         if key in reference and not key.startswith(FREE_SECTIONS):
-            _check_type(key, value, reference[key])
+            check_type(f"config.{key}", value, reference[key])
     for key in reference:
         if key not in given and not key.startswith(FREE_SECTIONS):
             raise UserError(f"config.{key} is missing; start your config from configs/base.py.")
@@ -294,14 +294,6 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
         for key, value in public_settings(config).items()
         if key not in unused and not key.startswith(("log.", "audit.", *off))
     }
-
-
-def _check_type(key: str, value: Any, reference: Any) -> None:
-    wanted = type(reference)
-    if wanted is float and type(value) is int or wanted is tuple and isinstance(value, list):
-        return
-    if type(value) is not wanted:
-        raise UserError(f"config.{key}={value!r} is a {type(value).__name__}; give {TYPES[wanted]}.")
 
 
 def _check_storable(key: str, value: Any) -> None:

@@ -2,6 +2,9 @@
 
 import pathlib
 import re
+import sys
+
+from pipelines import tiny_config
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -12,6 +15,15 @@ def code_of(page: str, heading: str) -> list[str]:
     section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
     assert section, f"{page} has no section {heading}"
     return re.findall(r"^```python\n(.*?)^```$", section[1], flags=re.M | re.S)
+
+
+def extended(heading: str, name: str, folder: pathlib.Path, monkeypatch):
+    """The smallest experiment with what a section of the guide to extending adds, whose module gets this name."""
+    module, settings = code_of("guides/extending.md", heading)
+    (folder / f"{name}.py").write_text(module)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return configured(tiny_config(folder), settings)
 
 
 def configured(config, code: str):

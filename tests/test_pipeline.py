@@ -252,7 +252,11 @@ def test_a_ledger_that_lost_lines_stops_the_run(copy, kept):
         ("evaluate.classifiers", ("vit",), "evaluate.classifiers"),
         ("finetune.trainable", "nothing", "finetune.trainable"),
         ("query_net.model", "pipelines:Failing", "query_net.model=pipelines:Failing fails with ZeroDivisionError"),
-        ("evaluate.extractors", ("pipelines:nothing",), "evaluate.extractors: the module 'pipelines' has no function"),
+        (
+            "evaluate.extractors",
+            ("pipelines:nothing",),
+            "evaluate.extractors: pipelines:nothing cannot be loaded, as the module has no 'nothing'",
+        ),
         ("evaluate.classifiers", ("pipelines:Failing",), "evaluate.classifiers=pipelines:Failing fails with Zero"),
     ],
 )

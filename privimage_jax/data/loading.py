@@ -2,9 +2,11 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import inspect
 import math
+import operator
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,13 +64,10 @@ def load(
         raise UserError(f"config.data.channels is {channels}; it accepts 1 (grey) or 3 (RGB).")
     # Validation examples come out of the training part, so the test part is then never opened.
     spec = spec_of(settings.source, f"{settings.key}.source")
-    try:
-        opens = spec.load().open_source
-    except Exception as error:  # a module is a program and may fail in any way
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"{settings.key}.source={settings.source} cannot be opened ({reason}); correct it.") from error
-    source = opens(settings, "train" if settings.validation_fraction else part, image_size)
-    _check_source(source, settings)
+    with _failures(settings):
+        module = spec.load()
+        source = module.open_source(settings, "train" if settings.validation_fraction else part, image_size)
+        _check_source(source, settings)
     indices = choose(settings, source.n, source.divided, part)
     if not len(indices):
         raise UserError(
@@ -85,7 +84,7 @@ def load(
         identity = [_FORMAT, facts, part, shape, source.n, source.class_names, source.fingerprint]
         kind = settings.source
         if kind not in SOURCES:
-            identity.append(hashlib.sha256(Path(inspect.getfile(spec.load())).read_bytes()).hexdigest())
+            identity.append(hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest())
             kind = "source"
         folder = Path(cache_dir) / f"{kind}-{part}-{workdir.fingerprint(identity)[:16]}"
         images, labels = cache.load_or_make(folder, len(indices), shape, len(source.class_names), make)
@@ -94,8 +93,46 @@ def load(
     return Dataset(images, labels, source.class_names, source.name)
 
 
+@contextlib.contextmanager
+def _failures(settings: Settings) -> Iterator[None]:
+    """Tells in a sentence where a source from elsewhere fails: it is a program and may do so in any way."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if settings.source in SOURCES:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise UserError(f"{settings.key}.source={settings.source} fails ({reason}); correct it.") from error
+
+
+def _read(source: Source, chunk: np.ndarray, settings: Settings) -> Iterator[tuple[Any, int]]:
+    """The pairs (image, label) of a source, one for each index of the chunk.
+
+    Raises:
+        UserError: where a source from elsewhere fails, yields more or fewer pairs, or a label that is no whole number.
+    """
+    read = 0
+    with _failures(settings):
+        for image, label in source.read(chunk):
+            read += 1
+            if read > len(chunk):
+                break
+            yield image, operator.index(label)
+    if read != len(chunk):
+        more = f"more pairs than the {len(chunk)} asked for"
+        count = more if read > len(chunk) else f"{read} pairs where {len(chunk)} were asked for"
+        raise UserError(f"{settings.key}.source={settings.source} yields {count}; give one for each index, in order.")
+
+
 def _check_source(source: Source, settings: Settings) -> None:
     """Refuses what no honest set holds: names that would disturb terminals and files, and numbers that fill memory."""
+    if not isinstance(source, Source) or type(source.n) is not int or source.n < 0:
+        raise UserError(
+            f"{settings.key}.source={settings.source} opens no privimage_jax.data.sources.base.Source; return one."
+        )
+    workdir.fingerprint(source.fingerprint)  # fails here, not after all is decoded, where it is not JSON-able
     if source.n > MAX_EXAMPLES:
         raise UserError(
             f"{settings.key}.source={settings.source} holds {source.n:,} examples; a set may have {MAX_EXAMPLES:,}."
@@ -141,7 +178,7 @@ def _decode(
 
     def one(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = np.empty((len(chunk), *shape), np.uint8), np.empty(len(chunk), np.int32)
-        for row, (image, label) in enumerate(source.read(chunk)):
+        for row, (image, label) in enumerate(_read(source, chunk, settings)):
             name = f"example {chunk[row]} of {source.name}"
             if not 0 <= label < len(source.class_names):
                 raise UserError(

@@ -1,12 +1,12 @@
 """Families of generators: what is pre-trained, fine-tuned with DP-SGD, released and sampled. One file each."""
 
 import dataclasses
-import importlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
+from privimage_jax.settings import import_strings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +33,9 @@ def build(config: ConfigDict, n_classes: int) -> Any:
     Raises:
       UserError: if it cannot be loaded.
     """
-    name = config.generator
-    module, _, attribute = path(name).partition(":")
-    try:
-        family = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(
-            f"config.generator={name} cannot be loaded ({reason}); give one of {', '.join(FAMILIES)}, or "
-            "package.module:Class."
-        ) from None
+    family = import_strings.load(path(config.generator), "config.generator")
+    if not callable(family):
+        raise UserError(f"config.generator: {config.generator} is a {type(family).__name__}; give a class.")
     return family(config, n_classes)
 
 

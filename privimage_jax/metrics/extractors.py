@@ -19,8 +19,8 @@ from privimage_jax.config import INCEPTION_WEIGHTS
 from privimage_jax.errors import UserError
 from privimage_jax.metrics import weight_files
 from privimage_jax.metrics.features import Outputs, extract, forward_both
-from privimage_jax.models import registry
 from privimage_jax.models.inception import InceptionV3, variables_from_torch
+from privimage_jax.settings import import_strings
 from privimage_jax.storage import workdir
 from privimage_jax.training.state import tree_digest
 
@@ -117,7 +117,9 @@ def load(name: str, inception_weights: str, image_shape: tuple[int, int, int]) -
         return of_inception(
             variables_from_torch(weight_files.read(Path(inception_weights), where, INCEPTION_WEIGHTS), where)
         )
-    function = registry.import_function(name, "config.evaluate.extractors")
+    function = import_strings.load(name, "config.evaluate.extractors")
+    if not callable(function):
+        raise UserError(f"config.evaluate.extractors: {name} is a {type(function).__name__}; give a function.")
     if not isinstance(function, jax.tree_util.Partial):
         function = jax.tree_util.Partial(function)
     extractor = Extractor(name, jax.tree_util.Partial(_without_logits, function), digest="", batch_size=128)

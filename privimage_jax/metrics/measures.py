@@ -1,14 +1,13 @@
 """All measures, a row each; evaluation, pages and comparison loop over them."""
 
-import importlib
 import re
 from collections.abc import Iterable, Sequence
 
 from privimage_jax.errors import UserError
 from privimage_jax.metrics import fid, fld, inception_score, kid
 from privimage_jax.metrics.measure import Measure
+from privimage_jax.settings import import_strings
 
-OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME of a `Measure`
 _CLASSIFIER = ("evaluate.classifier_",)
 _FACTS = ("private", "note", "extractor", "recipe", "classifier", "inception_sha256")  # in `evaluation.json`
 
@@ -100,15 +99,10 @@ def with_outside(names: Sequence[str]) -> dict[str, Measure]:
     """
     table = dict(MEASURES)
     for name in names:
+        found = import_strings.load_record(name, "config.evaluate.measures", Measure)
         key = f"config.evaluate.measures: {name}"
-        module, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # a module is a program and may fail in any way
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-            raise UserError(f"{key} cannot be loaded ({reason}); correct it.") from error
-        if not isinstance(found, Measure) or found.of is None or not re.fullmatch(r"[a-z][a-z0-9_]*", found.name):
-            raise UserError(f"{key} is no Measure with a name in lower case and a function `of`; give one.")
+        if found.of is None or not re.fullmatch(r"[a-z][a-z0-9_]*", found.name):
+            raise UserError(f"{key} needs a name in lower case and a function `of`; give both.")
         if taken := _stem(found.name, (*table, *_FACTS)):
             raise UserError(f"{key} has the name {found.name!r}, which belongs to {taken}; rename it.")
         table[found.name] = found

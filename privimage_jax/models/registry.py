@@ -6,13 +6,7 @@ arguments that returns [B,D].
 """
 
 import dataclasses
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +19,7 @@ from privimage_jax.models.resnet import ResNet9, ResNet18, ResNet50, ResNet110
 from privimage_jax.models.resnext import ResNeXt
 from privimage_jax.models.unet import UNet
 from privimage_jax.models.wide_resnet import WideResNet
+from privimage_jax.settings import import_strings
 
 DENOISERS: dict[str, type[nn.Module]] = {"unet": UNet}
 CLASSIFIERS: dict[str, type[nn.Module]] = {
@@ -138,48 +133,13 @@ def _build(
         raise UserError(f"{kwargs_key}: {name} rejects {arguments} ({error}); correct them.") from error
 
 
-def source_file(name: str) -> Path:
-    """The file of the module that an import string "package.module:Class" names."""
-    return Path(inspect.getfile(_import_module(name, "config.model.name")))
-
-
-def import_function(name: str, name_key: str) -> Callable:
-    """The function of an import string "package.module:function"; ``name_key`` is its place in the config.
-
-    Raises:
-      UserError: if it cannot be imported.
-    """
-    module_name, _, function_name = name.partition(":")
-    function = getattr(_import_module(name, name_key), function_name, None)
-    if not callable(function):
-        raise UserError(f"{name_key}: the module {module_name!r} has no function {function_name!r}; correct the name.")
-    return function
-
-
-def _import_module(name: str, name_key: str) -> ModuleType:
-    # Installed scripts, unlike `python -m`, do not look for modules in the current directory.
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    try:
-        return importlib.import_module(name.partition(":")[0])
-    except Exception as error:
-        raise UserError(
-            f"{name_key}: cannot import the module of {name!r} ({type(error).__name__}: {error}); it must be "
-            "installed or lie in the current directory or on PYTHONPATH."
-        ) from error
-
-
 def _import_class(name: str, zoo: Mapping[str, type[nn.Module]], name_key: str) -> type[nn.Module]:
-    module_name, _, class_name = name.partition(":")
-    if not (module_name and class_name):
+    if not import_strings.is_one(name):
         raise UserError(
             f"{name_key}: unknown model {name!r}; choose {', '.join(sorted(zoo))} or give an import string "
             "'package.module:Class'."
         )
-    module = _import_module(name, name_key)
-    cls = getattr(module, class_name, None)
-    if cls is None:
-        raise UserError(f"{name_key}: the module {module_name!r} has no {class_name!r}; correct the class name.")
+    cls = import_strings.load(name, name_key)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UserError(f"{name_key}: {name!r} is not a flax.linen module class; name one.")
+        raise UserError(f"{name_key}: {name} is not a flax.linen module class; name one.")
     return cls

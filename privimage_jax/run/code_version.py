@@ -4,7 +4,6 @@ import ast
 import functools
 import hashlib
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from ml_collections import ConfigDict
 
 import privimage_jax
 from privimage_jax import generators
-from privimage_jax.models import registry
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
+from privimage_jax.settings import import_strings
 
 ROOT = Path(privimage_jax.__file__).parent
-_IMPORT_STRING = r"[\w.]+:\w+"
 
 
 def code_version(config: ConfigDict, *stages: Stage) -> str:
@@ -38,7 +36,10 @@ def code_version(config: ConfigDict, *stages: Stage) -> str:
     named = _import_strings(settings)
     if "generator" in settings:
         named.add(generators.path(config.generator))
-    files = {*map(registry.source_file, named), *(_file(stage.module) for stage in stages)}
+    files = {
+        *(import_strings.source_file(name, "config") for name in named),
+        *(_file(stage.module) for stage in stages),
+    }
     versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]
     digest = hashlib.sha256(", ".join(versions).encode())
     for file in sorted(with_imports(frozenset(files) - {None}), key=str):
@@ -87,4 +88,4 @@ def _file(module: str) -> Path | None:
 def _import_strings(settings: dict[str, Any]) -> set[str]:
     """The import strings among the settings."""
     texts = [text for value in settings.values() for text in (value if isinstance(value, tuple | list) else [value])]
-    return {text for text in texts if isinstance(text, str) and re.fullmatch(_IMPORT_STRING, text)}
+    return {text for text in texts if import_strings.is_one(text)}

@@ -7,7 +7,6 @@ come from here; what no row names is refused. A row imports nothing heavy: a sta
 import dataclasses
 import functools
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.generators import sections as generator_sections
+from privimage_jax.settings import import_strings
 from privimage_jax.storage.workdir import Workdir
 
 Settings = Callable[[ConfigDict], dict[str, Any]]
@@ -235,8 +235,6 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
-_OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME
-
 
 def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
     """The rows of `STAGES`, and those of `config.extra_stages`, each behind the stage that it follows.
@@ -246,7 +244,7 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
     """
     stages = list(STAGES)
     for name in config.extra_stages:
-        one = _load(name)
+        one = import_strings.load_record(name, "config.extra_stages", Stage)
         names = [stage.name for stage in stages]
         if one.after not in names:
             raise UserError(f"config.extra_stages: {name} follows {one.after!r}; give one of {', '.join(names)}.")
@@ -266,21 +264,6 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
 
 def _mechanism_name(stage: Stage) -> set[str]:
     return {stage.mechanism.name} if stage.mechanism else set()
-
-
-def _load(name: str) -> Stage:
-    """The record that "package.module:NAME" stands for."""
-    if not re.fullmatch(_OUTSIDE, name):
-        raise UserError(f"config.extra_stages={name!r} is not accepted; give package.module:NAME of a run.stage.Stage.")
-    module, attribute = name.split(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module is a program and may fail in any way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-        raise UserError(f"config.extra_stages: {name} cannot be loaded ({reason}); correct it.") from error
-    if not isinstance(found, Stage):
-        raise UserError(f"config.extra_stages: {name} is a {type(found).__name__}; give a run.stage.Stage.")
-    return found
 
 
 def _check_settings(config: ConfigDict, stage: Stage, name: str) -> None:

@@ -11,7 +11,7 @@ import jax
 import jaxlib
 import optax
 
-from privimage_jax.models import registry
+from privimage_jax.settings import import_strings
 from privimage_jax.storage import workdir
 from privimage_jax.targets.cost import Estimate
 from privimage_jax.targets.machine import Machine
@@ -49,7 +49,11 @@ class Cache:
 def _identity(program: Program, machine: Machine) -> dict[str, Any]:
     libraries = [f"{module.__name__} {module.__version__}" for module in (jax, jaxlib, flax, optax)]
     names = [str(value) for key, value in program.settings.items() if key in ("model.name", "query_net.model")]
-    own = [hashlib.sha256(registry.source_file(name).read_bytes()).hexdigest() for name in names if ":" in name]
+    own = [
+        hashlib.sha256(import_strings.source_file(name, "config").read_bytes()).hexdigest()
+        for name in names
+        if ":" in name
+    ]
     return {
         "program": [program.name, program.settings, program.rounds],
         "models": own,

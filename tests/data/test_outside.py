@@ -4,8 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from guides import code_of, configured
-from pipelines import tiny_config
+from guides import extended
 
 from privimage_jax import config as configs
 from privimage_jax import data
@@ -14,11 +13,7 @@ from privimage_jax.errors import UserError
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    module, settings = code_of("guides/extending.md", "An image source")
-    (tmp_path / "stripes.py").write_text(module)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "stripes", raising=False)
-    return configured(tiny_config(tmp_path), settings)
+    return extended("An image source", "stripes", tmp_path, monkeypatch)
 
 
 def load(config, cache=None):
@@ -50,8 +45,8 @@ def test_its_settings_are_shown_and_decide_the_result(config):
     ("change", "culprit"),
     [
         ({"source": "stripes"}, "config.public.source='stripes' is not accepted; give one of tfds, folder"),
-        ({"source": "nowhere:SPEC"}, r"config.public.source=nowhere:SPEC cannot be loaded \(ModuleNotFoundError"),
-        ({"source": "stripes:np"}, "config.public.source=stripes:np is a module; give a privimage_jax"),
+        ({"source": "nowhere:SPEC"}, r"config.public.source: nowhere:SPEC cannot be loaded \(ModuleNotFoundError"),
+        ({"source": "stripes:np"}, "config.public.source: stripes:np is a module; give a privimage_jax"),
     ],
 )
 def test_a_wrong_name_is_told(config, change, culprit):
@@ -65,15 +60,37 @@ def test_a_module_without_the_function_is_told(config, tmp_path):
         "from privimage_jax.data.sources.specs import Spec\nSPEC = Spec(module='hollow', what='nothing')\n"
     )
     config.public.source = "hollow:SPEC"
-    with pytest.raises(UserError, match="config.public.source=hollow:SPEC cannot be opened .*open_source"):
+    with pytest.raises(UserError, match="config.public.source=hollow:SPEC fails .*open_source"):
         load(config)
 
 
-def test_labels_out_of_range_are_told(config, tmp_path, monkeypatch):
-    (tmp_path / "stripes.py").write_text((tmp_path / "stripes.py").read_text().replace(", label\n", ", label + 9\n"))
+@pytest.mark.parametrize(
+    ("old", "new", "culprit"),
+    [
+        ("names = numbered", "1 / 0\n    names = numbered", "source=stripes:SPEC fails .ZeroDivisionError"),
+        ("            row =", "            1 / 0\n            row =", "source=stripes:SPEC fails .ZeroDivisionError"),
+        ("in indices:", "in indices[1:]:", "yields 47 pairs where 48 were asked for"),
+        ("in indices:", "in [*indices, 0]:", "yields more pairs than the 48 asked for"),
+        ("), label\n", "), label + 0.7\n", "source=stripes:SPEC fails .TypeError"),
+        ("), label\n", "), 'one'\n", "source=stripes:SPEC fails .TypeError"),
+        ("), label\n", "), label + 9\n", "has label .*, outside the 6 classes"),
+        ("fingerprint=[list(widths), n]", "fingerprint={1, 2}", "source=stripes:SPEC fails .TypeError.*JSON"),
+        ("return Source(", "Source(", "source=stripes:SPEC opens no privimage_jax.data.sources.base.Source"),
+    ],
+)
+def test_a_source_that_breaks_its_word_is_told(config, tmp_path, monkeypatch, old, new, culprit):
+    code = (tmp_path / "stripes.py").read_text()
+    assert old in code
+    (tmp_path / "stripes.py").write_text(code.replace(old, new))
     monkeypatch.delitem(sys.modules, "stripes", raising=False)
-    with pytest.raises(UserError, match="has label .*, outside the 6 classes"):
+    with pytest.raises(UserError, match=culprit):
         load(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("crop", "8"), ("max_examples", 1.5), ("path", None), ("cache", 1)])
+def test_settings_given_as_a_dict_are_checked(name, value):
+    with pytest.raises(UserError, match=f"config.data.{name}={value!r} is a .*; give"):
+        data.load({"source": "digits", name: value}, "train", 8, 1, None)
 
 
 def test_a_sensitive_set_whose_source_has_no_list_must_declare_its_classes(config, tmp_path):

@@ -1,12 +1,11 @@
 """The guide's family of generators goes through the whole pipeline; a wrong one is told in a sentence."""
 
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
-from guides import code_of, configured
+from guides import extended
 from pipelines import CLASSES, SIDE, run, tiny_config
 
 from privimage_jax import config as configs
@@ -19,11 +18,7 @@ LINEAR = "linear:LinearDecoder"
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    module, settings = code_of("guides/extending.md", "A family of generators")
-    (tmp_path / "linear.py").write_text(module)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "linear", raising=False)
-    config = configured(tiny_config(tmp_path), settings)
+    config = extended("A family of generators", "linear", tmp_path, monkeypatch)
     config.pretrain.steps, config.finetune.steps, config.clipping.norm = 30, 30, 1.0
     config.privacy.epsilon, config.privacy.accountant = 200.0, "rdp"
     return config
@@ -54,8 +49,8 @@ def test_its_code_is_part_of_a_replays_identity(config, tmp_path, monkeypatch):
     ("name", "culprit"),
     [
         ("gan", "config.generator='gan' is not accepted; give diffusion or package.module:Class"),
-        ("nowhere:Decoder", "config.generator=nowhere:Decoder cannot be loaded"),
-        ("linear:Decoder", "config.generator=linear:Decoder cannot be loaded"),
+        ("nowhere:Decoder", "config.generator: nowhere:Decoder cannot be loaded"),
+        ("linear:Decoder", "config.generator: linear:Decoder cannot be loaded"),
     ],
 )
 def test_a_wrong_name_is_told(config, name, culprit):

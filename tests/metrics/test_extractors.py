@@ -75,7 +75,7 @@ def test_a_function_that_gives_no_features(monkeypatch, function, says):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nowhere:f", "cannot import the module of 'nowhere:f'"), ("pipelines:nothing", "has no function 'nothing'")],
+    [("nowhere:f", "nowhere:f cannot be loaded"), ("pipelines:nothing", "has no 'nothing'")],
 )
 def test_a_function_that_is_not_there(name, says):
     with pytest.raises(UserError, match=f"config.evaluate.extractors: .*{says}"):

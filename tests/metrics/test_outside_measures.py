@@ -1,11 +1,10 @@
 """The guide's measure from elsewhere is computed, shown and compared; wrong ones are told in a sentence."""
 
 import json
-import sys
 
 import pytest
-from guides import code_of, configured
-from pipelines import run, tiny_config
+from guides import extended
+from pipelines import run
 
 from privimage_jax import config as configs
 from privimage_jax.commands import compare
@@ -15,11 +14,7 @@ from privimage_jax.metrics.measures import MEASURES, with_outside
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    module, settings = code_of("guides/extending.md", "A measure")
-    (tmp_path / "spread.py").write_text(module)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "spread", raising=False)
-    config = configured(tiny_config(tmp_path), settings)
+    config = extended("A measure", "spread", tmp_path, monkeypatch)
     config.privacy.accountant = "rdp"
     return config
 
@@ -50,8 +45,8 @@ def test_it_is_computed_shown_and_compared(config, tmp_path):
     ("name", "culprit"),
     [
         ("nowhere:SPREAD", "nowhere:SPREAD cannot be loaded"),
-        ("spread:ratio", "spread:ratio is no Measure"),
-        ("spread:NAMELESS", "spread:NAMELESS is no Measure with a name in lower case"),
+        ("spread:ratio", "spread:ratio is a function; give a privimage_jax"),
+        ("spread:NAMELESS", "spread:NAMELESS needs a name in lower case"),
         ("spread:TAKEN", "spread:TAKEN has the name 'fid', which belongs to fid"),
         ("spread:LABEL", "spread:LABEL has the name 'private', which belongs to private"),
         ("spread:LONGER", "spread:LONGER has the name 'fid_of_mine', which belongs to fid"),
@@ -64,8 +59,13 @@ def test_a_wrong_record_is_told(config, tmp_path, name, culprit):
             file.write(f"{title} = dataclasses.replace(SPREAD, name={named!r})\n")
     with pytest.raises(UserError, match=culprit):
         with_outside((name,))
-    with pytest.raises(UserError, match="config.evaluate.measures='spread' is not accepted|list of package"):
-        config.evaluate.measures = ("spread",)
+
+
+def test_a_name_that_is_no_import_string_is_told(config):
+    config.evaluate.measures = ("spread",)
+    with pytest.raises(
+        UserError, match=r"config.evaluate.measures=\('spread',\) is not accepted; give a list of package"
+    ):
         configs.check(config)
 
 

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
-from guides import code_of, configured
+from guides import extended
 from pipelines import CLASSES, run, tiny_config
 
 from privimage_jax import config as configs
@@ -23,11 +22,7 @@ from privimage_jax.storage.workdir import Workdir
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """The smallest experiment with the guide's mechanism."""
-    module, settings = code_of("guides/extending.md", "A mechanism")
-    (tmp_path / "brightness.py").write_text(module)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "brightness", raising=False)
-    config = configured(tiny_config(tmp_path), settings)
+    config = extended("A mechanism", "brightness", tmp_path, monkeypatch)
     config.privacy.accountant, config.evaluate.enabled = "rdp", False
     return config
 
@@ -70,12 +65,17 @@ def test_a_record_that_does_not_fit_is_told(config, monkeypatch, change, culprit
 
 @pytest.mark.parametrize(
     ("name", "culprit"),
-    [("nowhere:STAGE", "cannot be loaded"), ("brightness:count", "is a function"), ("brightness", "is not accepted")],
+    [
+        ("nowhere:STAGE", "cannot be loaded"),
+        ("brightness:count", "is a function"),
+        ("brightness", "is not accepted"),
+        (7, "is not accepted"),
+    ],
 )
 def test_a_name_that_stands_for_no_record_is_told(config, name, culprit):
     config.extra_stages = (name,)
     with pytest.raises(UserError, match=culprit):
-        all_stages(config)
+        all_stages(configs.check(config))
 
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), "much"])

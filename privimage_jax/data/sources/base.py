@@ -12,6 +12,7 @@ from PIL import Image
 from privimage_jax.configs.base import data_section
 from privimage_jax.data.sources.specs import RULES
 from privimage_jax.errors import UserError
+from privimage_jax.settings.rules import check_type
 
 MAX_CLASSES = 1 << 16  # that files alone may announce; a larger number is no class number
 
@@ -51,6 +52,9 @@ class Settings:
         defaults = data_section()
         names = [name for name in cls.__dataclass_fields__ if name != "key"]
         values = {name: section[name] if name in section else defaults[name] for name in names}
+        for name in names:
+            if name != "kwargs":
+                check_type(f"{key}.{name}", values[name], defaults[name])
         for name in values.keys() & RULES.keys():
             accepts, accepted = RULES[name]
             if not accepts(values[name]):

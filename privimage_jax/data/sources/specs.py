@@ -5,13 +5,10 @@ Importing this loads none of them.
 
 import dataclasses
 import importlib
-import re
 from types import ModuleType
 
-from privimage_jax.data.rules import AT_LEAST_0, DECAY, POSITIVE, SEED, Rule, one_of
-from privimage_jax.errors import UserError
-
-OUTSIDE = r"[\w.]+:\w+"  # package.module:NAME of a `Spec`
+from privimage_jax.settings import import_strings
+from privimage_jax.settings.rules import AT_LEAST_0, DECAY, POSITIVE, SEED, Rule, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ SOURCES: dict[str, Spec] = {
 
 RULES: dict[str, Rule] = {  # of the sections config.data and config.public
     "source": (
-        lambda v: isinstance(v, str) and (v in SOURCES or bool(re.fullmatch(OUTSIDE, v))),
+        lambda v: isinstance(v, str) and (v in SOURCES or import_strings.is_one(v)),
         f"one of {', '.join(SOURCES)}, or package.module:NAME of a Spec",
     ),
     "test_fraction": DECAY,
@@ -78,14 +75,4 @@ def spec_of(name: str, key: str) -> Spec:
     Raises:
       UserError: if it cannot be loaded or is no `Spec`.
     """
-    if name in SOURCES:
-        return SOURCES[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module is a program and may fail in any way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-        raise UserError(f"{key}={name} cannot be loaded ({reason}); correct it.") from error
-    if not isinstance(found, Spec):
-        raise UserError(f"{key}={name} is a {type(found).__name__}; give a privimage_jax.data.sources.specs.Spec.")
-    return found
+    return SOURCES[name] if name in SOURCES else import_strings.load_record(name, key, Spec)

@@ -4,7 +4,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from privimage_jax.errors import UserError
+
 Rule = tuple[Callable[[Any], bool], str]
+
+_TYPES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list in round brackets",
+}
 
 ABOVE_0: Rule = (lambda v: math.isfinite(v) and v > 0, "a number above 0")
 AT_LEAST_0: Rule = (lambda v: math.isfinite(v) and v >= 0, "a number of at least 0")
@@ -18,3 +28,16 @@ SHARE: Rule = (lambda v: 0 < v < 1, "a number in (0, 1)")
 def one_of(*names: str) -> Rule:
     """One of these texts."""
     return (lambda v: v in names, "one of " * (len(names) > 1) + ", ".join(names))
+
+
+def check_type(key: str, value: Any, default: Any) -> None:
+    """Checks that a value has the type of its default; whole numbers are numbers, and lists of both kinds are lists.
+
+    Raises:
+      UserError: naming the key, which begins with "config.".
+    """
+    wanted = type(default)
+    if wanted is float and type(value) is int or wanted is tuple and isinstance(value, list):
+        return
+    if type(value) is not wanted:
+        raise UserError(f"{key}={value!r} is a {type(value).__name__}; give {_TYPES[wanted]}.")

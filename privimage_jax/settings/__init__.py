@@ -1,0 +1,1 @@
+"""What values of settings must be like, and how they name code from elsewhere."""
