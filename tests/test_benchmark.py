@@ -202,10 +202,21 @@ def test_every_method_computes_in_the_precision_of_the_setting(monkeypatch, prec
             benchmark._own_step(problem, method, data, 20, 1, chacha.key_from_seed(0))
 
 
+def test_xlas_own_convolution_is_not_tried_inside_a_loop_on_cpus(monkeypatch):
+    tried = []
+    step = benchmark._plain_step
+    monkeypatch.setattr(benchmark, "_plain_step", lambda *a: tried.append((a[2], a[1] is a[0].loss)) or step(*a))
+    benchmark._best_nonprivate(dataclasses.replace(problem_of(), microbatch=2))
+    assert sorted(tried) == [(1, False), (6, False), (6, True)]
+
+
 def test_the_best_nonprivate_step_takes_the_precision_of_the_device():
     problem = benchmark._in_precision(problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1), "bfloat16")
     assert (problem.precision, problem.generator.model.dtype) == ("bfloat16", "bfloat16")
     assert benchmark._in_precision(problem, "float32").generator.model.dtype == "float32"
+    built = benchmark._problem(problem.config, 6, 2, "bfloat16")
+    assert benchmark._in_precision(built, "float32").generator.model.dtype == "float32", "as the setting says"
+    assert benchmark._problem(built.config, 6, 2, "float32").generator.model.dtype == "float32"
     assert benchmark._best_nonprivate(benchmark._in_precision(problem_of(), "tf32")).precision == "float32"
 
 

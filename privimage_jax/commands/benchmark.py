@@ -180,13 +180,21 @@ def _build(config: ConfigDict, precision: str, noise_multiplicity: int) -> tuple
 
     A model without a field `dtype` is taken to compute in its parameters' type; in bfloat16 it cannot.
     """
-    config, kwargs = config.copy_and_resolve_references(), config.model.kwargs
-    config.precision, section = precision, config.finetune
+    config = _computing_in(config, precision)
+    section = config.finetune
     section.noise_multiplicity, section.trainable, section.lora_rank = noise_multiplicity, ".*", 0
     section.flip, section.shift = False, 0
     if (dtype := activations(precision)) != "float32":
-        config.model.kwargs = ConfigDict({**kwargs, "dtype": dtype})
+        config.model.kwargs = ConfigDict({**config.model.kwargs, "dtype": dtype})
     return config, generators.build(config, len(config.data.class_names) or 10)
+
+
+def _computing_in(config: ConfigDict, precision: str) -> ConfigDict:
+    """A copy with this precision, which a type of activations among the model's arguments does not override."""
+    config = config.copy_and_resolve_references()
+    config.precision = precision
+    config.model.kwargs = ConfigDict({key: value for key, value in config.model.kwargs.items() if key != "dtype"})
+    return config
 
 
 def _problem(
@@ -448,8 +456,7 @@ def _best_nonprivate(problem: Problem) -> Entry:
 
 def _in_precision(problem: Problem, precision: str) -> Problem:
     """The same problem in another precision; activations change where the model lets them."""
-    config = problem.config.copy_and_resolve_references()
-    config.precision = precision
+    config = _computing_in(problem.config, precision)
     generator = generators.build(config, problem.generator.n_classes)
     return dataclasses.replace(problem, config=config, generator=generator)
 

@@ -60,7 +60,7 @@ class Problem:
     microbatch: int
     noise_multiplier: float = 1.0
 
-    @property
+    @functools.cached_property
     def loss(self) -> PerExampleLoss:
         """`(params, batch, keys [B]) -> [B]`."""
         return lambda params, batch, keys: self.generator.per_example_loss(self.merged(params), batch, keys)
