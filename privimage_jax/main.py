@@ -292,7 +292,7 @@ def _budget(arguments: list[str]) -> None:
     _set_up_jax()
     from privimage_jax.run.plan import describe, make_plan
 
-    print(describe(make_plan(config, n)))
+    print(describe(make_plan(config, n), config))
 
 
 def _ledger(arguments: list[str]) -> None:

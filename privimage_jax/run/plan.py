@@ -90,7 +90,7 @@ def _solve(epsilon, delta, n, accountant, counts, batch_size, steps) -> Plan:
     return Plan(epsilon, delta, n, accountant, {name: noise for name, _, noise in counts}, noise, rate, steps)
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Plan, config: ConfigDict) -> str:
     """The plan as a table: every mechanism, its noise, and its epsilon, alone and together, by both accountants."""
     lines = [
         f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
@@ -99,7 +99,7 @@ def describe(plan: Plan) -> str:
     ]
     rows = []
     for name, noise in plan.count_noise.items():
-        rows.append((f"{name}: {symbol(name)} = {noise:g}", [accounting.Gaussian(noise)]))
+        rows.append((f"{name}: {symbol(config, name)} = {noise:g}", [accounting.Gaussian(noise)]))
     if plan.finetune_noise is not None:
         event = accounting.SampledGaussian(plan.finetune_noise, plan.sampling_rate, plan.steps)
         rows.append(

@@ -91,10 +91,10 @@ class Stage:
         return workdir.root / self.writes[number]
 
     @property
-    def published(self) -> dict[str, str]:
-        """Name in `release/` -> path in the workdir, of what the stage may publish."""
+    def published(self) -> tuple[str, ...]:
+        """Names in `release/` of what the stage may publish."""
         inside = [PurePosixPath(path) for path in self.writes]
-        return {path.name: str(path) for path in inside if path.parts[0] == "release"}
+        return tuple(path.name for path in inside if path.parts[0] == "release")
 
 
 def keys(*names: str) -> Settings:
@@ -226,7 +226,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="report",
         module="privimage_jax.stages.report",
-        settings=lambda config: configs.settings_in_use(config),
+        settings=configs.settings_in_use,
         reads=lambda config: (
             *(("train-query",) if shows_neighbours(config) else ()),
             *("select", "pretrain", "finetune", "choose-sampler", "sample"),
@@ -313,10 +313,9 @@ def noise_multipliers(config: ConfigDict) -> dict[str, tuple[str, float]]:
     }
 
 
-def symbol(mechanism: str) -> str:
-    """What the privacy plan calls the noise multiplier of a mechanism of `STAGES`, and of any other."""
-    records = {stage.mechanism.name: stage.mechanism for stage in STAGES if stage.mechanism}
-    return records[mechanism].symbol if mechanism in records else Mechanism.symbol
+def symbol(config: ConfigDict, mechanism: str) -> str:
+    """What the privacy plan calls the noise multiplier of a mechanism."""
+    return next(one.mechanism.symbol for one in all_stages(config) if one.mechanism and one.mechanism.name == mechanism)
 
 
 def solved_mechanism() -> Mechanism:

@@ -14,7 +14,7 @@ from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run import publication, stage
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
-from privimage_jax.run.plan import make_plan
+from privimage_jax.run.plan import describe, make_plan
 from privimage_jax.run.stage import STAGES, all_stages, named
 from privimage_jax.storage.workdir import Workdir
 
@@ -38,8 +38,13 @@ def test_a_mechanism_from_elsewhere_is_planned_spent_and_published(config, tmp_p
     verification.verify(ledger, finished=True)
 
 
-def test_its_share_is_reserved(config):
+def test_its_share_is_reserved(config, monkeypatch):
+    import brightness
+
+    named_noise = dataclasses.replace(brightness.STAGE.mechanism, symbol="tau")
+    monkeypatch.setattr(brightness, "STAGE", dataclasses.replace(brightness.STAGE, mechanism=named_noise))
     paid = make_plan(configs.check(config), 60)
+    assert "brightness count: tau = 5" in describe(paid, config)
     config.extra.brightness.enabled = False
     assert make_plan(config, 60).finetune_noise < paid.finetune_noise
 
