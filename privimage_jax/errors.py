@@ -6,7 +6,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A wrong input, configuration or environment.
 
     The message is one sentence that names the culprit and what to do; ``main.py`` prints it without a stack trace and

@@ -80,6 +80,10 @@ _ACCEPTS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+class OverBudget(UserError):
+    """A mechanism would raise the epsilon of a ledger above its target; nothing was written."""
+
+
 class _Order:
     """What the lines so far demand of the next: see `admit`."""
 
@@ -174,7 +178,7 @@ class Ledger:
                 whole = _line(len(self.entries), kind, fields, self._last_hash).encode() == line
                 _check_fields(kind, fields)
                 self._order.check(kind, fields)
-        except (ValueError, KeyError, TypeError, UserError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             whole, reason = False, f"{reason} ({str(error).rstrip('.')})" if isinstance(error, UserError) else reason
         if not whole:
             raise UserError(
@@ -218,8 +222,8 @@ class Ledger:
           **fields: of the line, without `epsilon`.
 
         Raises:
-          UserError: when the ledger was opened with other terms, or the mechanism would exceed the budget; nothing is
-            written.
+          UserError: when the ledger was opened with other terms; nothing is written.
+          OverBudget: when the mechanism would exceed the budget; nothing is written.
         """
         if not self.entries and terms is None:
             raise ValueError('the first line of a ledger is "open"')
@@ -229,8 +233,8 @@ class Ledger:
         target = opened["epsilon_target"]
         cost = epsilon(spent([*self.entries, {"kind": kind, **fields}]))
         if not cost <= target:
-            raise UserError(
-                f"{fields['mechanism']} would raise the epsilon of {self.path} to {cost:.4g}, above privacy.epsilon = "
+            raise OverBudget(
+                f"{fields['mechanism']} would raise the epsilon of {self.path} to {cost:.4g}, above its target of "
                 f"{target:g}; its budget is spent: start a new workdir."
             )
         if not self.entries:

@@ -12,7 +12,7 @@ import numpy as np
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
-from privimage_jax.privacy.ledger import Ledger, is_closed
+from privimage_jax.privacy.ledger import Ledger, OverBudget, is_closed
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.storage import reading, workdir
@@ -125,7 +125,10 @@ class Mechanism:
         def epsilon(spent: list[dict[str, Any]]) -> float:
             return self.inputs.plan.spent(accounting.events_from(spent))
 
-        self.ledger.spend(kind, epsilon, terms(self.inputs), mechanism=self.name, **fields)
+        try:
+            self.ledger.spend(kind, epsilon, terms(self.inputs), mechanism=self.name, **fields)
+        except OverBudget as error:
+            raise UserError(f"config.privacy.epsilon: {error}") from None
         self._remember_head()
 
     def _remember_head(self) -> None:

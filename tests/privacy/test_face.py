@@ -1,5 +1,6 @@
 """The library face: names that load on first use, and sentences that speak of arguments, not of a config."""
 
+import ast
 import doctest
 import importlib
 import pathlib
@@ -32,8 +33,15 @@ def test_an_unknown_name_is_no_attribute():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_sentence_speaks_of_a_config_key(path):
-    texts = re.findall(r"Error\((.*?)\n        \)|Error\(([^\n]*)\)", path.read_text(), flags=re.S)
-    assert not re.search(r"config\.|privacy\.|clipping\.(method|norm|microbatch)", "".join(map("".join, texts)))
+    raised = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)]
+    texts = [part.value for node in raised for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    assert not re.search(r"config\.|privacy\.|clipping\.(method|norm|microbatch)", "".join(map(str, texts)))
+
+
+def test_what_is_wrong_with_a_ledger_is_a_value_error(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text("no line of a ledger\n")
+    with pytest.raises(ValueError, match="line 1 of .* was edited or damaged"):
+        privacy.Ledger.open(tmp_path / "ledger.jsonl")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

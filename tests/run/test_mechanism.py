@@ -194,12 +194,12 @@ def test_a_lost_record_of_the_inputs_is_refused(start):
 def test_a_refused_budget_writes_nothing(start):
     mechanism = start()
     before = files(mechanism)
-    with pytest.raises(UserError, match="would raise the epsilon"):
+    with pytest.raises(UserError, match="config.privacy.epsilon: .* would raise the epsilon"):
         spend(mechanism, noise_multiplier=0.1)
     assert files(mechanism) == before
     spend(mechanism)
     spent = files(mechanism)
-    with pytest.raises(UserError, match="would raise the epsilon"):
+    with pytest.raises(UserError, match="config.privacy.epsilon: .* would raise the epsilon"):
         spend(start(), noise_multiplier=0.1)
     assert files(mechanism) == spent
 
