@@ -10,6 +10,7 @@ import privimage_jax
 ROOT = pathlib.Path(privimage_jax.__file__).parent
 LAYERS = (
     ("errors",),
+    ("settings",),
     ("cluster",),
     ("storage", "configs"),
     ("data",),
@@ -30,7 +31,7 @@ LAYERS = (
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them
     "sampling.py": {"privacy.chacha"},
-    "noise.py": {"privacy.chacha"},
+    "noise.py": {"privacy.accounting", "privacy.chacha"},  # a noise knows what it costs
     "clipping.py": {"privacy.flat_rules", "privacy.flat_vmap", "privacy.weight_gradients"},
     "flat_rules.py": {"privacy.weight_gradients"},
     "flat_vmap.py": {"privacy.flat_rules"},

@@ -198,8 +198,9 @@ def division_by_the_drawn_batch(patch):
         noised_sum = make(loss, make_gradient, add_noise, settings, *more)
 
         def rescaled(*args):
-            total, stats = noised_sum(*args)
-            return jax.tree.map(lambda leaf: leaf * settings.batch_size / stats["drawn"], total), stats
+            total, noise_state, stats = noised_sum(*args)
+            factor = settings.batch_size / stats["drawn"]
+            return jax.tree.map(lambda leaf: leaf * factor, total), noise_state, stats
 
         return rescaled
 
@@ -213,9 +214,9 @@ def division_by_the_finite_examples(patch):
         noised_sum = make(loss, make_gradient, add_noise, settings, *more)
 
         def rescaled(*args):
-            total, stats = noised_sum(*args)
+            total, noise_state, stats = noised_sum(*args)
             factor = stats["drawn"] / (stats["drawn"] - stats["nonfinite"])
-            return jax.tree.map(lambda leaf: leaf * factor, total), stats
+            return jax.tree.map(lambda leaf: leaf * factor, total), noise_state, stats
 
         return rescaled
 
@@ -350,9 +351,10 @@ def noise_on_every_device(patch):
     make = dp_sgd.sum_over_batch
 
     def early(loss, make_gradient, add_noise, *more):
-        def add_everywhere(total, key, t):
-            own = dp_sgd._varying(add_noise(jax.tree.map(jnp.zeros_like, total), key, t))
-            return jax.tree.map(jnp.add, total, jax.lax.psum(own, dp_sgd.AXIS))
+        def add_everywhere(total, noise_state, key, t):
+            drawn, noise_state = add_noise(jax.tree.map(jnp.zeros_like, total), noise_state, key, t)
+            own = jax.lax.psum(dp_sgd._varying(drawn), dp_sgd.AXIS)
+            return jax.tree.map(jnp.add, total, own), noise_state
 
         return make(loss, make_gradient, add_everywhere, *more)
 

@@ -420,10 +420,13 @@ def nonprivate_step(
 
         return gradient
 
-    sum_over_batch = dp_sgd.sum_over_batch(loss, make_gradient, lambda total, key, t: total, settings, mesh, merge)
+    def add_nothing(total, noise_state, key, t):
+        return total, noise_state
+
+    sum_over_batch = dp_sgd.sum_over_batch(loss, make_gradient, add_nothing, settings, mesh, merge)
 
     def step(state, data, key, loss_key, t):
-        total, stats = sum_over_batch(state["params"], state.get("frozen", {}), data, key, loss_key, t)
+        total, _, stats = sum_over_batch(state["params"], state.get("frozen", {}), {}, data, key, loss_key, t)
         return update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total)), stats
 
     return step

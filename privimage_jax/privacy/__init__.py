@@ -17,6 +17,7 @@ _MODULE_OF = {
     "DPSGD": "dp_sgd",  # the public settings of DP-SGD
     "dp_step": "dp_sgd",  # one step: sampling, clipping, noise, update
     "check_objective": "dp_sgd",  # whether a loss keeps examples apart
+    "with_noise_state": "dp_sgd",  # a state for noise that carries one
     "clipped_grad": "clipping",  # the sum of clipped per-example gradients
     "per_example_gradients": "clipping",
     "poisson_rate": "sampling",  # the exact sampling rate, for the accountant
@@ -25,6 +26,9 @@ _MODULE_OF = {
     "Gaussian": "accounting",  # mechanisms, as the accountant takes them
     "SampledGaussian": "accounting",
     "new_key": "chacha",  # 256 bits from the operating system
+    "Noise": "noise",  # what a step adds, and what it costs
+    "INDEPENDENT": "noise",  # fresh Gaussian noise in each step: the default
+    "gaussian": "noise",  # from ChaCha20, for a noise of your own
     "rounded_gaussian": "noise",  # noise for counts, on the host
     "Ledger": "ledger",  # what was spent, chained by hashes
     "verify": "verification",  # a ledger, recomputed with dp-accounting alone

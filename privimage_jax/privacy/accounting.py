@@ -94,6 +94,7 @@ def solve_noise_multiplier(
     steps: int,
     other_events: Sequence[Event] = (),
     accountant: str = "pld",
+    event: Callable[[float, float, int], Event] = SampledGaussian,
 ) -> float:
     """The smallest noise multiplier, rounded up to 4 decimals, with which everything together costs target_epsilon.
 
@@ -104,6 +105,7 @@ def solve_noise_multiplier(
       steps: the number of DP-SGD steps.
       other_events: every other mechanism of the run, earlier or later, reserved before DP-SGD.
       accountant: "pld" or "rdp".
+      event: `(noise_multiplier, sampling_rate, steps) -> Event`, what DP-SGD costs: `noise.Noise.event` of its noise.
 
     Raises:
       ValueError: when the other mechanisms alone exceed the budget, or leave too little for any noise.
@@ -119,8 +121,8 @@ def solve_noise_multiplier(
 
     @functools.cache
     def affordable(grid: int, by: str) -> bool:
-        event = SampledGaussian(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)
-        return _epsilon([*other_events, event], delta, by) <= target_epsilon
+        own = event(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)
+        return _epsilon([*other_events, own], delta, by) <= target_epsilon
 
     # RDP costs milliseconds whatever the noise; PLD's cost explodes far below the answer. So each accountant starts at
     # the answer of a cheaper one.

@@ -3,7 +3,8 @@
     g = (sum over drawn records of clip(g_i, C) + sigma C N(0, I)) / B
 
 with the *expected* batch size B, never the drawn one. Formal guarantee: with respect to zeroing out one record, T steps
-under one key are `accounting.SampledGaussian(noise_multiplier, DPSGD.sampling_rate, T)`.
+under one key are `noise.event(noise_multiplier, DPSGD.sampling_rate, T)`: for the independent noise above, the default,
+`accounting.SampledGaussian`.
 
 The batch, the order of its records and the noise are pure functions of (key, t): the number of devices, the size of the
 microbatch and where the records lie (`records`) change the result by the rounding of float32 sums alone.
@@ -20,7 +21,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from privimage_jax.privacy import clipping, noise, records, sampling, weight_gradients
+from privimage_jax.privacy import clipping, records, sampling, weight_gradients
+from privimage_jax.privacy.noise import INDEPENDENT, Noise
 
 AXIS = records.AXIS
 
@@ -76,6 +78,7 @@ def dp_step(
     mesh: Mesh | None = None,
     merge: Callable[[Any, Any], Any] | None = None,
     convolution: weight_gradients.Rule | None = None,
+    noise: Noise = INDEPENDENT,
 ) -> Step:
     """One step of DP-SGD as a pure, jit-able function.
 
@@ -86,11 +89,12 @@ def dp_step(
       mesh: of one axis, "data"; None is all devices.
       merge: `(params, frozen) -> params` of the loss; without it `state["frozen"]` is not used.
       convolution: how book-keeping computes weight gradients of convolutions; None is `weight_gradients.of_platform`.
+      noise: what is added to the sum of each step.
 
     Returns:
       `step(state, data, key, loss_key, t) -> (state, stats)`:
 
-      - state: a dict with "params", what is trained, and "frozen", what is not;
+      - state: a dict with "params", what is trained, "frozen", what is not, and "noise", see `with_noise_state`;
       - data: `records.Records` of {"image", "label"}, replicated or sharded, as they were placed; or a tree of arrays
         [n, ...], which every device then holds;
       - key: ChaCha20 key, uint32 [8], of batches and noise; one mechanism's, never used for the same t on other data;
@@ -108,38 +112,66 @@ def dp_step(
     def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
         return clipping.clipped_grad(loss, settings.clip_norm, settings.method, settings.precision, convolution)
 
-    def add_noise(total: Any, key: jax.Array, t: jax.Array) -> Any:
-        std = settings.noise_multiplier * settings.clip_norm
-        return jax.tree.map(jnp.add, total, noise.gaussian(key, t, total, std))
+    def add_noise(total: Any, noise_state: Any, key: jax.Array, t: jax.Array) -> tuple[Any, Any]:
+        return noise.add(total, noise_state, key, t, settings.noise_multiplier * settings.clip_norm)
 
     make_gradient(per_example_loss)  # a wrong method or clip norm is named now, not at the first step
     noised_sum = sum_over_batch(per_example_loss, make_gradient, add_noise, settings, mesh, merge)
 
     def step(state: State, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array) -> tuple[State, Stats]:
-        total, stats = noised_sum(state["params"], state.get("frozen", {}), data, key, loss_key, t)
-        return update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total)), stats
+        noise_state = state.get("noise", {})
+        if _shapes(noise_state) != _shapes(jax.eval_shape(noise.init, state["params"])):
+            raise ValueError('state["noise"] is not what the noise carries; start from with_noise_state(state, noise).')
+        params, frozen = state["params"], state.get("frozen", {})
+        total, noise_state, stats = noised_sum(params, frozen, noise_state, data, key, loss_key, t)
+        new = update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total))
+        return _with(new, noise_state), stats
 
     return step
+
+
+def with_noise_state(state: State, noise: Noise) -> State:
+    """The state before the first step, with what the noise carries under "noise"; as it was if that is nothing.
+
+    Args:
+      state: a dict with "params".
+      noise: as `dp_step` is given it.
+    """
+    return _with(state, noise.init(state["params"]))
+
+
+def _with(state: State, noise_state: Any) -> State:
+    return {**state, "noise": noise_state} if jax.tree.leaves(noise_state) else state
+
+
+def _shapes(tree: Any) -> Any:
+    """Structure, shapes and dtypes of a tree, to be compared."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
 def sum_over_batch(
     per_example_loss: clipping.PerExampleLoss,
     make_gradient: Callable[[clipping.PerExampleLoss], clipping.ClippedGrad],
-    add_noise: Callable[[Any, jax.Array, jax.Array], Any],
+    add_noise: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]],
     settings: DPSGD,
     mesh: Mesh,
     merge: Callable[[Any, Any], Any] | None = None,
 ) -> Callable:
-    """`(params, frozen, data, key, loss_key, t) -> (sum, stats)`: the noised sum of gradients over the batch of step t.
+    """The noised sum of gradients over a batch: the data path of every step, private or not.
 
-    The data path of every step, private or not: `make_gradient` and `add_noise` are all that makes it private.
+    `make_gradient` and `add_noise`, `(total, noise state, key, t) -> (noised, noise state)`, are all that makes it
+    private.
+
+    Returns:
+      `(params, frozen, noise state, data, key, loss_key, t) -> (sum, noise state, stats)` over the batch of step t.
     """
     if mesh.axis_names != (AXIS,):
         raise ValueError(f'the mesh must have the one axis "{AXIS}", not {mesh.axis_names}')
     n, m, n_devices = settings.n, settings.microbatch, mesh.size
     merge = merge or (lambda params, frozen: params)
 
-    def on_device(params, frozen, data, key, loss_key, t):
+    def on_device(params, frozen, noise_state, data, key, loss_key, t):
         cumulative = jnp.cumsum(sampling.membership(key, t, n, settings.threshold), dtype=jnp.int32)
         drawn = cumulative[-1]
         # The largest share: every device goes round as often as any other, as it may have to hand out records.
@@ -166,14 +198,14 @@ def sum_over_batch(
         total, counts = jax.lax.fori_loop(0, trips, microbatch, _varying((zeros, nothing)))
         total, counts = _sum_over_devices((total, counts))
         # Once, after the sum over devices, and the same on each.
-        return add_noise(total, key, t), _stats(counts, drawn)
+        return *add_noise(total, noise_state, key, t), _stats(counts, drawn)
 
-    def noised_sum(params, frozen, data, key, loss_key, t):
+    def noised_sum(params, frozen, noise_state, data, key, loss_key, t):
         if records.size(data) != n:
             raise ValueError(f"settings.n is {n}, but the data has {records.size(data)} records")
-        specs = (P(), P(), records.spec(data), P(), P(), P())
+        specs = (P(), P(), P(), records.spec(data), P(), P(), P())
         return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P())(
-            params, frozen, data, key, loss_key, t
+            params, frozen, noise_state, data, key, loss_key, t
         )
 
     return noised_sum

@@ -1,4 +1,4 @@
-"""Gaussian noise from ChaCha20 words.
+"""Gaussian noise from ChaCha20 words, and the record of what DP-SGD adds in each step.
 
 A standard normal value takes 64 random bits: four words make two values by the Box-Muller transform, 64 bits for the
 radius and 64 for the angle. The radius reaches sqrt(2 * 65 * ln 2) = 9.49 (JAX's float32 normals end near 5.4), and no
@@ -8,6 +8,8 @@ Stated limit: values are floating-point numbers, and the guarantee of the Gaussi
 The query does not share that limit: its counts are integers and its noise is rounded to integers.
 """
 
+import dataclasses
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from privimage_jax.privacy import chacha
+from privimage_jax.privacy import accounting, chacha
 
 VALUES_PER_BLOCK = chacha.WORDS_PER_BLOCK // 2
 VALUES_PER_TILE = VALUES_PER_BLOCK * chacha.LANES
@@ -51,6 +53,36 @@ def gaussian(key: jax.Array, step: jax.Array | int, tree: Any, std: float) -> An
         for leaf, start, count in zip(leaves, starts[:-1], counts, strict=True)
     ]
     return jax.tree.unflatten(structure, noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The noise on the sums of gradients of all steps, a pair of pure functions as in optax, and what it costs.
+
+    Attributes:
+      init: `params -> state`; a tree of arrays, {} if nothing is carried from step to step. It must depend on the
+        shapes of the parameters alone.
+      add: `(total, state, key, t, std) -> (noised total, state)`, on every device alike. total: tree of float32; key:
+        ChaCha20 key, uint32 [8]; t: int32 scalar; std: sigma C, as the settings of the step have it. It must be a pure
+        function of these, so that a replay adds the same.
+      event: `(noise_multiplier, sampling_rate, steps) -> Event`, what the steps cost together, for the accountant. It
+        must hold for every pair of neighbours and for gradients that depend on earlier steps.
+      resumable: whether steps under one key cost `event` of their number, whatever steps under another key follow.
+        Only then may a run whose key was lost go on with a fresh one.
+    """
+
+    init: Callable[[Any], Any]
+    add: Callable[[Any, Any, jax.Array, jax.Array, float], tuple[Any, Any]]
+    event: Callable[[float, float, int], accounting.Event]
+    resumable: bool
+
+
+def _add_independent(total: Any, state: Any, key: jax.Array, t: jax.Array, std: float) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.add, total, gaussian(key, t, total, std)), state
+
+
+# The noise of Abadi et al. 2016: fresh in each step, so that steps under several keys add up.
+INDEPENDENT = Noise(init=lambda params: {}, add=_add_independent, event=accounting.SampledGaussian, resumable=True)
 
 
 def rounded_gaussian(key: jax.Array | np.ndarray | bytes, shape: tuple[int, ...], std: float) -> np.ndarray:

@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, sampling
+from privimage_jax.privacy.noise import INDEPENDENT
 from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.stage import noise_multipliers, solved_mechanism, symbol
+
+NOISE = INDEPENDENT  # of DP-SGD; the ledger's lines "dp-sgd" and their verification know its event, and no other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Plan:
         """The planned mechanisms as events of `privacy.accounting`."""
         events: list = [accounting.Gaussian(noise) for noise in self.count_noise.values()]
         if self.finetune_noise is not None:
-            events.append(accounting.SampledGaussian(self.finetune_noise, self.sampling_rate, self.steps))
+            events.append(NOISE.event(self.finetune_noise, self.sampling_rate, self.steps))
         return events
 
     def spent(self, events: list, accountant: str | None = None) -> float:
@@ -84,7 +87,7 @@ def _solve(epsilon, delta, n, accountant, counts, batch_size, steps) -> Plan:
     noise = None
     if steps:
         try:
-            noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, others, accountant)
+            noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, others, accountant, NOISE.event)
         except ValueError as error:
             raise UserError(f"config.privacy: {error}") from None
     return Plan(epsilon, delta, n, accountant, {name: noise for name, _, noise in counts}, noise, rate, steps)
@@ -101,7 +104,7 @@ def describe(plan: Plan, config: ConfigDict) -> str:
     for name, noise in plan.count_noise.items():
         rows.append((f"{name}: {symbol(config, name)} = {noise:g}", [accounting.Gaussian(noise)]))
     if plan.finetune_noise is not None:
-        event = accounting.SampledGaussian(plan.finetune_noise, plan.sampling_rate, plan.steps)
+        event = NOISE.event(plan.finetune_noise, plan.sampling_rate, plan.steps)
         rows.append(
             (f"DP-SGD: sigma2 = {plan.finetune_noise:.4g}, q = {plan.sampling_rate:.4g}, T = {plan.steps}", [event])
         )

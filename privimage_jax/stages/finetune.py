@@ -1,6 +1,7 @@
 """Stage 5: fine-tune the generator on the sensitive images with DP-SGD (mechanism 2) and publish it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
+from privimage_jax.run.plan import NOISE
 from privimage_jax.run.stage import named
 from privimage_jax.stages import pretrain
 from privimage_jax.storage import workdir
@@ -85,18 +87,28 @@ class StepRange:
     stop: int
 
 
-def next_step_range(lines: list[dict[str, Any]], checkpoint: int, steps: int, has_key) -> StepRange:
+def next_step_range(
+    lines: list[dict[str, Any]],
+    checkpoint: int,
+    steps: int,
+    has_key: Callable[[int], bool],
+    resumable: bool = NOISE.resumable,
+) -> StepRange:
     """Which steps follow the checkpoint, given this mechanism's ledger lines.
 
     Steps reserved under a key that is still there are replayed for free. Under a lost key they are spent, and the run
     goes on from its checkpoint with a fresh key for as many steps as the plan has left; likewise if the checkpoint is
-    older than the first step of the present key.
+    older than the first step of the present key. Noise that is not resumable forbids a fresh key.
 
     Args:
       lines: the ledger's lines of DP-SGD blocks, oldest first.
       checkpoint: the step of the newest intact checkpoint.
       steps: planned number of steps T.
       has_key: generation -> whether its key is at hand.
+      resumable: of the noise, see `privacy.noise.Noise`.
+
+    Raises:
+      UserError: if the key was lost and the noise is not resumable.
     """
     blocks = [(line["key_generation"], *line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
     if not blocks:
@@ -106,6 +118,10 @@ def next_step_range(lines: list[dict[str, Any]], checkpoint: int, steps: int, ha
     if has_key(generation) and own[0][0] <= checkpoint:
         before = sum(end - begin for owner, begin, end in blocks if owner != generation)
         return StepRange(generation, checkpoint, own[-1][1], own[0][0] + steps - before)
+    if not resumable:
+        raise UserError(
+            "the key of DP-SGD was lost, and its noise cannot go on under a fresh one; start a new workdir."
+        )
     left = steps - sum(end - begin for _, begin, end in blocks)
     return StepRange(generation + 1, checkpoint, checkpoint, checkpoint + left)
 
@@ -143,7 +159,8 @@ def _train(
     convolutions: convolution_choice.Choice,
 ) -> Params:
     config, plan, log = inputs.config, inputs.plan, inputs.config.log
-    state = place(generator.private_state(params, inputs.key(FIRST_VALUES)), replicated(inputs.mesh))
+    state = dp_sgd.with_noise_state(generator.private_state(params, inputs.key(FIRST_VALUES)), NOISE)
+    state = place(state, replicated(inputs.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, mechanism.warn) or state
     step_range = next_step_range(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
@@ -288,7 +305,7 @@ def make_step(
     """
     rule = convolution_rule(convolutions or {}, mesh)
     dp_step = dp_sgd.dp_step(
-        generator.per_example_loss, generator.private_update, settings, mesh, generator.merge, rule
+        generator.per_example_loss, generator.private_update, settings, mesh, generator.merge, rule, NOISE
     )
 
     def step(state, inputs, t):

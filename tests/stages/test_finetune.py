@@ -1,5 +1,6 @@
 import pytest
 
+from privimage_jax.errors import UserError
 from privimage_jax.stages.finetune import StepRange, check_processed, next_step_range
 
 
@@ -22,6 +23,16 @@ def blocks(*ranges):
 )
 def test_steps_after_a_crash(lines, checkpoint, keys, expected):
     assert next_step_range(lines, checkpoint, 10, keys.__contains__) == expected
+
+
+def test_noise_that_is_not_resumable_needs_its_key():
+    """Its steps are replayed under their own key; without that, no fresh key takes over."""
+    spent = blocks((0, 0, 4), (0, 4, 8))
+    assert next_step_range([], 0, 10, set().__contains__, resumable=False) == StepRange(0, 0, 0, 10)
+    assert next_step_range(spent, 6, 10, {0}.__contains__, resumable=False) == StepRange(0, 6, 8, 10)
+    assert next_step_range(spent, 0, 10, {0}.__contains__, resumable=False) == StepRange(0, 0, 8, 10)
+    with pytest.raises(UserError, match="the key of DP-SGD was lost, and its noise cannot go on"):
+        next_step_range(spent, 6, 10, set().__contains__, resumable=False)
 
 
 def test_a_record_that_was_drawn_but_not_processed_stops_the_run():
