@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import subprocess
 
 import pytest
 
@@ -73,6 +74,12 @@ def test_imports_run_one_way(path):
         target = name.split(".")[0]
         if target in RANK and target != owner(path):
             assert RANK[target] < rank, f"{path.name} imports {name}"
+
+
+def test_the_checkout_has_no_symlink():
+    """Where a file system has none, it would be a text file."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    assert [line for line in listed.stdout.splitlines() if line.startswith("120000")] == []
 
 
 def writes_in(path: pathlib.Path) -> set[str]:
