@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 
 from privimage_jax import main
+from privimage_jax.cli import devices
 from privimage_jax.run import inputs
 from privimage_jax.training.mesh import make_mesh
 
@@ -43,7 +44,7 @@ class Result:
 def in_process(monkeypatch) -> None:
     """Lets `main` run in this process, on one device and with the tests' own jax set-up."""
     mesh = make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(main, "_set_up_jax", lambda *_: None)
+    monkeypatch.setattr(devices, "start", lambda *_: None)
     monkeypatch.setattr(inputs, "make_mesh", lambda: mesh)
 
 

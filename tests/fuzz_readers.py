@@ -22,6 +22,7 @@ from fuzz import Reader
 
 from privimage_jax import config as configs
 from privimage_jax import main
+from privimage_jax.cli import devices
 from privimage_jax.configs import base
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
@@ -52,7 +53,7 @@ def command(*arguments) -> None:
       RuntimeError: for any other exit status than 0, or another number of lines.
     """
     out, err = io.StringIO(), io.StringIO()
-    with mock.patch.object(main, "_set_up_jax"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with mock.patch.object(devices, "start"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main.main(["privimage", *map(str, arguments)])
     said = err.getvalue()
     if status == 2 and said.startswith("privimage: error: ") and said.count("\n") == 1:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from privimage_jax import main
+from privimage_jax.cli import devices
 from privimage_jax.commands import benchmark
 from privimage_jax.commands import benchmark_peers as peers
 from privimage_jax.configs import base
@@ -116,7 +116,7 @@ def test_every_combination_is_measured_and_written(privimage, config, tmp_path, 
 def test_bad_input_is_refused_before_jax_is_set_up(privimage, config, tmp_path, monkeypatch, arguments, culprits):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(main, "_set_up_jax", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(devices, "start", lambda *_: pytest.fail("too late"))
     privimage("benchmark", "--config", config, *arguments).refuses(*culprits)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

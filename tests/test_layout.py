@@ -28,6 +28,7 @@ LAYERS = (
     ("commands",),
     ("targets",),
     ("light",),
+    ("cli",),
     ("main",),
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them
