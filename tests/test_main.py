@@ -13,9 +13,9 @@ import pytest
 from commands import finish, start
 
 import privimage_jax.configs
-from privimage_jax import config as configs
 from privimage_jax.cli import devices, parsing
 from privimage_jax.cli.table import COMMANDS
+from privimage_jax.settings import config_files
 
 CONFIGS = pathlib.Path(privimage_jax.configs.__path__[0])
 N = "--config.data.n=60"
@@ -161,7 +161,7 @@ def test_overrides_reach_the_config_wherever_they_stand(config):
 
 
 def test_a_config_takes_an_argument(privimage):
-    assert configs.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
+    assert config_files.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
     privimage("budget", f"--config={CONFIGS / 'mnist.py'}:64").refuses("mnist.py fails", "get_config() takes 0")
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
+from privimage_jax.settings import config_files
 
 # What the pages of all commands say that take one.
 CONFIG = """\
@@ -53,7 +54,7 @@ def parse(
         if path is not None:
             config_flags.DEFINE_config_dict(
                 "config",
-                configs.load(path),
+                config_files.load(path),
                 lock_config=False,  # it is already, but for the arguments of models,
                 accept_new_attributes=True,  # which may be new; all other names have been checked
                 flag_values=values,

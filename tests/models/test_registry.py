@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from privimage_jax.config import check, load
+from privimage_jax.config import check
 from privimage_jax.errors import UserError
 from privimage_jax.generators.edm import EDM, make_per_example_loss, sample
 from privimage_jax.models.registry import build_classifier, build_denoiser, init_denoiser
+from privimage_jax.settings.config_files import load
 
 DOC = pathlib.Path(__file__).parents[2] / "docs" / "swap_a_model.md"
 
