@@ -17,7 +17,8 @@ from privimage_jax.metrics.sds import sds
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
-from privimage_jax.stages import evaluation_page, sample, selection, train_query, utility
+from privimage_jax.stages import sample, selection, train_query
+from privimage_jax.stages.parts import evaluation_page, utility
 from privimage_jax.stages.query import count_semantics
 from privimage_jax.storage.workdir import atomic_write_json, remove
 from privimage_jax.training.writers import headline, image_grid, progress, save_png

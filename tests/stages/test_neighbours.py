@@ -8,7 +8,7 @@ import pytest
 from privimage_jax.configs import base
 from privimage_jax.data import Dataset
 from privimage_jax.run.stage import shows_neighbours
-from privimage_jax.stages import neighbours
+from privimage_jax.stages.parts import neighbours
 
 
 def grey(*values):
