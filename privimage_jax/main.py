@@ -17,10 +17,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from privimage_jax import config as configs
 from privimage_jax.cluster import distributed, preemption, processes
@@ -108,7 +109,7 @@ def main(argv: list[str]) -> int:
         culprit = "" if error.filename is None else f" ({error.filename})"
         sentence = f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
         print(f"privimage: error: {printable(sentence)}", file=sys.stderr)
-        if error.filename is None:  # nothing is to be flushed in vain at exit
+        if error.filename is None and sys.__stdout__ is not None:  # nothing is to be flushed in vain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return _ended(2, sentence)
     except preemption.Preempted:
@@ -144,7 +145,7 @@ def _flush() -> None:
         sys.stderr.flush()
 
 
-def report_unraisable(unraisable) -> None:
+def report_unraisable(unraisable: Any) -> None:
     """For `sys.unraisablehook`: keeps other threads silent.
 
     When a write fails, tensorstore's threads go on to call an event loop that orbax has closed; the main thread says
@@ -234,12 +235,12 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def _configured(arguments: list[str], *required: str, **accepted: Iterable[str]):
+def _configured(arguments: list[str], *required: str, **accepted: Any) -> tuple[ConfigDict, Any]:
     values, _ = _parse(arguments, "config", *required, **accepted)
     return configs.check(values.config), values
 
 
-def _set_up_jax(cache_dir=None, place: distributed.Place | None = None) -> None:
+def _set_up_jax(cache_dir: Path | None = None, place: distributed.Place | None = None) -> None:
     """What must happen before jax starts; a user's own XLA_FLAGS come last and win.
 
     Compiled programs are kept in `cache_dir`. On a GPU that is also how a replay gets the same kernels: XLA chooses
@@ -469,7 +470,7 @@ def _audit(arguments: list[str]) -> None:
 
 def _sweep(arguments: list[str]) -> None:
     required = ("workdir", "over")
-    accepted = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
+    accepted: dict[str, Any] = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
     given, _ = _parse(arguments, "config", *required, **accepted)
     fields = combinations.parse(given.over)
     experiments = []
@@ -505,7 +506,7 @@ def _numbers(name: str, text: str, most: int = 10**6) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
-def _check_batch_sizes(config, batch_sizes: list[int]) -> None:
+def _check_batch_sizes(config: ConfigDict, batch_sizes: list[int]) -> None:
     """Refuses batches of more records than the config declares."""
     if config.data.n and max(batch_sizes) > config.data.n:
         raise UserError(

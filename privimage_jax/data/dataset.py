@@ -18,11 +18,11 @@ class Subset:
     """Some rows of an array, read when they are asked for: what is memory-mapped stays on the disk.
 
     Attributes:
-        array: [N, ...].
+        array: [N, ...], or itself some rows of another.
         rows: int64 [M], numbers of rows of `array`.
     """
 
-    array: np.ndarray
+    array: "np.ndarray | Subset"
     rows: np.ndarray
 
     @property
@@ -70,7 +70,7 @@ class Dataset:
     class_names: tuple[str, ...]
     name: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(f"images are {self.images.dtype} {self.images.shape}, not uint8 [N, H, W, C]")
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
@@ -93,7 +93,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of every image."""
-        return self.images.shape[1:]
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
 
     def digest(self) -> str:
         """SHA-256 (hex) of shape, pixels, labels and class names, computed once; the name does not enter."""

@@ -15,6 +15,7 @@ rings less than Lanczos at the small sizes used here, and it enlarges smoothly.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import (
@@ -62,7 +63,7 @@ def decode_image(content: Path | bytes, name: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+            upright: Any = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
             upright.filename = name  # what later messages call it
             return upright
     except Image.DecompressionBombError:

@@ -191,7 +191,7 @@ def _runner(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
     return make_runner(classifier.make_step(model, recipe, mesh))
 
 
-def accuracy(model: nn.Module, variables, test: Dataset, batch_size: int = 512) -> float:
+def accuracy(model: nn.Module, variables: Any, test: Dataset, batch_size: int = 512) -> float:
     """Share of `test` whose largest logit is the label's."""
     logits = extract(forward(model, variables, method="__call__"), test.images, batch_size)
     return float(np.mean(logits.argmax(-1) == np.asarray(test.labels)))

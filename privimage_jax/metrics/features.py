@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from privimage_jax.data.dataset import Subset
 from privimage_jax.data.pixels import to_float
 from privimage_jax.training.mesh import batch_sharded, make_mesh, place, replicated
 
@@ -28,11 +29,12 @@ class _Forward:
     module: nn.Module
     method: str
 
-    def __call__(self, variables, x: jax.Array) -> jax.Array:
-        return self.module.apply(variables, x, train=False, method=self.method)
+    def __call__(self, variables: Any, x: jax.Array) -> jax.Array:
+        values: Any = self.module.apply(variables, x, train=False, method=self.method)
+        return values
 
 
-def forward(module: nn.Module, variables, method: str = "features") -> Callable[[jax.Array], jax.Array]:
+def forward(module: nn.Module, variables: Any, method: str = "features") -> Callable[[jax.Array], jax.Array]:
     """Binds a classifier of `models.registry` to its variables, for `extract`.
 
     Args:
@@ -48,20 +50,20 @@ def forward(module: nn.Module, variables, method: str = "features") -> Callable[
 class _Both:
     module: nn.Module
 
-    def __call__(self, variables, x: jax.Array) -> Outputs:
+    def __call__(self, variables: Any, x: jax.Array) -> Outputs:
         # The compiler finds what the two have in common, so that the trunk of a network is computed once.
         features, logits = (_Forward(self.module, method)(variables, x) for method in ("features", "__call__"))
         return Outputs(features, logits)
 
 
-def forward_both(module: nn.Module, variables) -> Callable[[jax.Array], Outputs]:
+def forward_both(module: nn.Module, variables: Any) -> Callable[[jax.Array], Outputs]:
     """As `forward`, for features and logits in one pass."""
     return jax.tree_util.Partial(_Both(module), variables)
 
 
 def extract(
     apply_features: Callable[[jax.Array], Any],
-    images: np.ndarray,
+    images: np.ndarray | Subset,
     batch_size: int = 512,
     on_images: Callable[[int], None] | None = None,
 ) -> Any:

@@ -41,8 +41,8 @@ def measure(
         elsewhere fails.
     """
     sets = Sets(train, test, synthetic, neighbours)
-    results = {key: _number(key, each, sets) for key, each in table.items() if each.of is not None}
-    results = {key: value for key, value in results.items() if value is not None}
+    numbers = {key: _number(key, each, sets) for key, each in table.items()}
+    results = {key: value for key, value in numbers.items() if value is not None}
     if wrong := [key for key, value in results.items() if not math.isfinite(value)]:
         raise UserError(
             f"config.evaluate.extractors: {name} gives features of up to {np.abs(synthetic.features).max():.1e}, for "
@@ -52,6 +52,8 @@ def measure(
 
 
 def _number(key: str, each: Measure, sets: Sets) -> float | None:
+    if each.of is None:
+        return None
     if not each.name:
         return each.of(sets)
     try:

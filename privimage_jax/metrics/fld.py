@@ -7,6 +7,7 @@ fitted widths shrink and the test images become unlikely.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +61,13 @@ def fld(train: np.ndarray, test: np.ndarray, synthetic: np.ndarray, max_syntheti
 
 def _fitted_loss(centres: np.ndarray, fit_to: np.ndarray, test: np.ndarray) -> float:
     """Mean negative log-likelihood a dimension of `test` under the mixture on `centres` fitted to `fit_to`."""
-    fit_to, centres = jnp.asarray(fit_to), jnp.asarray(centres)
-    to_mean = SHRUNK_DISTANCE * _squared_distances(fit_to, fit_to.mean(axis=0, keepdims=True))[:, 0]
-    log_variances = _fit(_squared_distances(fit_to, centres), to_mean, centres.shape[1])
-    dim, losses = centres.shape[1], []
-    for rows in np.split(test, range(BATCH_SIZE, len(test), BATCH_SIZE)):
-        log_p = _log_components(_squared_distances(jnp.asarray(rows), centres), log_variances, dim)
-        losses.append(-jax.nn.logsumexp(log_p - jnp.log(len(centres)), axis=1) / dim)
+    rows, means = jnp.asarray(fit_to), jnp.asarray(centres)
+    to_mean = SHRUNK_DISTANCE * _squared_distances(rows, rows.mean(axis=0, keepdims=True))[:, 0]
+    log_variances = _fit(_squared_distances(rows, means), to_mean, means.shape[1])
+    dim, losses = means.shape[1], []
+    for part in np.split(test, range(BATCH_SIZE, len(test), BATCH_SIZE)):
+        log_p = _log_components(_squared_distances(jnp.asarray(part), means), log_variances, dim)
+        losses.append(-jax.nn.logsumexp(log_p - jnp.log(len(means)), axis=1) / dim)
     return float(jnp.concatenate(losses).mean())
 
 
@@ -93,8 +94,8 @@ def _fit(distances: jax.Array, to_mean: jax.Array, dim: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="dim")
-def _step(parameters, opt_state, distances, to_mean, dim):
-    def loss(parameters):
+def _step(parameters: Any, opt_state: Any, distances: jax.Array, to_mean: jax.Array, dim: int) -> tuple[Any, Any]:
+    def loss(parameters: Any) -> jax.Array:
         log_variances, log_variance_at_mean = parameters
         log_p = _log_components(distances, log_variances, dim) - jnp.log(distances.shape[1])
         at_mean = _log_components(to_mean[:, None], log_variance_at_mean, dim)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from privimage_jax.data.dataset import Subset
 from privimage_jax.report import plots
 from privimage_jax.report.text import escape
 
@@ -28,7 +29,7 @@ class ImageSet:
     """
 
     name: str
-    images: np.ndarray
+    images: np.ndarray | Subset
     labels: np.ndarray
 
 

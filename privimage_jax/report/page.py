@@ -310,7 +310,7 @@ def _ledger(inputs: ReportInputs) -> str:
 
 def _ledger_row(entry: dict[str, Any]) -> str:
     steps = entry.get("steps")
-    is_span = isinstance(steps, list | tuple) and len(steps) == 2
+    span = "{:,} – {:,}".format(*steps) if isinstance(steps, list | tuple) and len(steps) == 2 else text.value(steps)
     kind, mechanism = text.value(entry.get("kind")), text.value(entry.get("mechanism"))
     previous = str(entry.get("previous") or "")
     epsilon = entry.get("epsilon")
@@ -324,7 +324,7 @@ def _ledger_row(entry: dict[str, Any]) -> str:
         f"<td><strong>{mechanism or kind}</strong>{f' <small>{kind}</small>' if mechanism else ''}</td>"
         f'<td class="number">{text.value(entry.get("noise_multiplier"))}</td>'
         f'<td class="number">{text.value(entry.get("sampling_rate"))}</td>'
-        f'<td class="number">{f"{steps[0]:,} – {steps[1]:,}" if is_span else text.value(steps)}</td>'
+        f'<td class="number">{span}</td>'
         f'<td class="number">{"" if epsilon is None else text.rounded_up(float(epsilon))}</td>'
         f'<td><code title="{text.escape(previous)}">{text.escape(previous[:10])}</code></td>'
         f'<td class="others">{others}</td></tr>'

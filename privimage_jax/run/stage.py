@@ -115,7 +115,7 @@ def value(config: ConfigDict, key: str) -> Any:
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it."""
     names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
-    return configs.section(config, *names, *generator_sections(config)) | reserved(config)
+    return {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
 
 
 def _sampler_settings(config: ConfigDict) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
             raise UserError(f"config.extra_stages: {name} follows {one.after!r}; give one of {', '.join(names)}.")
         for what, taken, own in (
             ("name", {*names}, {one.name}),
-            ("mechanism", {stage.mechanism.name for stage in stages if stage.mechanism}, _mechanism_name(one)),
+            ("mechanism", {stage.mechanism.name for stage in stages if stage.mechanism}, mechanism_names(one)),
             ("artefact", {path for stage in stages for path in stage.writes}, {*one.writes}),
         ):
             if twice := sorted(taken & own):
@@ -262,7 +262,8 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _mechanism_name(stage: Stage) -> set[str]:
+def mechanism_names(stage: Stage) -> set[str]:
+    """The name of the stage's mechanism, if it has one."""
     return {stage.mechanism.name} if stage.mechanism else set()
 
 

@@ -8,6 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -36,7 +37,8 @@ class MetricWriter:
             an interruption, are dropped, since they are about to be written again; 0 starts afresh.
     """
 
-    _events = None  # nothing to close in other processes than the first, which alone writes
+    _file: Any = None  # of text, or None
+    _events: Any = None  # `_Events`; nothing to close in other processes than the first, which alone writes
 
     @on_process_zero
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
@@ -101,7 +103,7 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def _read(self) -> list[dict[str, str]]:
@@ -164,7 +166,7 @@ class _Events:
     def close(self) -> None:
         self._writer.close()
 
-    def _write(self, step: int, **content) -> None:
+    def _write(self, step: int, **content: Any) -> None:
         self._writer.write_event(self._event.Event(wall_time=time.time(), step=step, **content))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._writer.flush()
@@ -226,7 +228,8 @@ class _RichProgress:
             rich.progress.TextColumn("{task.fields[info]}", style="dim", markup=False),
             console=console,
         )
-        self.unit, self.info = unit, {}
+        self.unit = unit
+        self.info: dict[str, float | int | str] = {}
         self.task = self.bar.add_task(description, total=total, completed=initial, rate="", info="")
         self.bar.start()
 
@@ -263,6 +266,7 @@ def progress(
         An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
     """
     console = _console()
+    shown: _PlainProgress | _RichProgress | _NoProgress
     if not processes.is_first():
         shown = _NoProgress()
     elif console.is_terminal:
