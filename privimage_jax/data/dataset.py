@@ -18,8 +18,8 @@ class Subset:
     """Some rows of an array, read when they are asked for: what is memory-mapped stays on the disk.
 
     Attributes:
-        array: [N, ...], or itself some rows of another.
-        rows: int64 [M], numbers of rows of `array`.
+      array: [N, ...], or itself some rows of another.
+      rows: int64 [M], numbers of rows of `array`.
     """
 
     array: "np.ndarray | Subset"
@@ -55,14 +55,14 @@ class Dataset:
     """A labelled image set.
 
     Attributes:
-        images: uint8 [N, H, W, C], possibly memory-mapped and read-only, or a `Subset` of such; C = 1 is grey, 3 is
-            RGB.
-        labels: int32 [N], each an index into `class_names`.
-        class_names: the declared list of classes; one without images is fine.
-        name: what reports call the set.
+      images: uint8 [N, H, W, C], possibly memory-mapped and read-only, or a `Subset` of such; C = 1 is grey, 3 is
+        RGB.
+      labels: int32 [N], each an index into `class_names`.
+      class_names: the declared list of classes; one without images is fine.
+      name: what reports call the set.
 
     Raises:
-        ValueError: arrays of other shapes or types, or a label outside the list of classes.
+      ValueError: arrays of other shapes or types, or a label outside the list of classes.
     """
 
     images: np.ndarray | Subset

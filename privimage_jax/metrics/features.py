@@ -38,10 +38,10 @@ def forward(module: nn.Module, variables: Any, method: str = "features") -> Call
     """Binds a classifier of `models.registry` to its variables, for `extract`.
 
     Args:
-        module: called as `module.apply(variables, x, train=False, method=method)`.
-        variables: `{"params": ..., "batch_stats": ...}`. They stay arguments of the compiled pass and never become
-            constants in it.
-        method: `"features"` for `[B, D]` features, `"__call__"` for `[B, n_classes]` logits.
+      module: called as `module.apply(variables, x, train=False, method=method)`.
+      variables: `{"params": ..., "batch_stats": ...}`. They stay arguments of the compiled pass and never become
+        constants in it.
+      method: `"features"` for `[B, D]` features, `"__call__"` for `[B, n_classes]` logits.
     """
     return jax.tree_util.Partial(_Forward(module, method), variables)
 
@@ -73,17 +73,17 @@ def extract(
     compiled whatever N is.
 
     Args:
-        apply_features: from float32 images in [-1, 1] `[B, H, W, C]` to `[B, D]` or to `Outputs`, each row from its
-            own image alone: the result of `forward` or `forward_both`, or any function that holds no data.
-        images: uint8 `[N, H, W, C]`; may be memory-mapped.
-        batch_size: images at a time over all devices together; rounded up to a multiple of the number of devices.
-        on_images: called as `on_images(n)` after every n images.
+      apply_features: from float32 images in [-1, 1] `[B, H, W, C]` to `[B, D]` or to `Outputs`, each row from its
+        own image alone: the result of `forward` or `forward_both`, or any function that holds no data.
+      images: uint8 `[N, H, W, C]`; may be memory-mapped.
+      batch_size: images at a time over all devices together; rounded up to a multiple of the number of devices.
+      on_images: called as `on_images(n)` after every n images.
 
     Returns:
-        float32 `[N, D]`, or `Outputs` of such, on the host.
+      float32 `[N, D]`, or `Outputs` of such, on the host.
 
     Raises:
-        ValueError: if there is no image or they are not uint8 `[N, H, W, C]`.
+      ValueError: if there is no image or they are not uint8 `[N, H, W, C]`.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise ValueError(f"extract takes uint8 images [N, H, W, C] with N > 0, not {images.dtype} {images.shape}")

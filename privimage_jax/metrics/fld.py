@@ -29,20 +29,24 @@ def fld(train: np.ndarray, test: np.ndarray, synthetic: np.ndarray, max_syntheti
     About 0 for a perfect model, larger is worse; below 0 if the synthetic set is better than half of the training set.
     Constants and the fitting are those of the authors' package.
 
+    >>> train, test = np.random.default_rng(0).standard_normal((2, 20, 2))
+    >>> fld(train, test, train) > 1000  # copies of the training set
+    True
+
     Args:
-        train: features of the images that the generator was trained on, `[N, D]`. N times the number of synthetic
-            images floats are kept.
-        test: of other images of the same law, `[M, D]`; all are scaled by this set's mean and standard deviation.
-        synthetic: `[K, D]`.
-        max_synthetic: drawn of the synthetic images where there are more.
-        seed: of that draw and of the halving.
+      train: features of the images that the generator was trained on, `[N, D]`. N times the number of synthetic
+        images floats are kept.
+      test: of other images of the same law, `[M, D]`; all are scaled by this set's mean and standard deviation.
+      synthetic: `[K, D]`.
+      max_synthetic: drawn of the synthetic images where there are more.
+      seed: of that draw and of the halving.
 
     Returns:
-        The divergence; float32 arithmetic.
+      The divergence; float32 arithmetic.
 
     Raises:
-        UserError: if a set has fewer than two rows.
-        ValueError: if D differs.
+      UserError: if a set has fewer than two rows.
+      ValueError: if D differs.
     """
     sets = [np.asarray(rows, np.float32) for rows in (train, test, synthetic)]
     if len({rows.shape[1:] for rows in sets}) != 1 or sets[0].ndim != 2:
@@ -78,9 +82,9 @@ def _fit(distances: jax.Array, to_mean: jax.Array, dim: int) -> jax.Array:
     is near to.
 
     Args:
-        distances: squared, from each row to each centre, `[N, K]`.
-        to_mean: squared, from each row to the rows' mean, `[N]`.
-        dim: D.
+      distances: squared, from each row to each centre, `[N, K]`.
+      to_mean: squared, from each row to the rows' mean, `[N]`.
+      dim: D.
     """
     optimizer = optax.adam(LEARNING_RATE)
     # The best width of a component that explains its nearest row alone.

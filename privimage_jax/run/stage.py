@@ -98,7 +98,12 @@ class Stage:
 
 
 def keys(*names: str) -> Settings:
-    """The settings of these sections and keys, without the places where things lie."""
+    """The settings of these sections and keys, without the places where things lie.
+
+    >>> from privimage_jax.configs import base
+    >>> keys("seed", "query")(base.get_config())
+    {'query.k1': 1, 'query.noise_multiplier': 50.0, 'seed': 0}
+    """
     return lambda config: configs.section(config, *names)
 
 
@@ -108,7 +113,12 @@ def of_generator(*names: str) -> Settings:
 
 
 def value(config: ConfigDict, key: str) -> Any:
-    """The value of a setting "section.key"."""
+    """The value of a setting "section.key".
+
+    >>> from privimage_jax.configs import base
+    >>> value(base.get_config(), "query.noise_multiplier")
+    50.0
+    """
     return functools.reduce(lambda section, name: section[name], key.split("."), config)
 
 
@@ -286,7 +296,11 @@ def enabled_stages(config: ConfigDict) -> tuple[Stage, ...]:
 
 
 def named(name: str, config: ConfigDict | None = None) -> Stage:
-    """The stage of this name; without a config, one of `STAGES`."""
+    """The stage of this name; without a config, one of `STAGES`.
+
+    >>> named("finetune").mechanism.name, named("finetune").writes
+    ('DP-SGD fine-tuning', ('release/generator',))
+    """
     return next(stage for stage in (STAGES if config is None else all_stages(config)) if stage.name == name)
 
 

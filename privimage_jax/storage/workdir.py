@@ -272,7 +272,13 @@ def jsonable(value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-able value, independent of the order of its keys."""
+    """SHA-256 of a JSON-able value, independent of the order of its keys.
+
+    >>> fingerprint({"epsilon": 10, "seed": 0})[:8]
+    '7402ef33'
+    >>> fingerprint({"seed": 0, "epsilon": 10})[:8]
+    '7402ef33'
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -32,9 +32,9 @@ class MetricWriter:
     Losses and norms are functions of sensitive data: the directory belongs under `internal/`.
 
     Args:
-        directory: made if it is missing.
-        start_step: the first step that this run may write. Rows and PNG files of that step and later, written before
-            an interruption, are dropped, since they are about to be written again; 0 starts afresh.
+      directory: made if it is missing.
+      start_step: the first step that this run may write. Rows and PNG files of that step and later, written before
+        an interruption, are dropped, since they are about to be written again; 0 starts afresh.
     """
 
     _file: Any = None  # of text, or None
@@ -256,14 +256,14 @@ def progress(
     On a terminal a live bar; elsewhere a printed line at most every 10 seconds and one at the end.
 
     Args:
-        description: what runs, such as `"pretrain"`.
-        total: units in all, including `initial` ones done by an earlier run.
-        initial: units done before.
-        unit: what is counted.
-        clock: seconds; for tests.
+      description: what runs, such as `"pretrain"`.
+      total: units in all, including `initial` ones done by an earlier run.
+      initial: units done before.
+      unit: what is counted.
+      clock: seconds; for tests.
 
     Yields:
-        An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
+      An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
     """
     console = _console()
     shown: _PlainProgress | _RichProgress | _NoProgress
@@ -284,9 +284,9 @@ def headline(stage: str, status: str, detail: str = "") -> None:
     """Prints one aligned line about a stage: `headline("query", "skipped", "done before")`.
 
     Args:
-        stage: its name.
-        status: "running", "done", "skipped", "warning" or "failed", each with its colour on a terminal; or any word.
-        detail: anything more, printed last.
+      stage: its name.
+      status: "running", "done", "skipped", "warning" or "failed", each with its colour on a terminal; or any word.
+      detail: anything more, printed last.
     """
     style = {"running": "cyan", "done": "green", "skipped": "dim", "warning": "yellow", "failed": "bold red"}.get(
         status, ""
@@ -300,12 +300,12 @@ def image_grid(images: np.ndarray, scale: int = 1, gap: int = 1) -> np.ndarray:
     """Lays images out in rows and columns on white.
 
     Args:
-        images: uint8 `[n_rows, n_cols, H, W, C]`.
-        scale: every pixel becomes a square of this side.
-        gap: white pixels between images, before scaling.
+      images: uint8 `[n_rows, n_cols, H, W, C]`.
+      scale: every pixel becomes a square of this side.
+      gap: white pixels between images, before scaling.
 
     Returns:
-        uint8 `[scale * (n_rows * (H + gap) - gap), scale * (n_cols * (W + gap) - gap), C]`.
+      uint8 `[scale * (n_rows * (H + gap) - gap), scale * (n_cols * (W + gap) - gap), C]`.
     """
     if images.ndim != 5 or images.dtype != np.uint8:
         raise ValueError(f"image_grid takes uint8 [n_rows, n_cols, H, W, C], not {images.dtype} {images.shape}")
