@@ -43,7 +43,7 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, *TARGETS, "hypothesis", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
+        "test": [*AUDIT, *TARGETS, "hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": ["tensorflow"],

@@ -12,10 +12,12 @@ Data already on disk, as prepared TFDS folders:
 Photographs as class folders instead: --config.data.source=folder --config.data.path=FOLDER --config.data.n=0
 """
 
+from ml_collections import ConfigDict
+
 from privimage_jax.configs import base
 
 
-def get_config(size: str = "32"):
+def get_config(size: str = "32") -> ConfigDict:
     """Faces cropped to the central 140 pixels; `size` is 32 or 64."""
     if size not in ("32", "64"):
         raise ValueError(f"size {size!r} is not published; give celeba.py:32 or celeba.py:64")

@@ -11,10 +11,12 @@ Other budgets: --config.privacy.epsilon=1. The published runs take about 50 GPU-
 for 45,000 images (`privimage budget --config configs/cifar10.py --config.data.n=45000`).
 """
 
+from ml_collections import ConfigDict
+
 from privimage_jax.configs import base
 
 
-def get_config():
+def get_config() -> ConfigDict:
     """3.84 M parameters, 1% of ImageNet, 150 epochs of DP-SGD with expected batches of 4096."""
     config = base.get_config()
     config.name = "CIFAR-10"

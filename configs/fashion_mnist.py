@@ -8,10 +8,12 @@ Data already on disk, as prepared TFDS folders:
     --config.data.path=DIR/fashion_mnist/3.0.1 --config.public.path=DIR/imagenet_resized/32x32/0.1.0
 """
 
+from ml_collections import ConfigDict
+
 from privimage_jax.configs import mnist
 
 
-def get_config():
+def get_config() -> ConfigDict:
     """28x28 grey images of clothing."""
     config = mnist.get_config()
     config.name = "Fashion-MNIST"

@@ -8,10 +8,12 @@ Data already on disk, as prepared TFDS folders (public images of any size are ma
     --config.data.path=DIR/mnist/3.0.1 --config.public.path=DIR/imagenet_resized/32x32/0.1.0
 """
 
+from ml_collections import ConfigDict
+
 from privimage_jax.configs import base
 
 
-def get_config():
+def get_config() -> ConfigDict:
     """28x28 grey images, ResNet-18 as query network."""
     config = base.get_config()
     config.name = "MNIST"

@@ -8,10 +8,12 @@ TFDS set of labelled pictures can take the public role. The published size is co
 too few examples in an hour for a generator to learn which digit is which.
 """
 
+from ml_collections import ConfigDict
+
 from privimage_jax.configs import mnist
 
 
-def get_config():
+def get_config() -> ConfigDict:
     """16x16 images, a denoiser of 0.26 M parameters, 40 of 200 public classes, 1000 DP-SGD steps of ~1024 images."""
     config = mnist.get_config()
     config.name = "MNIST at 16x16 on two CPU cores"

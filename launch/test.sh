@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a tested checkout: makes the environment with the test packages and the browser that the pages are
-# tested in (on Debian, as root; elsewhere it says what to install), then runs lint and the whole suite.
+# tested in (on Debian, as root; elsewhere it says what to install), then runs lint, the type checker and the suite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh test
@@ -12,4 +12,5 @@ if ! command -v chromedriver >/dev/null; then
 fi
 ruff check .
 ruff format --check .
+mypy
 exec pytest --numprocesses 2 "$@"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 from absl import logging as absl_logging
 
@@ -43,11 +44,11 @@ def main(argv: list[str]) -> int:
     """
     absl_logging.set_verbosity(absl_logging.FATAL)  # of libraries; what they raise is told in one sentence
     try:
-        page, command = _command(argv)
-        if page:
-            print(page)
+        asked = _command(argv)
+        if isinstance(asked, str):
+            print(asked)
         else:
-            command.run(argv[2:])
+            asked.run(argv[2:])
         sys.stdout.flush()
     except UserError as error:
         print(f"privimage: error: {printable(str(error))}", file=sys.stderr)
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         culprit = "" if error.filename is None else f" ({error.filename})"
         sentence = f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
         print(f"privimage: error: {printable(sentence)}", file=sys.stderr)
-        if error.filename is None:  # nothing is to be flushed in vain at exit
+        if error.filename is None and sys.__stdout__ is not None:  # nothing is to be flushed in vain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         return _ended(2, sentence)
     except preemption.Preempted:
@@ -92,7 +93,7 @@ def _flush() -> None:
         sys.stderr.flush()
 
 
-def report_unraisable(unraisable) -> None:
+def report_unraisable(unraisable: Any) -> None:
     """For `sys.unraisablehook`: keeps other threads silent.
 
     When a write fails, tensorstore's threads go on to call an event loop that orbax has closed; the main thread says
@@ -102,17 +103,17 @@ def report_unraisable(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _command(argv: list[str]) -> tuple[str, Command | None]:
-    """The page of help that is asked for, or the command that is to run."""
+def _command(argv: list[str]) -> Command | str:
+    """The command that is to run, or the page of help that is asked for."""
     known = f"give one of {', '.join(COMMANDS)} (see privimage --help)"
     if len(argv) < 2:
         raise UserError(f"a command is missing; {known}.")
     name, asks = argv[1], bool({"-h", "--help"} & set(argv))
     if name in ("help", "-h", "--help"):
-        return overview(), None
+        return overview()
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command; {known}.")
-    return (COMMANDS[name].help, None) if asks else ("", COMMANDS[name])
+    return COMMANDS[name].help if asks else COMMANDS[name]
 
 
 if __name__ == "__main__":

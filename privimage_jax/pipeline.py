@@ -68,7 +68,7 @@ def run(inputs: Inputs, last: str | None = None) -> None:
         open_ledger(inputs.workdir).check_terms(terms(inputs))
         workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
-            _run_stage(inputs.of(stage, prints[stage.name], microbatch))
+            _run_stage(stage, inputs.of(stage, prints[stage.name], microbatch))
 
 
 def _compare_processes(inputs: Inputs) -> None:
@@ -130,8 +130,8 @@ def named_failures(setting: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def _run_stage(inputs: Inputs) -> None:
-    stage, run = inputs.stage, inputs.workdir
+def _run_stage(stage: Stage, inputs: Inputs) -> None:
+    run = inputs.workdir
     mark = run.done_mark(stage.name)
     missing = [name for name in stage.writes if not (run.root / name).exists()]
     if mark is not None and mark["fingerprint"] == inputs.fingerprint and not missing:

@@ -82,6 +82,7 @@ def test_the_tests_bring_their_browser_where_they_may(environment, tmp_path, use
         "id": f"echo {user}",
         "apt-get": f'echo "$*" >>{log}; exit {apt_status}',
         "ruff": "",
+        "mypy": "",
         "pytest": 'echo "pytest $*"',
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")

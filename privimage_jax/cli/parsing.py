@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -93,7 +94,7 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def configured(arguments: list[str], *required: str, **accepted: Iterable[str]) -> tuple[ConfigDict, flags.FlagValues]:
+def configured(arguments: list[str], *required: str, **accepted: Any) -> tuple[ConfigDict, Any]:
     """The checked config of `--config`, and the flags; arguments as of `parse`."""
     values, _ = parse(arguments, "config", *required, **accepted)
     return configs.check(values.config), values

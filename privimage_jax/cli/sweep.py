@@ -1,5 +1,7 @@
 """`privimage sweep`: a run for each combination of settings."""
 
+from typing import Any
+
 from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import CONFIG, configured, parse
@@ -10,7 +12,7 @@ from privimage_jax.commands import combinations
 def run(arguments: list[str]) -> None:
     """Every combination is checked before the first is run."""
     required = ("workdir", "over")
-    accepted = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
+    accepted: dict[str, Any] = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
     given, _ = parse(arguments, "config", *required, **accepted)
     fields = combinations.parse(given.over)
     experiments = []

@@ -10,6 +10,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -44,7 +45,7 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _note(number, frame) -> None:
+def _note(number: int, frame: Any) -> None:
     for again in SIGNALS:
         signal.signal(again, signal.SIG_DFL)
     _notice.signal = number

@@ -310,8 +310,8 @@ def write_on_process_zero(write: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(write)
-    def call(*arguments, **more) -> None:
-        if _team.count == 1 or getattr(_apart, "depth", 0):
+    def call(*arguments: Any, **more: Any) -> None:
+        if _team.count == 1 or getattr(_apart, "depth", 0) > 0:
             write(*arguments, **more)
             return
         _team.barrier(f"{write.__qualname__} begins")
@@ -328,7 +328,7 @@ def on_process_zero(act: Callable[..., None]) -> Callable[..., None]:
     """For what nobody reads during the run, such as metrics and headlines: process 0 does it, the others pass by."""
 
     @functools.wraps(act)
-    def call(*arguments, **more) -> None:
+    def call(*arguments: Any, **more: Any) -> None:
         if is_first():
             with _on_its_own():
                 act(*arguments, **more)

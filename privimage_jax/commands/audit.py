@@ -269,7 +269,8 @@ def _with_rows(own: PerExampleLoss, rows: nn.Embed) -> PerExampleLoss:
     """The loss of a canary: the generator's, and `factor` times its row; 0 for an excluded one."""
 
     def loss(params: dict, batch: dict[str, jax.Array], keys: jax.Array) -> jax.Array:
-        row = rows.apply({"params": params["rows"]}, batch["row"])[:, 0]
+        found: Any = rows.apply({"params": params["rows"]}, batch["row"])
+        row = found[:, 0]
         return jnp.where(batch["included"], own(params["generator"], batch, keys) + batch["factor"] * row, 0.0)
 
     return loss
@@ -312,16 +313,16 @@ def _observing_update(generator: Generator) -> Callable[[State, dict], State]:
 
 
 def _train(config: ConfigDict, dp_step: dp_sgd.Step, state: dict, inputs: dict) -> dict:
-    def step(state, inputs, t):
+    def step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         return dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
 
     run_steps, steps = loop.make_runner(step), config.audit.steps
     with progress("audit", steps) as bar:
         for begin, end in loop.step_ranges(0, steps, config.log.every):
             state, metrics = run_steps(state, inputs, begin, end)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            finetune.check_processed(begin, end, metrics)
-            bar.advance(end - begin, clipped=metrics["clipped"])
+            numbers = {name: float(value) for name, value in metrics.items()}
+            finetune.check_processed(begin, end, numbers)
+            bar.advance(end - begin, clipped=numbers["clipped"])
     return state
 
 
@@ -332,7 +333,7 @@ def _losses(loss: PerExampleLoss, params: Any, data: dict[str, np.ndarray], keys
         repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(keys), axis=0), example)
         return loss(params, repeated, keys).mean()
 
-    def of_all(params, data):
+    def of_all(params: Any, data: Any) -> Any:
         return jax.lax.map(lambda example: of_one(params, example), data, batch_size=LOSS_BATCH)
 
     return np.asarray(jax.jit(of_all)(params, data))

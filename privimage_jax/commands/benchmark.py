@@ -219,7 +219,9 @@ def _measure(
 ) -> Result:
     key = chacha.key_from_seed(0)  # it protects nothing here
     steps = _full_steps(key, n, problem.batch_size, repeats + 1)
-    entries, notes, quickest = [], [], 0.0
+    entries: list[Entry] = []
+    notes: list[str] = []
+    quickest = 0.0
 
     def add(method: str, devices: int, make: Callable[[], Entry]) -> None:
         nonlocal quickest
@@ -310,7 +312,7 @@ def _full_steps(key: np.ndarray, n: int, batch_size: int, count: int) -> list[in
     threshold = sampling.threshold(batch_size, n)
 
     @jax.jit
-    def drawn(steps):
+    def drawn(steps: jax.Array) -> jax.Array:
         return jax.lax.map(lambda t: jnp.sum(sampling.membership(key, t, n, threshold)), steps)
 
     found, block = [], 32
@@ -409,8 +411,8 @@ def nonprivate_step(
     """`dp_sgd.dp_step` less clipping and noise: the same loop, batches, keys and sums. NOT PRIVATE."""
 
     def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
-        def gradient(params, batch, keys, mask):
-            def total(params):
+        def gradient(params: Any, batch: Any, keys: jax.Array, mask: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+            def total(params: Any) -> tuple[jax.Array, jax.Array]:
                 losses = jnp.where(mask, loss(params, batch, keys), 0.0)
                 return jnp.sum(losses), losses
 
@@ -420,12 +422,14 @@ def nonprivate_step(
 
         return gradient
 
-    def add_nothing(total, noise_state, key, t):
+    def add_nothing(total: Any, noise_state: Any, key: jax.Array, t: jax.Array) -> tuple[Any, Any]:
         return total, noise_state
 
     sum_over_batch = dp_sgd.sum_over_batch(loss, make_gradient, add_nothing, settings, mesh, merge)
 
-    def step(state, data, key, loss_key, t):
+    def step(
+        state: Any, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
         total, _, stats = sum_over_batch(state["params"], state.get("frozen", {}), {}, data, key, loss_key, t)
         return update(state, jax.tree.map(lambda leaf: leaf / settings.batch_size, total)), stats
 
@@ -436,7 +440,8 @@ def _best_nonprivate(problem: Problem) -> Entry:
     """The fastest plain gradient step over a given batch, in the precision that suits the device best."""
     problem = _in_precision(problem, resolve(AUTO, jax.default_backend()))
     batch = jax.device_put(_random_data(problem, problem.batch_size))
-    best, refused = None, None
+    best: tuple[float, _Compiled] | None = None
+    refused = DoesNotFit()
     for microbatch in sorted({problem.divisor(m) for m in (4 * problem.microbatch, problem.microbatch // 4)})[::-1]:
         losses = [problem.loss] if jax.default_backend() != "cpu" else [problem.loss, fast_convolutions()(problem.loss)]
         for loss in losses:
@@ -473,16 +478,16 @@ def _timed(run: Callable[[int], None], t: int) -> float:
 def _plain_step(problem: Problem, loss: Callable, microbatch: int) -> Callable:
     trips = problem.batch_size // microbatch
 
-    def gradient(params, batch, keys):
+    def gradient(params: Any, batch: Any, keys: jax.Array) -> Any:
         return jax.grad(lambda params: jnp.sum(loss(params, batch, keys)) / problem.batch_size)(params)
 
-    def step(state, batch, key):
+    def step(state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
         keys = jax.random.split(key, problem.batch_size)
         if trips == 1:
             return problem.update(state, gradient(state["params"], batch, keys)), ()
         parts = jax.tree.map(lambda leaf: leaf.reshape(trips, microbatch, *leaf.shape[1:]), (batch, keys))
 
-        def add(total, part):
+        def add(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(state["params"], *part)), None
 
         total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["params"]), parts)
@@ -495,7 +500,7 @@ def _sampling(batch_size: int, n: int, key: np.ndarray) -> Entry:
     """Who is in the batch, and where: what a step with exact Poisson batches does beyond one with given batches."""
     threshold = sampling.threshold(batch_size, n)
 
-    def draw(key, t):
+    def draw(key: jax.Array, t: jax.Array) -> jax.Array:
         cumulative = jnp.cumsum(sampling.membership(key, t, n, threshold), dtype=jnp.int32)
         return sampling.positions(cumulative, jnp.arange(batch_size, dtype=jnp.int32))
 
@@ -519,11 +524,11 @@ def _model_flops(problem: Problem) -> float:
     m = problem.microbatch
     batch = _random_data(problem, m)
 
-    def gradient(params, batch, keys):
+    def gradient(params: Any, batch: Any, keys: jax.Array) -> Any:
         return jax.grad(lambda params: jnp.sum(problem.loss(params, batch, keys)))(params)
 
     lowered = jax.jit(gradient).lower(problem.params, batch, jax.random.split(jax.random.key(0), m))
-    return lowered.cost_analysis()["flops"] * problem.batch_size / m
+    return (lowered.cost_analysis() or {})["flops"] * problem.batch_size / m
 
 
 def _product_rate(precision: str) -> float:

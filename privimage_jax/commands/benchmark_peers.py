@@ -153,7 +153,7 @@ def _loss_of_one(problem: Problem, params: Any, batch: dict, key_data: jax.Array
     return problem.loss(params, batch, jax.random.wrap_key_data(key_data))[0]
 
 
-def _jax_privacy_step(problem: Problem):
+def _jax_privacy_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dict, Any]]:
     from jax_privacy.clipping import clipped_grad
 
     microbatch = problem.divisor(problem.microbatch)
@@ -165,7 +165,7 @@ def _jax_privacy_step(problem: Problem):
     )
     std = problem.noise_multiplier * problem.clip_norm
 
-    def step(state, batch, key):
+    def step(state: dict, batch: dict, key: jax.Array) -> tuple[dict, Any]:
         loss_key, noise_key = jax.random.split(key)
         keys = jax.random.key_data(jax.random.split(loss_key, problem.batch_size))
         total = gradient(state["params"], batch, keys)
@@ -176,10 +176,10 @@ def _jax_privacy_step(problem: Problem):
     return step
 
 
-def _optax_step(problem: Problem):
+def _optax_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dict, Any]]:
     from optax.contrib import differentially_private_aggregate
 
-    def step(state, batch, key):
+    def step(state: dict, batch: dict, key: jax.Array) -> tuple[dict, Any]:
         loss_key, noise_key = jax.random.split(key)
         keys = jax.random.key_data(jax.random.split(loss_key, problem.batch_size))
         batch = jax.tree.map(lambda leaf: leaf[:, None], batch)
@@ -192,7 +192,7 @@ def _optax_step(problem: Problem):
     return step
 
 
-def _torch():
+def _torch() -> Any:
     return importlib.import_module("torch")
 
 
@@ -217,7 +217,8 @@ class TorchStep:
         torch = _torch()
         self.problem, self.private = problem, private
         self.device = torch.device("cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu")
-        twin = unet_twin(problem.generator.model, problem.image_shape[0])
+        generator: Any = problem.generator  # a `Diffusion`, see `unsuited`
+        twin = unet_twin(generator.model, problem.image_shape[0])
         load_parameters(twin, problem.merged(problem.params))
         check_twin(twin, problem)
         self.network = twin.to(self.device)
@@ -241,7 +242,7 @@ class TorchStep:
         self.average = [weight.detach().clone() for weight in self.weights]
         shape = (problem.batch_size, problem.image_shape[2], *problem.image_shape[:2])
         self.images = torch.rand(shape, device=self.device) * 2 - 1
-        self.labels = torch.arange(problem.batch_size, device=self.device) % problem.generator.model.n_classes
+        self.labels = torch.arange(problem.batch_size, device=self.device) % generator.model.n_classes
 
     def __call__(self) -> None:
         torch, problem = _torch(), self.problem
@@ -269,13 +270,15 @@ class TorchStep:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _loss(self, images, labels):
+    def _loss(self, images: Any, labels: Any) -> Any:
         """The sum over examples of the mean over K draws."""
-        torch, problem, edm = _torch(), self.problem, self.problem.generator.edm
+        torch, problem = _torch(), self.problem
+        generator: Any = problem.generator
+        edm = generator.edm
         images = images.repeat_interleave(problem.noise_multiplicity, 0)
         labels = labels.repeat_interleave(problem.noise_multiplicity, 0)
         hidden = torch.rand(len(labels), device=self.device) < edm.label_dropout
-        labels = torch.where(hidden, problem.generator.model.n_classes, labels)
+        labels = torch.where(hidden, generator.model.n_classes, labels)
         sigma = torch.exp(edm.p_mean + edm.p_std * torch.randn(len(labels), device=self.device))
         total = sigma**2 + edm.sigma_data**2
         c_skip, c_out, c_in = (
@@ -298,16 +301,17 @@ class TorchStep:
         return _torch().cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
 
-def unet_twin(model: UNet, side: int):
+def unet_twin(model: UNet, side: int) -> Any:
     """A `torch.nn.Module` with the layers and the names of a `models.unet.UNet`; images are [B,C,side,side]."""
     torch = _torch()
     layers, F = torch.nn, torch.nn.functional
+    Module: Any = layers.Module
 
-    def norm(channels):
+    def norm(channels: int) -> Any:
         return layers.GroupNorm(norm_groups(channels), channels, eps=1e-6)
 
-    class ResidualBlock(layers.Module):
-        def __init__(self, n_in, n_out, resample=""):
+    class ResidualBlock(Module):
+        def __init__(self, n_in: int, n_out: int, resample: str = "") -> None:
             super().__init__()
             self.resample = resample
             self.norm1, self.norm2 = norm(n_in), norm(n_out)
@@ -316,7 +320,7 @@ def unet_twin(model: UNet, side: int):
             self.shortcut = layers.Conv2d(n_in, n_out, 1) if resample or n_in != n_out else layers.Identity()
             self.embed = layers.Linear(4 * model.nf, n_out)
 
-        def forward(self, x, embedding, size=None):
+        def forward(self, x: Any, embedding: Any, size: Any = None) -> Any:
             h = F.silu(self.norm1(x))
             if self.resample == "down":
                 h, x = (F.avg_pool2d(value, 2, ceil_mode=True) for value in (h, x))
@@ -326,34 +330,34 @@ def unet_twin(model: UNet, side: int):
             h = self.conv1(h) + self.embed(F.silu(embedding))[:, :, None, None]
             return (x + self.conv2(F.silu(self.norm2(h)))) * math.sqrt(0.5)
 
-    class AttentionBlock(layers.Module):
-        def __init__(self, channels):
+    class AttentionBlock(Module):
+        def __init__(self, channels: int) -> None:
             super().__init__()
             self.norm = norm(channels)
             self.q, self.k, self.v, self.out = (layers.Linear(channels, channels) for _ in range(4))
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             h = self.norm(x).flatten(2).transpose(1, 2)
             scores = self.q(h) @ self.k(h).transpose(1, 2) / math.sqrt(x.shape[1])
             h = self.out(scores.float().softmax(-1).to(x.dtype) @ self.v(h))
             return (x + h.transpose(1, 2).reshape(x.shape)) * math.sqrt(0.5)
 
-    class Twin(layers.Module):
-        def __init__(self):
+    class Twin(Module):
+        def __init__(self) -> None:
             super().__init__()
             self.label = layers.Embedding(model.n_classes + 1, model.nf)
             self.embed1 = layers.Linear(model.nf, 4 * model.nf)
             self.embed2 = layers.Linear(4 * model.nf, 4 * model.nf)
             self.conv_in = layers.Conv2d(model.channels, model.nf, 3, padding=1)
-            self.plan = []  # (name, whether its input takes a skip or its output is one)
+            self.plan: list[tuple[str, str]] = []  # (name, whether its input takes a skip or its output is one)
             skips, width = [model.nf], model.nf
             sides = [-(-side // 2**level) for level in range(len(model.ch_mult))]
 
-            def block(name, n_in, n_out, resample="", skip=""):
+            def block(name: str, n_in: int, n_out: int, resample: str = "", skip: str = "") -> None:
                 self.add_module(name, ResidualBlock(n_in, n_out, resample))
                 self.plan.append((name, skip))
 
-            def attend(name, channels, skip=""):
+            def attend(name: str, channels: int, skip: str = "") -> None:
                 self.add_module(name, AttentionBlock(channels))
                 self.plan.append((name, skip))
 
@@ -382,7 +386,7 @@ def unet_twin(model: UNet, side: int):
             self.norm_out = norm(width)
             self.conv_out = layers.Conv2d(width, model.channels, 3, padding=1)
 
-        def forward(self, x, c_noise, label):
+        def forward(self, x: Any, c_noise: Any, label: Any) -> Any:
             half = model.nf // 2
             places = torch.arange(half, device=x.device)
             angles = c_noise[:, None] * torch.exp(-math.log(10_000.0) * places / max(half - 1, 1))
@@ -404,7 +408,7 @@ def unet_twin(model: UNet, side: int):
     return Twin()
 
 
-def load_parameters(twin, params: Any) -> None:
+def load_parameters(twin: Any, params: Any) -> None:
     """Copies the parameters of the flax network into its twin."""
     torch = _torch()
     flat = {path: np.array(leaf, np.float32) for path, leaf in flatten_params(params).items()}
@@ -424,7 +428,7 @@ def load_parameters(twin, params: Any) -> None:
             weight.copy_(torch.from_numpy(counterpart(name.replace(".", "/")).copy()))
 
 
-def check_twin(twin, problem: Problem) -> None:
+def check_twin(twin: Any, problem: Problem) -> None:
     """Compares the twin with its original: the number of parameters, and the outputs on random inputs.
 
     Raises:
@@ -435,9 +439,10 @@ def check_twin(twin, problem: Problem) -> None:
     if ours != its:
         raise AssertionError(f"the PyTorch twin has {its} parameters, the network {ours}: a bug of privimage_jax")
     rng = np.random.default_rng(0)
-    x, c_noise = rng.standard_normal((3, *problem.image_shape), np.float32), np.float32([-1, 0, 0.5])
-    label = np.arange(3) % (problem.generator.model.n_classes + 1)
-    model = problem.generator.model.clone(dtype="float32")
+    x, c_noise = rng.standard_normal((3, *problem.image_shape), np.float32), np.array([-1, 0, 0.5], np.float32)
+    generator: Any = problem.generator
+    label = np.arange(3) % (generator.model.n_classes + 1)
+    model = generator.model.clone(dtype="float32")
     own = {"params": problem.merged(problem.params)}
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(model.apply)(own, x, c_noise, jnp.asarray(label, jnp.int32))

@@ -98,8 +98,9 @@ def _evaluated_settings(run: Workdir, settings: dict[str, Any]) -> dict[str, Any
     made with evaluation off. One that was repeated with other settings of its own is still of this set.
     """
     made_with = (run.done_mark("evaluate") or {}).get("settings")
-    there = isinstance(made_with, dict) and (named("evaluate").artefact(run)).exists()
-    if not there or not settings.get("evaluate.enabled"):
+    if not isinstance(made_with, dict) or not named("evaluate").artefact(run).exists():
+        return {}
+    if not settings.get("evaluate.enabled"):
         return {}
     return {key: value for key, value in made_with.items() if key.startswith("evaluate.")}
 

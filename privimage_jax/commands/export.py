@@ -129,7 +129,7 @@ def finished_settings(workdir: Workdir) -> dict[str, Any]:
       UserError: if something is missing or older than what it describes.
     """
     path = named("sample").artefact(workdir)
-    marks = {name: (workdir.done_mark(name) or {}).get("settings") for name in (*_MADE_BY, "report")}
+    marks: dict[str, Any] = {name: (workdir.done_mark(name) or {}).get("settings") for name in (*_MADE_BY, "report")}
     settings = marks["report"]
     if not path.exists() or not all(isinstance(mark, dict) for mark in marks.values()):
         raise UserError(f"{workdir.root} holds no finished run; finish it with `privimage run`.")

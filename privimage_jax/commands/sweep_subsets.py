@@ -8,9 +8,11 @@ distribution similarity (SDS), FID and MMD. They look at sensitive images withou
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from scipy import stats
 
+from privimage_jax.data.dataset import Subset
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.metrics.fid import fid
@@ -28,7 +30,7 @@ LEAST_RUNS = 3  # any two points lie on a line
 class Subsets:
     """Compares subsets with the sensitive set, whose features are computed once for each query network."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sensitive: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def compare(self, inputs: Inputs) -> dict[str, float]:
@@ -58,7 +60,7 @@ class Subsets:
 
 
 def _describe(
-    model, variables, images: np.ndarray, labels: np.ndarray, n_classes: int, most: int
+    model: nn.Module, variables: Any, images: np.ndarray | Subset, labels: np.ndarray, n_classes: int, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 [M, D] and the histogram of semantics int64 [classes, semantics] of at most `most` images.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def augment(images: jax.Array, keys: jax.Array, flip: bool, shift: int) -> jax.Array:
     """Random flips and shifts of images [B, H, W, C], one key per image; edges are filled by the nearest pixel."""
 
-    def one(image, key):
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
         flip_key, shift_key = jax.random.split(key)
         if flip:
             image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)

@@ -15,19 +15,25 @@ from pathlib import Path
 import numpy as np
 
 from privimage_jax.cluster.processes import write_on_process_zero
+from privimage_jax.errors import UserError
 from privimage_jax.storage import reading, workdir
 
 Chunks = Iterable[tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] and int32 [B], in order
 
 
-def load_or_make(folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int, make: Callable[[], Chunks]):
+def load_or_make(
+    folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int, make: Callable[[], Chunks]
+) -> tuple[np.ndarray, np.ndarray]:
     """The cached arrays of `folder`, made from the chunks of `make()` first where they are missing.
 
     Returns images (uint8 [n, *image_shape], a read-only memory map) and labels (int32 [n]). Processes that share the
     folder wait for each other. Refused writes are a `UserError`, and nothing half-written is left.
     """
     _make_if_missing(folder, n, image_shape, n_classes, make)
-    return _open(folder, n, image_shape, n_classes)
+    found = _open(folder, n, image_shape, n_classes)
+    if found is None:
+        raise UserError(f"{folder} does not hold what was written there; check the disk, then run the command again.")
+    return found
 
 
 @write_on_process_zero

@@ -18,11 +18,11 @@ class Subset:
     """Some rows of an array, read when they are asked for: what is memory-mapped stays on the disk.
 
     Attributes:
-        array: [N, ...].
-        rows: int64 [M], numbers of rows of `array`.
+      array: [N, ...], or itself some rows of another.
+      rows: int64 [M], numbers of rows of `array`.
     """
 
-    array: np.ndarray
+    array: "np.ndarray | Subset"
     rows: np.ndarray
 
     @property
@@ -55,14 +55,14 @@ class Dataset:
     """A labelled image set.
 
     Attributes:
-        images: uint8 [N, H, W, C], possibly memory-mapped and read-only, or a `Subset` of such; C = 1 is grey, 3 is
-            RGB.
-        labels: int32 [N], each an index into `class_names`.
-        class_names: the declared list of classes; one without images is fine.
-        name: what reports call the set.
+      images: uint8 [N, H, W, C], possibly memory-mapped and read-only, or a `Subset` of such; C = 1 is grey, 3 is
+        RGB.
+      labels: int32 [N], each an index into `class_names`.
+      class_names: the declared list of classes; one without images is fine.
+      name: what reports call the set.
 
     Raises:
-        ValueError: arrays of other shapes or types, or a label outside the list of classes.
+      ValueError: arrays of other shapes or types, or a label outside the list of classes.
     """
 
     images: np.ndarray | Subset
@@ -70,7 +70,7 @@ class Dataset:
     class_names: tuple[str, ...]
     name: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(f"images are {self.images.dtype} {self.images.shape}, not uint8 [N, H, W, C]")
         if self.labels.dtype != np.int32 or self.labels.shape != self.images.shape[:1]:
@@ -93,7 +93,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of every image."""
-        return self.images.shape[1:]
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
 
     def digest(self) -> str:
         """SHA-256 (hex) of shape, pixels, labels and class names, computed once; the name does not enter."""

@@ -43,17 +43,21 @@ def load(
     The same call on the same files gives the same set: which examples are held out, and which are kept under
     `max_examples`, is decided by a fixed permutation of (seed, number of examples), never by labels or pixels.
 
+    >>> letters = load({"source": "glyphs", "characters": "AB", "per_class": 5}, "train", 8, 1, cache_dir=None)
+    >>> letters.images.shape, letters.class_names, letters.labels.tolist()
+    ((8, 8, 8, 1), ('A', 'B'), [0, 0, 0, 0, 1, 1, 1, 1])
+
     Args:
-        section: `config.data` or `config.public` (keys: see `configs/base.py`), or a dict of the same keys.
-        part: "train" or "test"; with `validation_fraction` > 0, "test" is that share of the training part.
-        image_size: side of the square images, in pixels.
-        channels: 1 = grey, 3 = RGB.
-        cache_dir: where decoded images are kept (holds sensitive pixels: made with mode 0700); None = in memory only.
-        on_progress: called as on_progress(examples done, examples in all) while decoding.
-        key: the section's name in the config, for error messages.
+      section: `config.data` or `config.public` (keys: see `configs/base.py`), or a dict of the same keys.
+      part: "train" or "test"; with `validation_fraction` > 0, "test" is that share of the training part.
+      image_size: side of the square images, in pixels.
+      channels: 1 = grey, 3 = RGB.
+      cache_dir: where decoded images are kept (holds sensitive pixels: made with mode 0700); None = in memory only.
+      on_progress: called as on_progress(examples done, examples in all) while decoding.
+      key: the section's name in the config, for error messages.
 
     Raises:
-        UserError: anything wrong with the settings, the files or the disk.
+      UserError: anything wrong with the settings, the files or the disk.
     """
     settings = Settings.from_section(section, f"config.{key}")
     if part not in PARTS:
@@ -111,7 +115,7 @@ def _read(source: Source, chunk: np.ndarray, settings: Settings) -> Iterator[tup
     """The pairs (image, label) of a source, one for each index of the chunk.
 
     Raises:
-        UserError: where a source from elsewhere fails, yields more or fewer pairs, or a label that is no whole number.
+      UserError: where a source from elsewhere fails, yields more or fewer pairs, or a label that is no whole number.
     """
     read = 0
     with _failures(settings):

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """uint8 in 0..255 to float32 in [-1, 1]; floats only become float32."""
+    """uint8 in 0..255 to float32 in [-1, 1]; floats only become float32.
+
+    >>> to_float(jnp.array([0, 255], jnp.uint8)).tolist()
+    [-1.0, 1.0]
+    """
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 127.5 - 1
     return images.astype(jnp.float32)

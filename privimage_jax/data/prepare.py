@@ -13,8 +13,8 @@ def prepare(name: str, data_dir: str = "") -> Path:
     Preparing runs TFDS's own code, which needs TensorFlow; reading what it wrote does not.
 
     Args:
-        name: as TFDS calls it, such as "cifar10" or "imagenet_resized/32x32".
-        data_dir: the folder of all prepared sets; "" = TFDS's default, `~/tensorflow_datasets`.
+      name: as TFDS calls it, such as "cifar10" or "imagenet_resized/32x32".
+      data_dir: the folder of all prepared sets; "" = TFDS's default, `~/tensorflow_datasets`.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(f'preparing {name} needs TensorFlow; run `pip install -e ".[prepare]"` in the checkout first.')

@@ -15,6 +15,7 @@ rings less than Lanczos at the small sizes used here, and it enlarges smoothly.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import (
@@ -51,7 +52,7 @@ def decode_image(content: Path | bytes, name: str) -> Image.Image:
     """Reads one picture file (a path, or the file's bytes), upright; `name` is what error messages call it.
 
     Raises:
-        UserError: if it is no regular file, too large, of another format than its readers know, or damaged.
+      UserError: if it is no regular file, too large, of another format than its readers know, or damaged.
     """
     remedy = "remove or repair it"
     if not isinstance(content, bytes):
@@ -62,7 +63,7 @@ def decode_image(content: Path | bytes, name: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+            upright: Any = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
             upright.filename = name  # what later messages call it
             return upright
     except Image.DecompressionBombError:
@@ -76,16 +77,23 @@ def fit(
 ) -> np.ndarray:
     """Brings a picture to uint8 [size, size, channels].
 
+    >>> picture = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    >>> fit(picture, size=2, channels=1, crop=2, name="a picture")[..., 0]
+    array([[ 8,  9],
+           [14, 15]], dtype=uint8)
+    >>> fit(picture, size=8, channels=3, crop=0, name="a picture").shape
+    (8, 8, 3)
+
     Args:
-        image: a PIL image of any mode, or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
-        size: side of the result, in pixels.
-        channels: 1 = grey, 3 = RGB.
-        crop: side of the square cut from the centre first, in pixels; 0 = the largest there is.
-        name: what error messages call the picture.
-        key: what they call the setting of `crop`.
+      image: a PIL image of any mode, or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+      size: side of the result, in pixels.
+      channels: 1 = grey, 3 = RGB.
+      crop: side of the square cut from the centre first, in pixels; 0 = the largest there is.
+      name: what error messages call the picture.
+      key: what they call the setting of `crop`.
 
     Raises:
-        UserError: if the picture is smaller than `crop`, or of a kind that cannot be converted.
+      UserError: if the picture is smaller than `crop`, or of a kind that cannot be converted.
     """
     try:
         return _fit(image, size, channels, crop, name, key)

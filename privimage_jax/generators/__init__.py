@@ -30,6 +30,11 @@ FAMILIES: dict[str, Family] = {
 def build(config: ConfigDict, n_classes: int) -> Any:
     """The generator (`generators.base.Generator`) that `config.generator` names, for so many classes.
 
+    >>> from privimage_jax.configs import base
+    >>> generator = build(base.get_config(), n_classes=10)
+    >>> type(generator).__name__, generator.n_classes, generator.image_shape
+    ('Diffusion', 10, (32, 32, 3))
+
     Raises:
       UserError: if it cannot be loaded.
     """

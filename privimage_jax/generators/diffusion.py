@@ -96,5 +96,5 @@ class Diffusion:
 
         images = jax.ShapeDtypeStruct((size, *self.image_shape), jnp.float32)
         sigma, labels = (jax.ShapeDtypeStruct((size,), dtype) for dtype in (jnp.float32, jnp.int32))
-        counted = jax.jit(once).lower(params, images, sigma, labels).cost_analysis()["flops"]
+        counted = (jax.jit(once).lower(params, images, sigma, labels).cost_analysis() or {})["flops"]
         return float(counted) * calls / size

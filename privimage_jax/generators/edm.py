@@ -70,7 +70,8 @@ def denoise(model: nn.Module, edm: EDM, params: Any, x: jax.Array, sigma: jax.Ar
     """
     c_skip, c_out, c_in, c_noise = edm.preconditioning(sigma)
     c_skip, c_out, c_in = (c[:, None, None, None] for c in (c_skip, c_out, c_in))
-    return c_skip * x + c_out * model.apply({"params": params}, c_in * x, c_noise, label).astype(jnp.float32)
+    seen: Any = model.apply({"params": params}, c_in * x, c_noise, label)
+    return c_skip * x + c_out * seen.astype(jnp.float32)
 
 
 def make_per_example_loss(
@@ -162,8 +163,9 @@ def _evaluations(edm: EDM, sampler: str, steps: int, churn: Churn) -> _Evaluatio
         rows.append((raised, following - raised, noise, False))
         if sampler == "heun" and following > 0:
             rows.append((following, following - raised, 0.0, True))
-    sigma, move, noise, corrects = zip(*rows, strict=True)
-    return _Evaluations(*(np.array(column, np.float32) for column in (sigma, move, noise)), np.array(corrects))
+    *numbers, corrects = (np.array(column) for column in zip(*rows, strict=True))
+    sigmas, moves, noises = (column.astype(np.float32) for column in numbers)
+    return _Evaluations(sigmas, moves, noises, corrects)
 
 
 def sample(
@@ -225,7 +227,7 @@ def sample(
         with_label, without = jnp.split(both, 2)
         return without + (1 + guidance) * (with_label - without)
 
-    def evaluate(carry: tuple[jax.Array, jax.Array, jax.Array], row: tuple[_Evaluations, jax.Array]):
+    def evaluate(carry: tuple[jax.Array, jax.Array, jax.Array], row: tuple[Any, jax.Array]) -> tuple[Any, None]:
         x, start, first_slope = carry
         (level, move, noise, corrects), number = row
         if stochastic:
@@ -236,5 +238,5 @@ def sample(
         return (start + move * mean_slope, start, slope), None
 
     x = edm.sigma_max * standard_normal(start_keys)
-    (x, _, _), _ = lax.scan(evaluate, (x, x, x), (_Evaluations(*map(jnp.asarray, rows)), jnp.arange(len(rows.sigma))))
+    (x, _, _), _ = lax.scan(evaluate, (x, x, x), (jax.tree.map(jnp.asarray, rows), jnp.arange(len(rows.sigma))))
     return jnp.clip(x, -1, 1)

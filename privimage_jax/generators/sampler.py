@@ -23,7 +23,7 @@ class Sampler:
         self.shape = generator.image_shape
 
         @jax.jit
-        def program(params, key, numbers, labels):
+        def program(params: Any, key: jax.Array, numbers: jax.Array, labels: jax.Array) -> jax.Array:
             keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
             images = generator.sample(params, keys, labels)
             return jax.lax.with_sharding_constraint(to_uint8(images), replicated(mesh))

@@ -52,8 +52,8 @@ def render(found: Sequence[Row], left: Sequence[str]) -> str:
     """The whole page: one HTML document that needs no other file and no network.
 
     Args:
-        found: rows of all kinds, the first of them the machine's.
-        left: names of the parts that have not run.
+      found: rows of all kinds, the first of them the machine's.
+      left: names of the parts that have not run.
     """
     machine = found[0]
     title = f"{machine['devices']} × {machine['device']}"

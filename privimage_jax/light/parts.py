@@ -119,8 +119,9 @@ def _measurements(config: ConfigDict, settings: Settings, kept: Kept, machine: R
         return beside.run(config, machine["device"], kept.rows(first))
 
     def others() -> Iterator[Row]:
-        installed = [name for name in peers.MODULES if not peers.missing(name)]
-        yield from (rows.note(peers.missing(name)) for name in peers.MODULES if name not in installed)
+        reasons = {name: peers.missing(name) for name in peers.MODULES}
+        installed = [name for name, reason in reasons.items() if not reason]
+        yield from (rows.note(reason) for reason in reasons.values() if reason)
         if installed:
             yield from _benchmark(config, centre, settings.repeats, tuple(installed))()
 
@@ -136,11 +137,11 @@ def _measurements(config: ConfigDict, settings: Settings, kept: Kept, machine: R
 def _benchmark(
     config: ConfigDict, setting: tuple[str, int, int], repeats: int, methods: tuple[str, ...]
 ) -> Callable[[], Iterator[Row]]:
-    precision, batch_size, noise_multiplicity = ([value] for value in setting)
+    precision, batch_size, noise_multiplicity = setting
 
     def run() -> Iterator[Row]:
         counts = sorted({1, jax.device_count()})
-        for result in benchmark.run(config, batch_size, noise_multiplicity, precision, repeats, counts, methods):
+        for result in benchmark.run(config, [batch_size], [noise_multiplicity], [precision], repeats, counts, methods):
             benchmark.show(result)
             yield from ({"kind": rows.BENCHMARK, **row} for row in result.rows)
             yield from map(rows.note, result.notes)

@@ -1,7 +1,7 @@
 """Are steps of DP-SGD the same on all devices, when they are repeated, in a fresh process, and after a resumption?"""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def devices(problem: Problem) -> Iterator[Row]:
 def _norms(problem: Problem, mesh: Mesh) -> np.ndarray:
     gradient = clipping.clipped_grad(problem.loss("float32"), CLIP_NORM)
 
-    def on_device(params, batch, keys, mask):
+    def on_device(params: Any, batch: Any, keys: jax.Array, mask: jax.Array) -> jax.Array:
         params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), params)
         return gradient(params, batch, keys, mask)[1]
 
@@ -93,7 +93,7 @@ def resume(problem: Problem, precision: str, folder: Path, digest: str) -> Itera
     yield check(f"steps repeated by a program compiled anew: {claim}", anew != digest, 0.0, **named)
 
 
-def _make_run(problem: Problem, precision: str):
+def _make_run(problem: Problem, precision: str) -> tuple[Callable[[Any, int, int], Any], Any]:
     """`run(state, begin, end) -> state` on all devices, with noise; and the first state."""
     optimizer, mesh = optax.adam(1e-3), make_mesh()
     update = make_update(optimizer, 0.9)

@@ -27,9 +27,9 @@ class Protocol:
     """How a set's utility is measured: how a classifier is trained on it, and which of its checkpoints is scored.
 
     Attributes:
-        recipe: of the training.
-        held_back: images of the training set that are not trained on but choose the checkpoint; 0 = the last is scored.
-        candidate_every: steps between two checkpoints to choose from.
+      recipe: of the training.
+      held_back: images of the training set that are not trained on but choose the checkpoint; 0 = the last is scored.
+      candidate_every: steps between two checkpoints to choose from.
     """
 
     recipe: Recipe
@@ -43,10 +43,10 @@ def quick(steps: int = 2000, batch_size: int = 128, learning_rate: float = 2e-3,
     Small shifts and smoothed labels keep the classifier from learning what is peculiar to synthetic images.
 
     Args:
-        steps: training steps of AdamW; one cosine to 0.
-        batch_size: images per step; one epoch is a permutation of the set.
-        learning_rate: at its peak.
-        shift: random shifts of up to so many pixels, edges repeated.
+      steps: training steps of AdamW; one cosine to 0.
+      batch_size: images per step; one epoch is a permutation of the set.
+      learning_rate: at its peak.
+      shift: random shifts of up to so many pixels, edges repeated.
     """
     return Protocol(Recipe(steps, batch_size, learning_rate, weight_decay=5e-4, label_smoothing=0.1, shift=shift))
 
@@ -113,16 +113,16 @@ def train_and_score(
     sensitive images would be a use of them that nobody paid for.
 
     Args:
-        model: a classifier of `models.registry` with `train.n_classes` outputs.
-        train: images and labels to learn from.
-        test: images and labels to score on, with the same classes and image shape.
-        protocol, seed, on_steps, residency: of `fit`.
+      model: a classifier of `models.registry` with `train.n_classes` outputs.
+      train: images and labels to learn from.
+      test: images and labels to score on, with the same classes and image shape.
+      protocol, seed, on_steps, residency: of `fit`.
 
     Returns:
-        The share of `test` that is classified correctly, in [0, 1].
+      The share of `test` that is classified correctly, in [0, 1].
 
     Raises:
-        UserError: if the two sets differ in classes or image shape, one is empty, or all images would be held back.
+      UserError: if the two sets differ in classes or image shape, one is empty, or all images would be held back.
     """
     _check(train, test, protocol.held_back)
     return accuracy(model, fit(model, train, protocol, seed=seed, on_steps=on_steps, residency=residency), test)
@@ -140,17 +140,17 @@ def fit(
     """Trains a fresh classifier on `train` and returns its variables.
 
     Args:
-        model: a classifier of `models.registry` with `train.n_classes` outputs; with or without batch statistics.
-        train: images and labels to learn from, and to choose a checkpoint by where the protocol does.
-        protocol: `quick()` or `benchmark(train.n)`, or another.
-        seed: of the initial parameters, the order, the augmentation and the images held back: the same seed gives the
-            same classifier on the same devices.
-        on_steps: called as `on_steps(n, loss=..., accuracy=...)` after every `n` steps, with means on the training set;
-            the `advance` of `training.writers.progress` fits.
-        residency: of the images, `config.data.residency`; it does not change the result but by rounding.
+      model: a classifier of `models.registry` with `train.n_classes` outputs; with or without batch statistics.
+      train: images and labels to learn from, and to choose a checkpoint by where the protocol does.
+      protocol: `quick()` or `benchmark(train.n)`, or another.
+      seed: of the initial parameters, the order, the augmentation and the images held back: the same seed gives the
+        same classifier on the same devices.
+      on_steps: called as `on_steps(n, loss=..., accuracy=...)` after every `n` steps, with means on the training set;
+        the `advance` of `training.writers.progress` fits.
+      residency: of the images, `config.data.residency`; it does not change the result but by rounding.
 
     Returns:
-        `{"params": ..., "batch_stats": ... if it has any}`.
+      `{"params": ..., "batch_stats": ... if it has any}`.
     """
     train, held_back = _part(train, protocol.held_back, seed)
     recipe = protocol.recipe
@@ -191,7 +191,7 @@ def _runner(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
     return make_runner(classifier.make_step(model, recipe, mesh))
 
 
-def accuracy(model: nn.Module, variables, test: Dataset, batch_size: int = 512) -> float:
+def accuracy(model: nn.Module, variables: Any, test: Dataset, batch_size: int = 512) -> float:
     """Share of `test` whose largest logit is the label's."""
     logits = extract(forward(model, variables, method="__call__"), test.images, batch_size)
     return float(np.mean(logits.argmax(-1) == np.asarray(test.labels)))

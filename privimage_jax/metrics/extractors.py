@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from privimage_jax.config import INCEPTION_WEIGHTS
+from privimage_jax.data.dataset import Subset
 from privimage_jax.errors import UserError
 from privimage_jax.metrics import weight_files
 from privimage_jax.metrics.features import Outputs, extract, forward_both
@@ -45,7 +46,7 @@ class Extractor:
     digest: str
     batch_size: int = 512
 
-    def shapes(self, image_shape: tuple[int, int, int], n: int) -> Outputs:
+    def shapes(self, image_shape: tuple[int, ...], n: int) -> Outputs:
         """Shapes and dtypes of the outputs for n images [H,W,C]; nothing is computed.
 
         Raises:
@@ -72,7 +73,7 @@ class Extractor:
             )
         return outputs
 
-    def outputs(self, images: np.ndarray, of: str, on_images: Callable[[int], None] | None = None) -> Outputs:
+    def outputs(self, images: np.ndarray | Subset, of: str, on_images: Callable[[int], None] | None = None) -> Outputs:
         """Features and logits of all images (see `features.extract`); `of` says for errors whose images they are.
 
         Raises:
@@ -158,7 +159,7 @@ def _where(inception_weights: str) -> str:
     return f"config.evaluate.inception_weights={inception_weights}"
 
 
-def _of_module(name: str, module: nn.Module, variables: Any, **more) -> Extractor:
+def _of_module(name: str, module: nn.Module, variables: Any, **more: Any) -> Extractor:
     digest = workdir.fingerprint([_VERSION, name, repr(module), tree_digest(variables)])
     return Extractor(name, forward_both(module, variables), digest, **more)
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from privimage_jax.data.dataset import Subset
 from privimage_jax.data.pixels import to_float
 from privimage_jax.training.mesh import batch_sharded, make_mesh, place, replicated
 
@@ -28,18 +29,19 @@ class _Forward:
     module: nn.Module
     method: str
 
-    def __call__(self, variables, x: jax.Array) -> jax.Array:
-        return self.module.apply(variables, x, train=False, method=self.method)
+    def __call__(self, variables: Any, x: jax.Array) -> jax.Array:
+        values: Any = self.module.apply(variables, x, train=False, method=self.method)
+        return values
 
 
-def forward(module: nn.Module, variables, method: str = "features") -> Callable[[jax.Array], jax.Array]:
+def forward(module: nn.Module, variables: Any, method: str = "features") -> Callable[[jax.Array], jax.Array]:
     """Binds a classifier of `models.registry` to its variables, for `extract`.
 
     Args:
-        module: called as `module.apply(variables, x, train=False, method=method)`.
-        variables: `{"params": ..., "batch_stats": ...}`. They stay arguments of the compiled pass and never become
-            constants in it.
-        method: `"features"` for `[B, D]` features, `"__call__"` for `[B, n_classes]` logits.
+      module: called as `module.apply(variables, x, train=False, method=method)`.
+      variables: `{"params": ..., "batch_stats": ...}`. They stay arguments of the compiled pass and never become
+        constants in it.
+      method: `"features"` for `[B, D]` features, `"__call__"` for `[B, n_classes]` logits.
     """
     return jax.tree_util.Partial(_Forward(module, method), variables)
 
@@ -48,20 +50,20 @@ def forward(module: nn.Module, variables, method: str = "features") -> Callable[
 class _Both:
     module: nn.Module
 
-    def __call__(self, variables, x: jax.Array) -> Outputs:
+    def __call__(self, variables: Any, x: jax.Array) -> Outputs:
         # The compiler finds what the two have in common, so that the trunk of a network is computed once.
         features, logits = (_Forward(self.module, method)(variables, x) for method in ("features", "__call__"))
         return Outputs(features, logits)
 
 
-def forward_both(module: nn.Module, variables) -> Callable[[jax.Array], Outputs]:
+def forward_both(module: nn.Module, variables: Any) -> Callable[[jax.Array], Outputs]:
     """As `forward`, for features and logits in one pass."""
     return jax.tree_util.Partial(_Both(module), variables)
 
 
 def extract(
     apply_features: Callable[[jax.Array], Any],
-    images: np.ndarray,
+    images: np.ndarray | Subset,
     batch_size: int = 512,
     on_images: Callable[[int], None] | None = None,
 ) -> Any:
@@ -71,17 +73,17 @@ def extract(
     compiled whatever N is.
 
     Args:
-        apply_features: from float32 images in [-1, 1] `[B, H, W, C]` to `[B, D]` or to `Outputs`, each row from its
-            own image alone: the result of `forward` or `forward_both`, or any function that holds no data.
-        images: uint8 `[N, H, W, C]`; may be memory-mapped.
-        batch_size: images at a time over all devices together; rounded up to a multiple of the number of devices.
-        on_images: called as `on_images(n)` after every n images.
+      apply_features: from float32 images in [-1, 1] `[B, H, W, C]` to `[B, D]` or to `Outputs`, each row from its
+        own image alone: the result of `forward` or `forward_both`, or any function that holds no data.
+      images: uint8 `[N, H, W, C]`; may be memory-mapped.
+      batch_size: images at a time over all devices together; rounded up to a multiple of the number of devices.
+      on_images: called as `on_images(n)` after every n images.
 
     Returns:
-        float32 `[N, D]`, or `Outputs` of such, on the host.
+      float32 `[N, D]`, or `Outputs` of such, on the host.
 
     Raises:
-        ValueError: if there is no image or they are not uint8 `[N, H, W, C]`.
+      ValueError: if there is no image or they are not uint8 `[N, H, W, C]`.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise ValueError(f"extract takes uint8 images [N, H, W, C] with N > 0, not {images.dtype} {images.shape}")

@@ -11,16 +11,20 @@ def fid(features_a: np.ndarray, features_b: np.ndarray) -> float:
     Which network made the features decides what the number means: only distances from the same network, the same
     preprocessing and the same numbers of images compare.
 
+    >>> features = np.array([[0, 0], [2, 0], [0, 2], [2, 2]])
+    >>> round(fid(features, features + [3, 4]), 6)
+    25.0
+
     Args:
-        features_a: `[N, D]`, any float type; N may be smaller than D.
-        features_b: `[M, D]`.
+      features_a: `[N, D]`, any float type; N may be smaller than D.
+      features_b: `[M, D]`.
 
     Returns:
-        The distance, >= 0, computed in float64.
+      The distance, >= 0, computed in float64.
 
     Raises:
-        UserError: if a set has fewer than two rows.
-        ValueError: if D differs or a feature is not finite.
+      UserError: if a set has fewer than two rows.
+      ValueError: if D differs or a feature is not finite.
     """
     return frechet_distance(*mean_and_covariance(features_a), *mean_and_covariance(features_b))
 
@@ -46,11 +50,14 @@ def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, 
     semi-definite: its eigenvalues are real and found stably, where `scipy.linalg.sqrtm(A @ B)` turns complex or
     singular as soon as there are fewer images than features.
 
+    >>> frechet_distance(np.zeros(2), np.eye(2), np.array([3, 0]), np.eye(2))
+    9.0
+
     Args:
-        mean_a: `[D]`.
-        cov_a: `[D, D]`, symmetric, positive semi-definite; may be singular.
-        mean_b: as `mean_a`.
-        cov_b: as `cov_a`.
+      mean_a: `[D]`.
+      cov_a: `[D, D]`, symmetric, positive semi-definite; may be singular.
+      mean_b: as `mean_a`.
+      cov_b: as `cov_a`.
     """
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"the two sets have features of different sizes: {mean_a.shape} and {mean_b.shape}")

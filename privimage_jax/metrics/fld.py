@@ -7,6 +7,7 @@ fitted widths shrink and the test images become unlikely.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +29,24 @@ def fld(train: np.ndarray, test: np.ndarray, synthetic: np.ndarray, max_syntheti
     About 0 for a perfect model, larger is worse; below 0 if the synthetic set is better than half of the training set.
     Constants and the fitting are those of the authors' package.
 
+    >>> train, test = np.random.default_rng(0).standard_normal((2, 20, 2))
+    >>> fld(train, test, train) > 1000  # copies of the training set
+    True
+
     Args:
-        train: features of the images that the generator was trained on, `[N, D]`. N times the number of synthetic
-            images floats are kept.
-        test: of other images of the same law, `[M, D]`; all are scaled by this set's mean and standard deviation.
-        synthetic: `[K, D]`.
-        max_synthetic: drawn of the synthetic images where there are more.
-        seed: of that draw and of the halving.
+      train: features of the images that the generator was trained on, `[N, D]`. N times the number of synthetic
+        images floats are kept.
+      test: of other images of the same law, `[M, D]`; all are scaled by this set's mean and standard deviation.
+      synthetic: `[K, D]`.
+      max_synthetic: drawn of the synthetic images where there are more.
+      seed: of that draw and of the halving.
 
     Returns:
-        The divergence; float32 arithmetic.
+      The divergence; float32 arithmetic.
 
     Raises:
-        UserError: if a set has fewer than two rows.
-        ValueError: if D differs.
+      UserError: if a set has fewer than two rows.
+      ValueError: if D differs.
     """
     sets = [np.asarray(rows, np.float32) for rows in (train, test, synthetic)]
     if len({rows.shape[1:] for rows in sets}) != 1 or sets[0].ndim != 2:
@@ -60,13 +65,13 @@ def fld(train: np.ndarray, test: np.ndarray, synthetic: np.ndarray, max_syntheti
 
 def _fitted_loss(centres: np.ndarray, fit_to: np.ndarray, test: np.ndarray) -> float:
     """Mean negative log-likelihood a dimension of `test` under the mixture on `centres` fitted to `fit_to`."""
-    fit_to, centres = jnp.asarray(fit_to), jnp.asarray(centres)
-    to_mean = SHRUNK_DISTANCE * _squared_distances(fit_to, fit_to.mean(axis=0, keepdims=True))[:, 0]
-    log_variances = _fit(_squared_distances(fit_to, centres), to_mean, centres.shape[1])
-    dim, losses = centres.shape[1], []
-    for rows in np.split(test, range(BATCH_SIZE, len(test), BATCH_SIZE)):
-        log_p = _log_components(_squared_distances(jnp.asarray(rows), centres), log_variances, dim)
-        losses.append(-jax.nn.logsumexp(log_p - jnp.log(len(centres)), axis=1) / dim)
+    rows, means = jnp.asarray(fit_to), jnp.asarray(centres)
+    to_mean = SHRUNK_DISTANCE * _squared_distances(rows, rows.mean(axis=0, keepdims=True))[:, 0]
+    log_variances = _fit(_squared_distances(rows, means), to_mean, means.shape[1])
+    dim, losses = means.shape[1], []
+    for part in np.split(test, range(BATCH_SIZE, len(test), BATCH_SIZE)):
+        log_p = _log_components(_squared_distances(jnp.asarray(part), means), log_variances, dim)
+        losses.append(-jax.nn.logsumexp(log_p - jnp.log(len(means)), axis=1) / dim)
     return float(jnp.concatenate(losses).mean())
 
 
@@ -77,9 +82,9 @@ def _fit(distances: jax.Array, to_mean: jax.Array, dim: int) -> jax.Array:
     is near to.
 
     Args:
-        distances: squared, from each row to each centre, `[N, K]`.
-        to_mean: squared, from each row to the rows' mean, `[N]`.
-        dim: D.
+      distances: squared, from each row to each centre, `[N, K]`.
+      to_mean: squared, from each row to the rows' mean, `[N]`.
+      dim: D.
     """
     optimizer = optax.adam(LEARNING_RATE)
     # The best width of a component that explains its nearest row alone.
@@ -93,8 +98,8 @@ def _fit(distances: jax.Array, to_mean: jax.Array, dim: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="dim")
-def _step(parameters, opt_state, distances, to_mean, dim):
-    def loss(parameters):
+def _step(parameters: Any, opt_state: Any, distances: jax.Array, to_mean: jax.Array, dim: int) -> tuple[Any, Any]:
+    def loss(parameters: Any) -> jax.Array:
         log_variances, log_variance_at_mean = parameters
         log_p = _log_components(distances, log_variances, dim) - jnp.log(distances.shape[1])
         at_mean = _log_components(to_mean[:, None], log_variance_at_mean, dim)

@@ -17,17 +17,21 @@ def precision_recall(
     A set's manifold is the union of balls, one around each of its points, reaching to the k-th nearest other point.
     Precision is the share of `fake` inside the manifold of `real`; recall the share of `real` inside that of `fake`.
 
+    >>> real = np.arange(10.0)[:, None]
+    >>> precision_recall(real, real[:5], k=1)  # half of the set, and nothing beside it
+    (1.0, 0.6)
+
     Args:
-        real: features `[N, D]`.
-        fake: features `[M, D]`; the measure is fair when M equals N.
-        k: neighbours, not counting the point itself.
-        block_bytes: bound on one block of distances; the memory beyond the features is a few such blocks.
+      real: features `[N, D]`.
+      fake: features `[M, D]`; the measure is fair when M equals N.
+      k: neighbours, not counting the point itself.
+      block_bytes: bound on one block of distances; the memory beyond the features is a few such blocks.
 
     Returns:
-        `(precision, recall)`, each in [0, 1].
+      `(precision, recall)`, each in [0, 1].
 
     Raises:
-        UserError: if a set has k points or fewer.
+      UserError: if a set has k points or fewer.
     """
     for name, features in (("real", real), ("synthetic", fake)):
         if len(features) <= k:

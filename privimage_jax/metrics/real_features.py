@@ -62,7 +62,8 @@ def load_or_make(
     path = cache / f"features-{workdir.fingerprint(identity)[:16]}.npz"
     found = _read(path, extractor, dataset, len(rows))
     # Computing features takes all processes, so all of them do it unless each has found them.
-    if processes.current().min_over_processes(f"the features {path.name}", int(found is not None)):
+    found_by_all = processes.current().min_over_processes(f"the features {path.name}", int(found is not None))
+    if found is not None and found_by_all:
         return found
     features, logits = extractor.outputs(Subset(dataset.images, rows), "real", on_images)
     made = RealFeatures(features, *mean_and_covariance(features), logits)

@@ -14,16 +14,21 @@ def sds(histogram_a: np.ndarray, histogram_b: np.ndarray) -> float:
 
     Noisy histograms may hold negative counts; they count as zero. A set without labels is one class.
 
+    >>> round(sds(np.array([[30, 10]]), np.array([[6, 2]])), 6)
+    1.0
+    >>> sds(np.array([[30, 0]]), np.array([[0, 2]]))
+    0.0
+
     Args:
-        histogram_a: counts `[classes, semantics]`, as `stages.query.count_semantics` makes them.
-        histogram_b: of the same shape.
+      histogram_a: counts `[classes, semantics]`, as `stages.query.count_semantics` makes them.
+      histogram_b: of the same shape.
 
     Returns:
-        From 0 (no semantic in common) to 1 (the same shares of semantics in every class), whatever the sets' sizes.
+      From 0 (no semantic in common) to 1 (the same shares of semantics in every class), whatever the sets' sizes.
 
     Raises:
-        UserError: if no class has images in both sets.
-        ValueError: if the shapes differ.
+      UserError: if no class has images in both sets.
+      ValueError: if the shapes differ.
     """
     a, b = (np.maximum(np.asarray(counts, np.float64), 0) for counts in (histogram_a, histogram_b))
     if a.shape != b.shape or a.ndim != 2:

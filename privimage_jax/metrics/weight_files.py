@@ -6,12 +6,12 @@ PyTorch need not be installed.
 """
 
 import collections
-import contextlib
 import hashlib
 import io
 import math
 import pickle
 import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,10 @@ def read(path: Path, where: str, remedy: str) -> dict[str, np.ndarray]:
         if not content.startswith(b"PK"):
             return _from_safetensors(content)
         archive = archives.open_archive(path, where, remedy, ".pth")
-        with contextlib.closing(archive.fp):
+        try:
             return _from_zip(archive)
+        finally:
+            archives.close(archive)
 
 
 def _from_safetensors(content: bytes) -> dict[str, np.ndarray]:
@@ -84,7 +86,7 @@ def _from_safetensors(content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _from_zip(archive) -> dict[str, np.ndarray]:
+def _from_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     """A PyTorch file since 1.6: a zip file with one pickle and one entry for the numbers of each storage."""
     names = archive.namelist()
     roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
@@ -157,7 +159,7 @@ class _Unpickler(pickle._Unpickler):  # the one in C sets memory aside for whate
 def _shallow(load: Callable) -> Callable:
     """Tuples of tuples of tuples are in no file of weights, and hashing them could take for ever."""
 
-    def checked(self) -> None:
+    def checked(self: Any) -> None:
         load(self)
         inner = [value for value in self.stack[-1] if isinstance(value, tuple)]
         if any(isinstance(value, tuple) for values in inner for value in values):

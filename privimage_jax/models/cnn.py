@@ -34,7 +34,7 @@ class CNN(nn.Module):
     width: int = 32
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         self.trunk = _Trunk(self.width, jnp.dtype(self.dtype))
         self.head = nn.Dense(self.n_classes)
 

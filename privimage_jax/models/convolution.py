@@ -10,8 +10,8 @@ Per-example gradients do not need it: `privacy.weight_gradients` has a rule for 
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,8 @@ def convolve(
     if missing := tuple(_varying_axes(kernel) - _varying_axes(x)):
         x = lax.pcast(x, missing, to="varying")
     ones = (1,) * (x.ndim - 2)
-    geometry = _Geometry(tuple(map(tuple, padding)), tuple(strides) or ones, tuple(dilation) or ones, groups)
+    pads = tuple((before, after) for before, after in padding)
+    geometry = _Geometry(pads, tuple(strides) or ones, tuple(dilation) or ones, groups)
     return _convolve(x, kernel, geometry, precision)
 
 
@@ -75,7 +76,7 @@ def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x, kernel, geometry, precision):
+def _convolve(x: jax.Array, kernel: jax.Array, geometry: _Geometry, precision: lax.PrecisionLike) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -88,11 +89,15 @@ def _convolve(x, kernel, geometry, precision):
     )
 
 
-def _forward(x, kernel, geometry, precision):
+def _forward(
+    x: jax.Array, kernel: jax.Array, geometry: _Geometry, precision: lax.PrecisionLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _convolve(x, kernel, geometry, precision), (x, kernel)
 
 
-def _backward(geometry, precision, residuals, dy):
+def _backward(
+    geometry: _Geometry, precision: lax.PrecisionLike, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     padding, strides, dilation, groups = geometry
     window = kernel.shape[:-2]
@@ -107,7 +112,7 @@ def _backward(geometry, precision, residuals, dy):
     dy_rows = _rows(dy, groups)
     reach = [stride * (side - 1) + 1 for stride, side in zip(strides, dy.shape[1:-1], strict=True)]
 
-    def at_offset(offset):
+    def at_offset(offset: tuple[int, ...]) -> jax.Array:
         starts = [place * step for place, step in zip(offset, dilation, strict=True)]
         seen = (slice(s, s + r, stride) for s, r, stride in zip(starts, reach, strides, strict=True))
         rows = _rows(padded[:, *seen], groups)
@@ -144,7 +149,14 @@ _convolve.defvjp(_forward, _backward)
 
 
 def conv_general_dilated(
-    lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None, dimension_numbers=None, **options
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    **options: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, by `convolve` where that is possible; for ``nn.Conv``'s field of this name.
 
@@ -187,7 +199,9 @@ def fast_convolutions(enabled: bool | None = None, platform: str | None = None) 
         yield
         return
 
-    def intercept(next_method, args, kwargs, context):
+    def intercept(
+        next_method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         module = context.module
         own = not isinstance(module, nn.Conv) or module.conv_general_dilated or module.conv_general_dilated_cls
         if own or context.method_name != "__call__":

@@ -14,6 +14,7 @@ Modules are named as in the PyTorch copy of the graph (pytorch-fid), so that its
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,7 +32,7 @@ FEATURES = 2048
 class InceptionV3(nn.Module):
     """A classifier as `models.registry` describes them, for inference; images of any size, grey or RGB."""
 
-    def setup(self):
+    def setup(self) -> None:
         self.trunk = _Trunk()
         self.fc = nn.Dense(LOGITS, use_bias=False)
 
@@ -189,13 +190,13 @@ class _Mixed8(nn.Module):
         wide, tall = ((1, 3), 1, (0, 1)), ((3, 1), 1, (1, 0))
         one = _Conv(320, name="branch1x1")(x)
         three = _Conv(384, name="branch3x3_1")(x)
-        three = [_Conv(384, *wide, name="branch3x3_2a")(three), _Conv(384, *tall, name="branch3x3_2b")(three)]
+        threes = [_Conv(384, *wide, name="branch3x3_2a")(three), _Conv(384, *tall, name="branch3x3_2b")(three)]
         double = _Conv(448, name="branch3x3dbl_1")(x)
         double = _Conv(384, (3, 3), padding=(1, 1), name="branch3x3dbl_2")(double)
-        double = [_Conv(384, *wide, name="branch3x3dbl_3a")(double), _Conv(384, *tall, name="branch3x3dbl_3b")(double)]
+        doubles = [_Conv(384, *wide, name="branch3x3dbl_3a")(double), _Conv(384, *tall, name="branch3x3dbl_3b")(double)]
         pool = _max_pool if self.pools_by_maximum else _mean_pool
         pooled = _Conv(192, name="branch_pool")(pool(x))
-        return jnp.concatenate([one, *three, *double, pooled], -1)
+        return jnp.concatenate([one, *threes, *doubles, pooled], -1)
 
 
 class _Trunk(nn.Module):
@@ -232,7 +233,7 @@ def variables_from_torch(weights: Mapping[str, np.ndarray], source: str) -> dict
     """
     shapes = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
-    def load(path, shape):
+    def load(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         collection, *names = (key.key for key in path)
         name, axes = _torch_name(collection, [part for part in names if part != "trunk"])
         if name not in weights:

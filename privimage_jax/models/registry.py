@@ -36,6 +36,12 @@ CLASSIFIERS: dict[str, type[nn.Module]] = {
 def build_denoiser(section: Any, n_classes: int, channels: int, dtype: str = "") -> nn.Module:
     """The denoising network that ``config.model`` describes.
 
+    >>> from ml_collections import ConfigDict
+    >>> section = ConfigDict({"name": "unet", "kwargs": {"nf": 8}})
+    >>> model = build_denoiser(section, n_classes=10, channels=1, dtype="bfloat16")
+    >>> model.nf, model.channels, model.dtype
+    (8, 1, 'bfloat16')
+
     Args:
       section: has ``name`` and ``kwargs`` (a mapping of constructor arguments); a ConfigDict.
       n_classes: sensitive classes; passed to the constructor, as is ``channels``.
@@ -62,6 +68,12 @@ def build_classifier(
 
     ``name_key`` and ``kwargs_key`` say where the config holds the name and the arguments, for the text of a UserError,
     which is raised as by `build_denoiser`.
+
+    >>> build_classifier("cnn", n_classes=10, width=8).width
+    8
+    >>> build_classifier("cnn", n_classes=10, depth=8)
+    Traceback (most recent call last):
+    privimage_jax.errors.UserError: config.query_net.kwargs: cnn takes no argument depth; it accepts dtype, width.
     """
     given = {"n_classes": n_classes}
     return _build(name, CLASSIFIERS, given, kwargs, dtype, f"config.{name_key}", f"config.{kwargs_key}")
@@ -94,7 +106,11 @@ def init_classifier(model: nn.Module, key: jax.Array, image_shape: tuple[int, in
 
 
 def parameter_count(params: Any) -> int:
-    """Number of scalars in a pytree of arrays (or shapes)."""
+    """Number of scalars in a pytree of arrays (or shapes).
+
+    >>> parameter_count({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+    16
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

@@ -85,7 +85,7 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         self.trunk = _Trunk(self.blocks, self.bottleneck, self.width, jnp.dtype(self.dtype))
         self.head = nn.Dense(self.n_classes)
 

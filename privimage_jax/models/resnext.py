@@ -69,7 +69,7 @@ class ResNeXt(nn.Module):
     width: int = 64
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         if (self.depth - 2) % 9:
             raise ValueError(f"depth={self.depth} is not 9 n + 2")
         self.trunk = _Trunk(self.depth, self.groups, self.width, jnp.dtype(self.dtype))

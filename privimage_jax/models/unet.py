@@ -10,6 +10,7 @@ plain ``nn.Conv``, ``nn.Dense``, ``nn.GroupNorm`` and ``nn.Embed`` modules, for 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -51,7 +52,7 @@ def norm(channels: int, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=norm_groups(channels), epsilon=1e-6, dtype=dtype, name=name)
 
 
-def conv(channels: int, size: int, dtype: jnp.dtype, name: str, init=INIT) -> nn.Conv:
+def conv(channels: int, size: int, dtype: jnp.dtype, name: str, init: Any = INIT) -> nn.Conv:
     return nn.Conv(channels, (size, size), padding="SAME", dtype=dtype, kernel_init=init, name=name)
 
 
@@ -64,10 +65,10 @@ class ResidualBlock(nn.Module):
 
     channels: int
     resample: str = ""  # "", "down" or "up"
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array, size: Any = None) -> jax.Array:
         """x [B,H,W,C], embedding [B,E], ``size``: the side lengths after "up" -> [B,H',W',channels]."""
         h = nn.silu(norm(x.shape[-1], self.dtype, "norm1")(x))
         if self.resample == "down":
@@ -86,7 +87,7 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all pixels with one head; weights and softmax in float32."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -132,10 +133,10 @@ class UNet(nn.Module):
         self._check_attention(x.shape[1])
 
         # Names are spelled out: nn.remat would otherwise rename the modules, and with them the parameters.
-        def block(h, channels, name, resample="", size=None):
+        def block(h: jax.Array, channels: int, name: str, resample: str = "", size: Any = None) -> jax.Array:
             return block_class(channels, resample, dtype, name=name)(h, embedding, size)
 
-        def attend(h, name):
+        def attend(h: jax.Array, name: str) -> jax.Array:
             return attention_class(dtype, name=name)(h)
 
         embedding = position_embedding(c_noise.astype(jnp.float32), self.nf).astype(dtype)

@@ -67,7 +67,7 @@ class WideResNet(nn.Module):
     dropout: float = 0.3
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         if (self.depth - 4) % 6:
             raise ValueError(f"depth={self.depth} is not 6 n + 4")
         self.trunk = _Trunk(self.depth, self.width, self.dropout, jnp.dtype(self.dtype))

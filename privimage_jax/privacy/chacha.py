@@ -10,6 +10,7 @@ JAX's own generators are not used here because their keys have 64 bits and are n
 
 import hashlib
 import secrets
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,8 @@ def words(
     key = jnp.asarray(key, jnp.uint32)
     position = [jnp.asarray(value, jnp.uint32) for value in (counter, domain, step, leaf)]
     shape = jnp.broadcast_shapes(*(value.shape for value in position))
-    initial = [jnp.uint32(value) for value in _CONSTANTS] + list(key) + position
-    initial = tuple(jnp.broadcast_to(value, shape) for value in initial)
+    given = [jnp.uint32(value) for value in _CONSTANTS] + list(key) + position
+    initial = tuple(jnp.broadcast_to(value, shape) for value in given)
     # A rolled loop: XLA's CPU backend compiles it seven times, and runs it three times, as fast as an unrolled one.
     final = jax.lax.fori_loop(0, 10, _double_round, initial)
     return jnp.stack([after + before for after, before in zip(final, initial, strict=True)])
@@ -97,12 +98,12 @@ def tiles(
     return jnp.moveaxis(words(key, domain, step, leaf, counter), 0, 1)
 
 
-def _double_round(_, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def _double_round(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """RFC 8439, section 2.3: a round over the columns of the 4 x 4 state and one over its diagonals."""
-    state = list(state)
+    words = list(state)
     for a, b, c, d in _COLUMNS + _DIAGONALS:
-        state[a], state[b], state[c], state[d] = _quarter_round(state[a], state[b], state[c], state[d])
-    return tuple(state)
+        words[a], words[b], words[c], words[d] = _quarter_round(words[a], words[b], words[c], words[d])
+    return tuple(words)
 
 
 def _quarter_round(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple[jax.Array, ...]:

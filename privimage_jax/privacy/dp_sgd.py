@@ -12,6 +12,7 @@ microbatch and where the records lie (`records`) change the result by the roundi
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ class DPSGD:
     method: str = "auto"
     precision: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.microbatch < 1:
             raise ValueError(f"microbatch must be at least 1; it is {self.microbatch}.")
         if not self.noise_multiplier >= 0:
@@ -171,7 +172,9 @@ def sum_over_batch(
     n, m, n_devices = settings.n, settings.microbatch, mesh.size
     merge = merge or (lambda params, frozen: params)
 
-    def on_device(params, frozen, noise_state, data, key, loss_key, t):
+    def on_device(
+        params: Any, frozen: Any, noise_state: Any, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array
+    ) -> tuple[Any, Any, Stats]:
         cumulative = jnp.cumsum(sampling.membership(key, t, n, settings.threshold), dtype=jnp.int32)
         drawn = cumulative[-1]
         # The largest share: every device goes round as often as any other, as it may have to hand out records.
@@ -184,7 +187,7 @@ def sum_over_batch(
         device = jax.lax.axis_index(AXIS)
         share = sampling.device_share(drawn, device, n_devices)
 
-        def microbatch(i, carry):
+        def microbatch(i: jax.Array, carry: Any) -> Any:
             place = i * m + jnp.arange(m, dtype=jnp.int32)
             ids = sampling.positions(cumulative, device + n_devices * place)
             batch, arrived = records.take(data, ids)
@@ -200,7 +203,9 @@ def sum_over_batch(
         # Once, after the sum over devices, and the same on each.
         return *add_noise(total, noise_state, key, t), _stats(counts, drawn)
 
-    def noised_sum(params, frozen, noise_state, data, key, loss_key, t):
+    def noised_sum(
+        params: Any, frozen: Any, noise_state: Any, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array
+    ) -> tuple[Any, Any, Stats]:
         if records.size(data) != n:
             raise ValueError(f"settings.n is {n}, but the data has {records.size(data)} records")
         specs = (P(), P(), P(), records.spec(data), P(), P(), P())
@@ -304,11 +309,11 @@ def check_objective(
     if shape != (size,):
         refuse(f"it has shape {shape} for {size} examples")
     probe = jax.jit(losses_and_influence, compiler_options=options)
-    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    close = partial(np.allclose, rtol=1e-5, atol=1e-6)
     expected, influence = probe(params, *first)
-    if not np.allclose(probe(params, *first_from(size))[0][1:], expected[1:], **tolerance):
+    if not close(probe(params, *first_from(size))[0][1:], expected[1:]):
         refuse("another first example changes the losses of the others")
-    if not np.allclose(probe(params, *with_nan)[0][1:], expected[1:], **tolerance):
+    if not close(probe(params, *with_nan)[0][1:], expected[1:]):
         refuse("a NaN in the first example reaches the losses of the others")
     if influence != 0:
         refuse("the loss of an example has a derivative with respect to another example")
@@ -317,7 +322,7 @@ def check_objective(
     fn = jax.jit(gradient, compiler_options=options)
     alone, _, _ = fn(params, restore(*first[:2]), first[2], rest)
     together, norms, _ = fn(params, restore(*with_nan[:2]), first[2], jnp.ones(size, bool))
-    same = jax.tree.map(lambda a, b: np.allclose(a, b, **tolerance), alone, together)
+    same = jax.tree.map(close, alone, together)
     if np.isfinite(norms[0]) or not all(jax.tree.leaves(same)):
         refuse("a NaN in the first example reaches the gradients of the others")
 

@@ -3,6 +3,7 @@
 In one example's trace a value is [d0, ...]. Held for m examples it is either *stacked*, [m, d0, ...], or *merged*, [m
 d0, ...]; the two are the same numbers in the same order. A rule takes an equation of the trace and its operands and
 returns the results, or None where it does not apply, and then `jax.vmap`'s own rule for the primitive does (`by_vmap`).
+At least one of the operands differs between examples: what is the same for all is done once (`once`).
 
 Every rule must be right by itself, for all parameters of its primitive: an operation may act on merged rows only if no
 row of its result depends on another row of its operands. `tests/privacy/test_flat_rules.py` compares each with
@@ -56,7 +57,8 @@ class Shared:
 class PerExample:
     """A value that differs between examples; [...] in one example's trace."""
 
-    def __init__(self, size: int, stacked: jax.Array | None = None, merged: jax.Array | None = None):
+    def __init__(self, size: int, *, stacked: Any = None, merged: Any = None):
+        """One of the two is given, as an array or (see `like`) its shape alone."""
         self._size, self._stacked, self._merged = size, stacked, merged
 
     @property
@@ -147,18 +149,20 @@ def _elementwise(equation: Any, inputs: list[Value], batch: Batch) -> PerExample
 
 def _spread(x: Value, shape: tuple[int, ...], m: int) -> jax.Array:
     """An operand of an elementwise operation as merged rows; scalars stay scalars, axes of length 1 are repeated."""
-    if not x.shape:
-        return x.value
-    if x.shape[0] == shape[0]:
-        return x.merged if isinstance(x, PerExample) else x.tiled(m)
     if isinstance(x, Shared):
+        if not x.shape:
+            return x.value
+        if x.shape[0] == shape[0]:
+            return x.tiled(m)
         return lax.broadcast_in_dim(x.value, (m * shape[0], *x.shape[1:]), range(len(shape)))
+    if x.shape[0] == shape[0]:
+        return x.merged
     axes = (0, *range(2, len(shape) + 1))
     repeated = lax.broadcast_in_dim(x.merged, (m, shape[0], *x.shape[1:]), axes)
     return lax.reshape(repeated, (m * shape[0], *x.shape[1:]))
 
 
-def _reduce(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
+def _reduce(equation: Any, inputs: list[PerExample], batch: Batch) -> PerExample | None:
     """Over the other axes on merged rows first; then, if at all, over the rows of each example."""
     (x,), axes = inputs, equation.params["axes"]
     rest = tuple(axis for axis in axes if axis != 0)
@@ -170,7 +174,7 @@ def _reduce(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | No
     return PerExample(batch.size, stacked=equation.primitive.bind(y.stacked, **{**equation.params, "axes": (1,)}))
 
 
-def _broadcast(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
+def _broadcast(equation: Any, inputs: list[PerExample], batch: Batch) -> PerExample | None:
     x, shape, axes = inputs[0], equation.params["shape"], equation.params["broadcast_dimensions"]
     if len(inputs) > 1 or not x.shape or axes[0] != 0:
         return None
@@ -181,7 +185,7 @@ def _broadcast(equation: Any, inputs: list[Value], batch: Batch) -> PerExample |
     return PerExample(batch.size, stacked=lax.broadcast_in_dim(x.merged, (batch.size, *shape), axes))
 
 
-def _reshape(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
+def _reshape(equation: Any, inputs: list[PerExample], batch: Batch) -> PerExample | None:
     """Numbers keep their order, and each example's lie together: any reshape of one is one of all."""
     x, sizes = inputs[0], equation.params["new_sizes"]
     if len(inputs) > 1 or equation.params["dimensions"] is not None or not sizes or not x.shape:
@@ -189,7 +193,7 @@ def _reshape(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | N
     return _on_rows(equation, batch, x.merged, new_sizes=(batch.size * sizes[0], *sizes[1:]))
 
 
-def _squeeze(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
+def _squeeze(equation: Any, inputs: list[PerExample], batch: Batch) -> PerExample | None:
     (x,), gone = inputs, equation.params["dimensions"]
     sizes = [side for axis, side in enumerate(x.shape) if axis not in gone]
     if not sizes:
@@ -197,7 +201,7 @@ def _squeeze(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | N
     return PerExample(batch.size, merged=lax.reshape(x.merged, (batch.size * sizes[0], *sizes[1:])))
 
 
-def _transpose(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
+def _transpose(equation: Any, inputs: list[PerExample], batch: Batch) -> PerExample | None:
     order = equation.params["permutation"]
     return _on_rows(equation, batch, inputs[0].merged) if order and order[0] == 0 else None
 
@@ -209,7 +213,7 @@ def _concatenate(equation: Any, inputs: list[Value], batch: Batch) -> PerExample
     return _on_rows(equation, batch, *rows)
 
 
-def _split(equation: Any, inputs: list[Value], batch: Batch) -> list[PerExample] | None:
+def _split(equation: Any, inputs: list[PerExample], batch: Batch) -> list[PerExample] | None:
     if equation.params["axis"] == 0:
         return None
     parts = equation.primitive.bind(inputs[0].merged, **equation.params)
@@ -225,7 +229,7 @@ def _pad(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
     return _on_rows(equation, batch, x.merged, value.value)
 
 
-def _slice(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
+def _slice(equation: Any, inputs: list[PerExample], batch: Batch) -> PerExample | None:
     (x,), params = inputs, equation.params
     limits, strides = params["limit_indices"], params["strides"]
     if params["start_indices"][0] != 0 or limits[0] != x.shape[0] or (strides and strides[0] != 1):
@@ -233,7 +237,7 @@ def _slice(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | Non
     return _on_rows(equation, batch, x.merged, limit_indices=(batch.size * limits[0], *limits[1:]))
 
 
-def _reverse(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
+def _reverse(equation: Any, inputs: list[PerExample], batch: Batch) -> PerExample | None:
     return None if 0 in equation.params["dimensions"] else _on_rows(equation, batch, inputs[0].merged)
 
 
@@ -253,12 +257,14 @@ def _product(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | N
 def _convolution(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | None:
     """Rows with a shared kernel; or, where both differ, a weight gradient, by the rule that the device wants."""
     x, kernel = inputs
+    if isinstance(x, Shared):
+        return None
     numbers = equation.params["dimension_numbers"]
     if isinstance(kernel, Shared):
         if numbers.lhs_spec[0] != 0 or numbers.out_spec[0] != 0 or equation.params["batch_group_count"] != 1:
             return None
         return _with_kernel(equation, batch, x.merged, kernel.value)
-    if isinstance(x, Shared) or not weight_gradients.is_one(equation.params):
+    if not weight_gradients.is_one(equation.params):
         return None
     gradient = batch.convolution(x.merged, kernel.merged, batch.size, equation.params)
     return PerExample(batch.size, stacked=gradient)
@@ -280,7 +286,7 @@ def _gather(equation: Any, inputs: list[Value], batch: Batch) -> PerExample | No
     """Rows of a shared table, as an embedding takes them."""
     table, indices = inputs
     numbers = equation.params["dimension_numbers"]
-    if isinstance(table, PerExample) or len(indices.shape) < 2:
+    if isinstance(table, PerExample) or isinstance(indices, Shared) or len(indices.shape) < 2:
         return None
     if 0 in numbers.offset_dims or numbers.operand_batching_dims or numbers.start_indices_batching_dims:
         return None
@@ -295,7 +301,7 @@ shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradie
 """.split()  # noqa: SIM905
 _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
 
-RULES: dict[str, Callable[[Any, list[Value], Batch], Any]] = {
+RULES: dict[str, Callable[[Any, list[Any], Batch], Any]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "broadcast_in_dim": _broadcast,

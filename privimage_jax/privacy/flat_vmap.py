@@ -18,7 +18,7 @@ single examples does not matter, as only one example is ever traced.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from jax import lax
 from jax.extend.core import Literal
 
 from privimage_jax.privacy import flat_rules
-from privimage_jax.privacy.flat_rules import Batch, PerExample, Shared
+from privimage_jax.privacy.flat_rules import Batch, PerExample, Shared, Value
 
 # Primitives that call another program, and the parameter that holds it. Derivatives of their own are past: the trace is
 # of a function that is differentiated already.
@@ -59,7 +59,7 @@ def flat_vmap(function: Callable[..., Any], batch: Batch | None = None) -> Calla
         one = jax.tree.map(lambda leaf: leaf[0], rows)  # only its shape and type are used
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(shared, one)
         state = (batch or Batch())._replace(size=size)
-        inputs = [Shared(leaf) for leaf in jax.tree.leaves(shared)]
+        inputs: list[Value] = [Shared(leaf) for leaf in jax.tree.leaves(shared)]
         inputs += [PerExample(size, stacked=leaf) for leaf in jax.tree.leaves(rows)]
         results = [_stacked(value, size) for value in _evaluate(closed.jaxpr, closed.consts, inputs, state)]
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
@@ -83,20 +83,20 @@ def left_to_vmap(function: Callable[..., Any], shared: Any, row: Any) -> list[st
     return sorted(f"{name} ({count})" for name, count in log.items() if name.startswith(_SLOW))
 
 
-def _stacked(value: Shared | PerExample, size: int) -> jax.Array:
+def _stacked(value: Value, size: int) -> jax.Array:
     """A result [m, ...], also where it is the same for every example."""
     if isinstance(value, PerExample):
         return value.stacked
     return jnp.broadcast_to(value.value, (size, *value.shape))
 
 
-def _evaluate(jaxpr: Any, consts: Any, inputs: list, batch: Batch) -> list[Shared | PerExample]:
+def _evaluate(jaxpr: Any, consts: Any, inputs: list, batch: Batch) -> list[Value]:
     """The results of a trace for all examples."""
-    values: dict[Any, Shared | PerExample] = {}
+    values: dict[Any, Value] = {}
     values.update(zip(jaxpr.constvars, map(Shared, consts), strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
-    def read(atom: Any) -> Shared | PerExample:
+    def read(atom: Any) -> Value:
         return Shared(atom.val) if isinstance(atom, Literal) else values[atom]
 
     for equation in jaxpr.eqns:
@@ -105,7 +105,7 @@ def _evaluate(jaxpr: Any, consts: Any, inputs: list, batch: Batch) -> list[Share
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _operation(equation: Any, inputs: list, batch: Batch) -> list[Shared | PerExample]:
+def _operation(equation: Any, inputs: list, batch: Batch) -> Sequence[Value]:
     name, params = equation.primitive.name, equation.params
     if all(isinstance(x, Shared) for x in inputs):
         return flat_rules.once(equation, inputs)
@@ -129,21 +129,21 @@ def _operation(equation: Any, inputs: list, batch: Batch) -> list[Shared | PerEx
     return flat_rules.by_vmap(equation, inputs, batch)
 
 
-def _scan(equation: Any, inputs: list, batch: Batch) -> list[PerExample]:
+def _scan(equation: Any, inputs: list, batch: Batch) -> list[Value]:
     """`lax.scan`, whose body is evaluated flat. All its carries are taken to differ between examples."""
     params, size = equation.params, batch.size
     closed, n_consts, n_carry = params["jaxpr"], params["num_consts"], params["num_carry"]
     consts, carry, scanned = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
     carry = [flat_rules.per_example(x, size) for x in carry]
 
-    def step_rows(x: Shared | PerExample) -> jax.Array:
+    def step_rows(x: Value) -> jax.Array:
         """[length, ...] of shared values, [length, m d0, ...] or [length, m] of others."""
         if isinstance(x, Shared):
             return x.value
         steps = jnp.moveaxis(x.stacked, 1, 0)
         return steps if steps.ndim == 2 else steps.reshape(steps.shape[0], -1, *steps.shape[3:])
 
-    def body(held_carry, step):
+    def body(held_carry: list[jax.Array], step: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         held = _rebuilt(carry, held_carry, batch) + _rebuilt(kinds, step, batch)
         results = [
             flat_rules.per_example(y, size) for y in _evaluate(closed.jaxpr, closed.consts, consts + held, batch)
@@ -162,19 +162,21 @@ def _scan(equation: Any, inputs: list, batch: Batch) -> list[PerExample]:
     )
     shapes = [var.aval.shape for var in equation.outvars[n_carry:]]
     stacked = [jnp.moveaxis(y.reshape(y.shape[0], size, *s[1:]), 0, 1) for y, s in zip(outputs, shapes, strict=True)]
-    return _rebuilt(carry, final, batch) + [PerExample(size, stacked=y) for y in stacked]
+    return [*_rebuilt(carry, final, batch), *(PerExample(size, stacked=y) for y in stacked)]
 
 
-def _held(values: list[Shared | PerExample]) -> list[jax.Array]:
+def _held(values: Sequence[Value]) -> list[jax.Array]:
     """The arrays behind values: merged where there is a leading axis."""
     return [x.value if isinstance(x, Shared) else x.merged if x.shape else x.stacked for x in values]
 
 
-def _rebuilt(kinds: list, arrays: list[jax.Array], batch: Batch) -> list[Shared | PerExample]:
+def _rebuilt(kinds: list, arrays: list[jax.Array], batch: Batch) -> list[Value]:
     """The inverse of `_held`, for values of the kinds that are given."""
     return [
         Shared(array)
         if isinstance(kind, Shared)
-        else PerExample(batch.size, **{"merged" if kind.shape else "stacked": array})
+        else PerExample(batch.size, merged=array)
+        if kind.shape
+        else PerExample(batch.size, stacked=array)
         for kind, array in zip(kinds, arrays, strict=True)
     ]

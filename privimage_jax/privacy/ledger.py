@@ -87,7 +87,7 @@ class OverBudget(UserError):
 class _Order:
     """What the lines so far demand of the next: see `admit`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._mechanisms: set[str] | None = None
         self._spending: set[str] = set()
         self._closed: set[str] = set()
@@ -106,7 +106,7 @@ class _Order:
         """
         if (kind == "open") != (self._mechanisms is None):
             raise ValueError('the first line of a ledger is "open", and no other')
-        if kind == "open":
+        if self._mechanisms is None:
             return
         name = fields["mechanism"]
         if name not in self._mechanisms:
@@ -225,9 +225,9 @@ class Ledger:
           UserError: when the ledger was opened with other terms; nothing is written.
           OverBudget: when the mechanism would exceed the budget; nothing is written.
         """
-        if not self.entries and terms is None:
-            raise ValueError('the first line of a ledger is "open"')
         opened = self.entries[0] if self.entries else terms
+        if opened is None:
+            raise ValueError('the first line of a ledger is "open"')
         if terms is not None:
             self.check_terms(terms)
         target = opened["epsilon_target"]
@@ -238,7 +238,7 @@ class Ledger:
                 f"{target:g}; its budget is spent: start a new workdir."
             )
         if not self.entries:
-            self.append("open", **terms)
+            self.append("open", **opened)
         return self.append(kind, **fields, epsilon=cost)
 
     @property
@@ -249,7 +249,7 @@ class Ledger:
     def extends(self, head: dict[str, Any]) -> bool:
         """Whether the ledger still holds all the lines that `head` spoke of."""
         hashes = [*(entry["previous"] for entry in self.entries), self._last_hash]
-        return (head.get("lines"), head.get("last")) in enumerate(hashes)
+        return any(line == (head.get("lines"), head.get("last")) for line in enumerate(hashes))
 
     def check_terms(self, terms: dict[str, Any]) -> None:
         """Compares the terms of the guarantee with those that the ledger was opened with, if it was.

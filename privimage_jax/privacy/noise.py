@@ -46,7 +46,8 @@ def gaussian(key: jax.Array, step: jax.Array | int, tree: Any, std: float) -> An
     tile = place - jnp.asarray(starts, jnp.int32)[leaf_index]
     drawn = chacha.tiles(key, chacha.DOMAIN_NOISE, step, leaf_index.astype(jnp.uint32), tile.astype(jnp.uint32))
     quarters = drawn.reshape(-1, VALUES_PER_BLOCK // 2, 4, chacha.LANES)
-    pairs = standard_normal(*(quarters[:, :, word] for word in range(4)), jnp, jnp.float32)
+    w0, w1, w2, w3 = (quarters[:, :, word] for word in range(4))
+    pairs = standard_normal(w0, w1, w2, w3, jnp, jnp.float32)
     values = jnp.concatenate(pairs, axis=1)  # [tiles, 8, 128]
     noise = [
         std * values[start : start + count].reshape(-1)[: leaf.size].reshape(leaf.shape)
@@ -103,8 +104,8 @@ def rounded_gaussian(key: jax.Array | np.ndarray | bytes, shape: tuple[int, ...]
         key = chacha.key_from_bytes(key)
     size = int(np.prod(shape))
     counter = np.arange(-(-size // VALUES_PER_BLOCK), dtype=np.uint32)
-    drawn = np.asarray(chacha.words(key, chacha.DOMAIN_QUERY, 0, 0, counter)).T.reshape(-1, 4)
-    values = np.stack(standard_normal(*drawn.T, np, np.float64), axis=1).reshape(-1)[:size]
+    w0, w1, w2, w3 = np.asarray(chacha.words(key, chacha.DOMAIN_QUERY, 0, 0, counter)).T.reshape(-1, 4).T
+    values = np.stack(standard_normal(w0, w1, w2, w3, np, np.float64), axis=1).reshape(-1)[:size]
     return np.rint(std * values).astype(np.int64).reshape(shape)
 
 

@@ -148,8 +148,9 @@ def place(tree: Any, mesh: Mesh, sharded: bool = False) -> Records:
     def piece(first: int) -> jax.Array:
         """Rows [first, first + height) of every part, uint8 [parts * height, row_bytes]."""
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            begin = (index[0].start or 0) // height * share + first
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            part = (index[0].start or 0) // height if index else 0
+            begin = part * share + first
             end = max(begin, min(begin + height, n))
             rows = layout.pack(jax.tree.map(lambda leaf: np.asarray(leaf[begin:end]), tree), begin)
             return np.pad(rows, ((0, height - len(rows)), (0, 0))) if len(rows) < height else rows
@@ -176,9 +177,8 @@ def shapes(tree: Any, mesh: Mesh, sharded: bool = False) -> Records:
     """What `place` would return, as shapes with their shardings, to compile a program without data."""
     n, layout = size(tree), Layout.of(tree)
     sharding, parts, share = _division(n, mesh, sharded)
-    return Records(
-        jax.ShapeDtypeStruct((parts * share, layout.row_bytes), jnp.uint8, sharding=sharding), n, layout, sharded
-    )
+    rows: Any = jax.ShapeDtypeStruct((parts * share, layout.row_bytes), jnp.uint8, sharding=sharding)
+    return Records(rows, n, layout, sharded)
 
 
 def _division(n: int, mesh: Mesh, sharded: bool) -> tuple[NamedSharding, int, int]:

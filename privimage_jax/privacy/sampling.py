@@ -12,6 +12,7 @@ Membership is a pure function of (key, step, i): it does not depend on devices, 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from privimage_jax.privacy import chacha
 
@@ -46,7 +47,7 @@ def sampling_rate(threshold: int) -> float:
     return threshold / _WORDS
 
 
-def membership(key: jax.Array, step: jax.Array | int, n: int, threshold: int) -> jax.Array:
+def membership(key: jax.Array | np.ndarray, step: jax.Array | int, n: int, threshold: int) -> jax.Array:
     """Who is in the batch of `step`.
 
     Args:

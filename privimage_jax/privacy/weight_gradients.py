@@ -142,8 +142,8 @@ def noted(layers: dict[str, Layer], rule: Rule) -> Rule:
     """A rule that also notes every layer it is asked for, by its name."""
 
     def noting(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) -> jax.Array:
-        shapes = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in (x, dy)]
-        layers[name_of(x, dy, size, params)] = Layer(*shapes, size, params)
+        x_shape, dy_shape = (jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in (x, dy))
+        layers[name_of(x, dy, size, params)] = Layer(x_shape, dy_shape, size, params)
         return rule(x, dy, size, params)
 
     return noting

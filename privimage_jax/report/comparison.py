@@ -23,16 +23,16 @@ class RunInputs:
     """What the page shows of one run.
 
     Args:
-        name: of the run, unlike the others'.
-        epsilon: spent.
-        delta: of its guarantee.
-        private: False for a run with a fixed seed.
-        settings: its config as names and values.
-        query_network: what was its training's input; runs with the same have the same network.
-        results: the content of its `evaluation.json`; empty where this set was not evaluated.
-        images: synthetic, the whole set or its rows `gallery.shown_rows`, uint8 `[N, H, W, C]`, C = 1 or 3.
-        labels: int `[N]`, indices into `class_names`.
-        class_names: its classes.
+      name: of the run, unlike the others'.
+      epsilon: spent.
+      delta: of its guarantee.
+      private: False for a run with a fixed seed.
+      settings: its config as names and values.
+      query_network: what was its training's input; runs with the same have the same network.
+      results: the content of its `evaluation.json`; empty where this set was not evaluated.
+      images: synthetic, the whole set or its rows `gallery.shown_rows`, uint8 `[N, H, W, C]`, C = 1 or 3.
+      labels: int `[N]`, indices into `class_names`.
+      class_names: its classes.
     """
 
     name: str
@@ -51,8 +51,8 @@ def render(runs: Sequence[RunInputs], joint: str) -> str:
     """The whole page: one HTML document that needs no other file and no network.
 
     Args:
-        runs: at least one.
-        joint: what all runs cost together, a plain sentence.
+      runs: at least one.
+      joint: what all runs cost together, a plain sentence.
     """
     title = " · ".join(run.name for run in runs)
     body = template("comparison.html").substitute(

@@ -21,8 +21,8 @@ class Metric:
     """One value over training.
 
     Args:
-        steps: int `[N]`, N >= 1, rising and above 0: where each stretch of steps ended.
-        means: float `[N]`, finite: the value's mean over each stretch.
+      steps: int `[N]`, N >= 1, rising and above 0: where each stretch of steps ended.
+      means: float `[N]`, finite: the value's mean over each stretch.
     """
 
     steps: np.ndarray
@@ -35,9 +35,9 @@ def read_metrics(path: Path, every: int) -> dict[str, Metric]:
     Values that are not finite are left out, and so are columns without any other.
 
     Args:
-        path: of the file.
-        every: steps between two lines of an uninterrupted run. At most `MAX_POINTS` stretches are made, each of a
-            multiple of so many steps; an interruption, which adds a line, then changes nothing.
+      path: of the file.
+      every: steps between two lines of an uninterrupted run. At most `MAX_POINTS` stretches are made, each of a
+        multiple of so many steps; an interruption, which adds a line, then changes nothing.
     """
     try:
         lines = reading.read_bytes(path, _MAX_BYTES).decode("utf-8")
@@ -72,7 +72,7 @@ def figures(metrics: Iterable[tuple[str, Metric | None, tuple[float, float] | No
     """Figures side by side; "" where there is none.
 
     Args:
-        metrics: title, values (None is left out) and span of the vertical axis (None: that of the values) of each.
+      metrics: title, values (None is left out) and span of the vertical axis (None: that of the values) of each.
     """
     drawn = []
     for title, metric, span in metrics:

@@ -19,10 +19,10 @@ def document(kind: str, title: str, body: str, footer: str) -> str:
     """The whole page.
 
     Args:
-        kind: "release", "evaluation" or "comparison"; see `is_page`.
-        title: plain text.
-        body: HTML of the page's main part.
-        footer: HTML of its last paragraph.
+      kind: "release", "evaluation" or "comparison"; see `is_page`.
+      title: plain text.
+      body: HTML of the page's main part.
+      footer: HTML of its last paragraph.
     """
     script = read("page.js")
     return template("document.html").substitute(

@@ -27,12 +27,12 @@ class EvaluationInputs:
     """All that the page shows.
 
     Args:
-        title: of the run.
-        results: the content of `internal/evaluation.json`.
-        sets: of images, to be shown side by side.
-        class_names: the declared classes.
-        training: of each stage that trained, its title and metrics.
-        table: the measures by their names.
+      title: of the run.
+      results: the content of `internal/evaluation.json`.
+      sets: of images, to be shown side by side.
+      class_names: the declared classes.
+      training: of each stage that trained, its title and metrics.
+      table: the measures by their names.
     """
 
     title: str

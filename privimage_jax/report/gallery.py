@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from privimage_jax.data.dataset import Subset
 from privimage_jax.report import plots
 from privimage_jax.report.text import escape
 
@@ -22,13 +23,13 @@ class ImageSet:
     """Labelled images of one kind.
 
     Args:
-        name: such as "synthetic".
-        images: uint8 `[N, H, W, C]`, C = 1 or 3.
-        labels: int `[N]`, indices into the gallery's classes.
+      name: such as "synthetic".
+      images: uint8 `[N, H, W, C]`, C = 1 or 3.
+      labels: int `[N]`, indices into the gallery's classes.
     """
 
     name: str
-    images: np.ndarray
+    images: np.ndarray | Subset
     labels: np.ndarray
 
 
@@ -45,7 +46,7 @@ def gallery(sets: Sequence[ImageSet], class_names: Sequence[str]) -> str:
     every class shows as many as any other.
 
     Returns:
-        HTML, or "" where there is no image.
+      HTML, or "" where there is no image.
     """
     columns = _columns(len(sets), len(class_names))
     encoded = _encoded(sets, len(class_names), MOST * columns)
@@ -66,9 +67,9 @@ def strip(pictures: Sequence[tuple[str, str]], label: str, columns: int) -> str:
     """Images in a row, of which the first `columns` are seen at first.
 
     Args:
-        pictures: description and data URI of each, at least one.
-        label: of the whole row.
-        columns: how many images there are side by side.
+      pictures: description and data URI of each, at least one.
+      label: of the whole row.
+      columns: how many images there are side by side.
     """
     hidden_at_first = ' class="extra"'
     images = "".join(

@@ -16,10 +16,10 @@ class Neighbourhood:
     """One synthetic image and its neighbours.
 
     Args:
-        image: synthetic, uint8 `[H, W, C]`, C = 1 or 3.
-        class_name: its class.
-        neighbours: public images, uint8 `[K, H, W, C]`, the nearest first.
-        semantics: the public class of each neighbour.
+      image: synthetic, uint8 `[H, W, C]`, C = 1 or 3.
+      class_name: its class.
+      neighbours: public images, uint8 `[K, H, W, C]`, the nearest first.
+      semantics: the public class of each neighbour.
     """
 
     image: np.ndarray

@@ -29,25 +29,25 @@ class ReportInputs:
     """All that the page shows; every value is public or comes from a mechanism.
 
     Args:
-        title: of the page.
-        epsilon: the whole budget that the release is held to.
-        delta: its delta.
-        n: number N of sensitive records.
-        entries: the ledger's lines in order: dicts with `index`, `kind` ("open", "gaussian", "dp-sgd", "closed"),
-            `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after this line),
-            `previous` (hash), each where it applies, and any further public fields. A field `private`
-            that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
-        ledger_ok: whether the chain of hashes holds.
-        semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`:
-            the noisy count of every semantic in each class and the semantics each class picked, as indices.
-            `"noise_std"`, the standard deviation of the noise on a count, may be there too. Without a query `histogram`
-            is None, and `picked` too where all public images were used.
-        images: synthetic, uint8 `[M, H, W, C]`, C = 1 or 3.
-        labels: int `[M]`, indices into `class_names`.
-        class_names: the declared classes.
-        settings: public settings, as names and values ready to read.
-        neighbourhoods: some synthetic images beside public ones; none (no section) where these may not be shown.
-        training: titles and values of training on public images alone; fine-tuning's are not public.
+      title: of the page.
+      epsilon: the whole budget that the release is held to.
+      delta: its delta.
+      n: number N of sensitive records.
+      entries: the ledger's lines in order: dicts with `index`, `kind` ("open", "gaussian", "dp-sgd", "closed"),
+        `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after this line),
+        `previous` (hash), each where it applies, and any further public fields. A field `private`
+        that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
+      ledger_ok: whether the chain of hashes holds.
+      semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`:
+        the noisy count of every semantic in each class and the semantics each class picked, as indices.
+        `"noise_std"`, the standard deviation of the noise on a count, may be there too. Without a query `histogram`
+        is None, and `picked` too where all public images were used.
+      images: synthetic, uint8 `[M, H, W, C]`, C = 1 or 3.
+      labels: int `[M]`, indices into `class_names`.
+      class_names: the declared classes.
+      settings: public settings, as names and values ready to read.
+      neighbourhoods: some synthetic images beside public ones; none (no section) where these may not be shown.
+      training: titles and values of training on public images alone; fine-tuning's are not public.
     """
 
     title: str
@@ -310,7 +310,7 @@ def _ledger(inputs: ReportInputs) -> str:
 
 def _ledger_row(entry: dict[str, Any]) -> str:
     steps = entry.get("steps")
-    is_span = isinstance(steps, list | tuple) and len(steps) == 2
+    span = "{:,} – {:,}".format(*steps) if isinstance(steps, list | tuple) and len(steps) == 2 else text.value(steps)
     kind, mechanism = text.value(entry.get("kind")), text.value(entry.get("mechanism"))
     previous = str(entry.get("previous") or "")
     epsilon = entry.get("epsilon")
@@ -324,7 +324,7 @@ def _ledger_row(entry: dict[str, Any]) -> str:
         f"<td><strong>{mechanism or kind}</strong>{f' <small>{kind}</small>' if mechanism else ''}</td>"
         f'<td class="number">{text.value(entry.get("noise_multiplier"))}</td>'
         f'<td class="number">{text.value(entry.get("sampling_rate"))}</td>'
-        f'<td class="number">{f"{steps[0]:,} – {steps[1]:,}" if is_span else text.value(steps)}</td>'
+        f'<td class="number">{span}</td>'
         f'<td class="number">{"" if epsilon is None else text.rounded_up(float(epsilon))}</td>'
         f'<td><code title="{text.escape(previous)}">{text.escape(previous[:10])}</code></td>'
         f'<td class="others">{others}</td></tr>'

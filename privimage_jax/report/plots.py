@@ -18,8 +18,8 @@ def stacked_bar(shares: Sequence[float]) -> str:
     """One horizontal bar as inline SVG, its segments side by side from the left.
 
     Args:
-        shares: of the bar's whole length, each >= 0 and together at most 1. Segment i has the CSS class `part-i`; what
-            is left shows the class `rest`.
+      shares: of the bar's whole length, each >= 0 and together at most 1. Segment i has the CSS class `part-i`; what
+        is left shows the class `rest`.
     """
     rects, x = ['<rect class="rest" x="0" y="0" width="1000" height="28"/>'], 0.0
     for index, share in enumerate(shares):
@@ -43,11 +43,11 @@ def curve(title: str, x: np.ndarray, y: np.ndarray, last: int, span: tuple[float
     It is drawn coarsely, so that sums in another order make no other page.
 
     Args:
-        title: what is drawn.
-        x: rising, `[N]`, N >= 1, within [0, last].
-        y: finite, `[N]`.
-        last: end of the horizontal axis, a number of steps above 0.
-        span: of the vertical axis; by default from the smallest to the largest y.
+      title: what is drawn.
+      x: rising, `[N]`, N >= 1, within [0, last].
+      y: finite, `[N]`.
+      last: end of the horizontal axis, a number of steps above 0.
+      span: of the vertical axis; by default from the smallest to the largest y.
     """
     low, high = (float(np.min(y)), float(np.max(y))) if span is None else span
     down = 300 - 300 * (y - low) / ((high - low) or 1)

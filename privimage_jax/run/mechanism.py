@@ -5,6 +5,7 @@ of the inputs, key, ledger line, use; and at the end artefact, ledger line `clos
 """
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Mechanism:
         if self.ledger.entries:
             workdir.sync(self.ledger.path)  # what is relied upon as spent must be on the disk
         self._keys = inputs.folder("keys")
-        self._stage = stage
+        self.stage = stage
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -90,7 +91,7 @@ class Mechanism:
           UserError: if a spent mechanism would be replayed on other inputs: equal noise on different inputs subtracts.
         """
         path = self.folder / "inputs.json"
-        version = code_version(self.inputs.config, self._stage)
+        version = code_version(self.inputs.config, self.stage)
         given = {**determinants, "version of privimage_jax or a library": version}
         processes.current().barrier(f"inputs of {self.name}", {f"the {name}": value for name, value in given.items()})
         if any(line["kind"] != "closed" for line in self.lines):
@@ -152,7 +153,7 @@ class Mechanism:
         """
         if not self.inputs.is_private:
             seed = self.inputs.config.privacy.fixed_seed
-            return chacha.key_from_seed(f"{seed} {self._stage.name} {generation}")
+            return chacha.key_from_seed(f"{seed} {self.stage.name} {generation}")
         path = self._key_path(generation)
         if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             workdir.atomic_write_bytes(path, chacha.key_to_bytes(chacha.new_key()), mode=0o600)
@@ -172,11 +173,11 @@ class Mechanism:
 
     def warn(self, message: str) -> None:
         """Tells the operator something that stays internal."""
-        headline(self._stage.name, "warning", message)
+        headline(self.stage.name, "warning", message)
 
-    def _key_path(self, generation: int):
-        return self._keys / f"{self._stage.name}-{generation}.key"
+    def _key_path(self, generation: int) -> Path:
+        return self._keys / f"{self.stage.name}-{generation}.key"
 
     def _delete_keys(self) -> None:
-        for path in sorted(self._keys.glob(f"{self._stage.name}-*.key")):
+        for path in sorted(self._keys.glob(f"{self.stage.name}-*.key")):
             workdir.remove(path)

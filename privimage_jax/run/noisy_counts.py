@@ -14,7 +14,7 @@ from privimage_jax.metrics.features import extract
 from privimage_jax.privacy import noise
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
-from privimage_jax.run.stage import Stage
+from privimage_jax.run.stage import Stage, mechanism_names
 from privimage_jax.storage import reading
 
 
@@ -55,10 +55,10 @@ def release(
         mechanism.spend(
             "gaussian",
             noise_multiplier=inputs.plan.count_noise[mechanism.name],
-            l2_sensitivity=inputs.stage.sensitivity(inputs.config),
+            l2_sensitivity=mechanism.stage.sensitivity(inputs.config),
             key_generation=0,
         )
-    save(add_noise(mechanism.name, key, counts, noise_std(inputs, inputs.stage)))
+    save(add_noise(mechanism.name, key, counts, noise_std(inputs, mechanism.stage)))
     mechanism.close()
 
 
@@ -102,4 +102,5 @@ def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], se
 
 def noise_std(inputs: Inputs, stage: Stage) -> float:
     """Standard deviation of the noise on every count of a stage: its noise multiplier times its L2 sensitivity."""
-    return inputs.plan.count_noise[stage.mechanism.name] * stage.sensitivity(inputs.config)
+    (name,) = mechanism_names(stage)
+    return inputs.plan.count_noise[name] * stage.sensitivity(inputs.config)

@@ -39,6 +39,13 @@ class Plan:
         """The names of all that share the budget."""
         return [*self.count_noise, *([] if self.finetune_noise is None else [solved_mechanism().name])]
 
+    @property
+    def noise_multiplier(self) -> float:
+        """That of fine-tuning, where it is planned."""
+        if self.finetune_noise is None:
+            raise ValueError("the plan holds no fine-tuning")
+        return self.finetune_noise
+
     def events(self) -> list:
         """The planned mechanisms as events of `privacy.accounting`."""
         events: list = [accounting.Gaussian(noise) for noise in self.count_noise.values()]
@@ -74,7 +81,15 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
 
 
 @functools.cache
-def _solve(epsilon, delta, n, accountant, counts, batch_size, steps) -> Plan:
+def _solve(
+    epsilon: float,
+    delta: float,
+    n: int,
+    accountant: str,
+    counts: tuple[tuple[str, str, float], ...],
+    batch_size: int,
+    steps: int,
+) -> Plan:
     """The plan; `counts` has the name, the setting and the noise multiplier of each mechanism of noisy counts."""
     rate = sampling.sampling_rate(sampling.threshold(batch_size, n)) if steps else 0.0
     others = [accounting.Gaussian(noise) for _, _, noise in counts]
@@ -100,7 +115,7 @@ def describe(plan: Plan, config: ConfigDict) -> str:
         "",
         f"{'mechanism':<44}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
     ]
-    rows = []
+    rows: list[tuple[str, list[accounting.Event]]] = []
     for name, noise in plan.count_noise.items():
         rows.append((f"{name}: {symbol(config, name)} = {noise:g}", [accounting.Gaussian(noise)]))
     if plan.finetune_noise is not None:

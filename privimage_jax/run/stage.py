@@ -98,7 +98,12 @@ class Stage:
 
 
 def keys(*names: str) -> Settings:
-    """The settings of these sections and keys, without the places where things lie."""
+    """The settings of these sections and keys, without the places where things lie.
+
+    >>> from privimage_jax.configs import base
+    >>> keys("seed", "query")(base.get_config())
+    {'query.k1': 1, 'query.noise_multiplier': 50.0, 'seed': 0}
+    """
     return lambda config: configs.section(config, *names)
 
 
@@ -108,14 +113,19 @@ def of_generator(*names: str) -> Settings:
 
 
 def value(config: ConfigDict, key: str) -> Any:
-    """The value of a setting "section.key"."""
+    """The value of a setting "section.key".
+
+    >>> from privimage_jax.configs import base
+    >>> value(base.get_config(), "query.noise_multiplier")
+    50.0
+    """
     return functools.reduce(lambda section, name: section[name], key.split("."), config)
 
 
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it."""
     names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
-    return configs.section(config, *names, *generator_sections(config)) | reserved(config)
+    return {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
 
 
 def _sampler_settings(config: ConfigDict) -> dict[str, Any]:
@@ -250,7 +260,7 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
             raise UserError(f"config.extra_stages: {name} follows {one.after!r}; give one of {', '.join(names)}.")
         for what, taken, own in (
             ("name", {*names}, {one.name}),
-            ("mechanism", {stage.mechanism.name for stage in stages if stage.mechanism}, _mechanism_name(one)),
+            ("mechanism", {stage.mechanism.name for stage in stages if stage.mechanism}, mechanism_names(one)),
             ("artefact", {path for stage in stages for path in stage.writes}, {*one.writes}),
         ):
             if twice := sorted(taken & own):
@@ -262,7 +272,8 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _mechanism_name(stage: Stage) -> set[str]:
+def mechanism_names(stage: Stage) -> set[str]:
+    """The name of the stage's mechanism, if it has one."""
     return {stage.mechanism.name} if stage.mechanism else set()
 
 
@@ -285,7 +296,11 @@ def enabled_stages(config: ConfigDict) -> tuple[Stage, ...]:
 
 
 def named(name: str, config: ConfigDict | None = None) -> Stage:
-    """The stage of this name; without a config, one of `STAGES`."""
+    """The stage of this name; without a config, one of `STAGES`.
+
+    >>> named("finetune").mechanism.name, named("finetune").writes
+    ('DP-SGD fine-tuning', ('release/generator',))
+    """
     return next(stage for stage in (STAGES if config is None else all_stages(config)) if stage.name == name)
 
 

@@ -26,7 +26,10 @@ def load(path: str) -> ConfigDict:
         raise UserError(f"the config file {file!r} does not exist; give a path such as configs/quickstart.py.")
     try:
         loader = importlib.machinery.SourceFileLoader("privimage_config", file)
-        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+        spec = importlib.util.spec_from_loader(loader.name, loader)
+        if spec is None:
+            raise ImportError(f"{file} is no module")
+        module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         config = module.get_config(*[argument][: len(colon)])
     except Exception as error:  # a config file is a program and may fail in any way

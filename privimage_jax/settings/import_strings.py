@@ -17,7 +17,11 @@ Record = TypeVar("Record")
 
 
 def is_one(value: Any) -> bool:
-    """Whether a value has the form of an import string."""
+    """Whether a value has the form of an import string.
+
+    >>> is_one("package.module:NAME"), is_one("digits")
+    (True, False)
+    """
     return isinstance(value, str) and re.fullmatch(PATTERN, value) is not None
 
 
@@ -50,7 +54,11 @@ def load_module(name: str, key: str) -> ModuleType:
 
 
 def load(name: str, key: str) -> Any:
-    """What an import string names; arguments and errors as of `load_module`."""
+    """What an import string names; arguments and errors as of `load_module`.
+
+    >>> load("math:sqrt", "config.extra.root")(9)
+    3.0
+    """
     module, found = load_module(name, key), name.partition(":")[2]
     try:
         return getattr(module, found)
@@ -59,7 +67,14 @@ def load(name: str, key: str) -> Any:
 
 
 def load_record(name: str, key: str, kind: type[Record]) -> Record:
-    """What an import string names, where it must be a record of this kind; arguments and errors as of `load_module`."""
+    """What an import string names, where it must be a record of this kind; arguments and errors as of `load_module`.
+
+    >>> load_record("string:digits", "config.extra.characters", str)
+    '0123456789'
+    >>> load_record("math:pi", "config.extra.characters", str)
+    Traceback (most recent call last):
+    privimage_jax.errors.UserError: config.extra.characters: math:pi is a float; give a builtins.str.
+    """
     found = load(name, key)
     if not isinstance(found, kind):
         raise UserError(f"{key}: {name} is a {type(found).__name__}; give a {kind.__module__}.{kind.__name__}.")

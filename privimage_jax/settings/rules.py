@@ -26,12 +26,22 @@ SHARE: Rule = (lambda v: 0 < v < 1, "a number in (0, 1)")
 
 
 def one_of(*names: str) -> Rule:
-    """One of these texts."""
+    """One of these texts.
+
+    >>> accepts, accepted = one_of("ddim", "heun")
+    >>> accepts("heun"), accepts("euler"), accepted
+    (True, False, 'one of ddim, heun')
+    """
     return (lambda v: v in names, "one of " * (len(names) > 1) + ", ".join(names))
 
 
 def check_type(key: str, value: Any, default: Any) -> None:
     """Checks that a value has the type of its default; whole numbers are numbers, and lists of both kinds are lists.
+
+    >>> check_type("config.privacy.epsilon", 1, 10.0)
+    >>> check_type("config.seed", "1", 0)
+    Traceback (most recent call last):
+    privimage_jax.errors.UserError: config.seed='1' is a str; give a whole number.
 
     Raises:
       UserError: naming the key, which begins with "config.".

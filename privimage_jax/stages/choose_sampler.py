@@ -16,6 +16,7 @@ right moves no margin, so that this asks for half the noise of the scores themse
 place of the largest is post-processing.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -50,7 +51,7 @@ def run(inputs: Inputs) -> None:
     """
     section = inputs.config.sampler_choice
 
-    def prepare():
+    def prepare() -> tuple[dict[str, str], Callable[[], np.ndarray]]:
         shapes = artefact.shapes(generators.build(inputs.config, inputs.sensitive.n_classes))
         params = artefact.read_params(named("finetune").artefact(inputs.workdir), shapes)
         frequencies = class_histogram.frequencies(inputs)

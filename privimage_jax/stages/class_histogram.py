@@ -5,6 +5,8 @@ config says, which costs nothing. `config.class_histogram.enabled` counts the se
 a mechanism of its own, whose share of the budget is reserved before any other spends.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -24,7 +26,7 @@ def run(inputs: Inputs) -> None:
     """
     sensitive = inputs.sensitive
 
-    def prepare():
+    def prepare() -> tuple[dict[str, str], Callable[[], np.ndarray]]:
         determinants = {"settings": workdir.fingerprint(STAGE.settings(inputs.config))}
         return determinants, lambda: count_classes(sensitive.labels, sensitive.n_classes)
 

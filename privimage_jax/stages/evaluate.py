@@ -129,7 +129,7 @@ def _real_features(inputs: Inputs, extractor: Extractor, dataset: Dataset, part:
 def _progress(extractor: Extractor, part: str, n: int) -> Iterator[Callable[[int], None]]:
     """Yields what is called after so many images; nothing is shown where all features are on the disk."""
     with contextlib.ExitStack() as stack:
-        bars = []
+        bars: list[Any] = []
 
         def advance(count: int) -> None:
             if not bars:
@@ -143,7 +143,7 @@ def _progress(extractor: Extractor, part: str, n: int) -> Iterator[Callable[[int
 def _semantic_similarity(inputs: Inputs, network: Extractor, logits: np.ndarray, labels: np.ndarray) -> float:
     """Similarity of the semantics in the synthetic set (its first logits and labels are given) and the held-out one."""
     held_out = inputs.held_out
-    real = _real_features(inputs, network, held_out, "held-out")
+    real: Any = _real_features(inputs, network, held_out, "held-out")  # the query network has logits
     real_labels = held_out.labels[real_features.measured_rows(held_out.n, inputs.config.evaluate.max_images)]
     k1 = min(inputs.config.query.k1, logits.shape[1])
 

@@ -19,7 +19,7 @@ from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
-from privimage_jax.run.plan import NOISE
+from privimage_jax.run.plan import NOISE, Plan
 from privimage_jax.run.stage import named
 from privimage_jax.stages import pretrain
 from privimage_jax.storage import workdir
@@ -134,9 +134,9 @@ def choose_convolutions(
 
     def find() -> dict[str, weight_gradients.Layer]:
         state = generator.private_state(params, inputs.key(FIRST_VALUES))
-        settings = dp_settings(config, plan.n, plan.finetune_noise, inputs.microbatch)
+        settings = dp_settings(config, plan.n, plan.noise_multiplier, inputs.microbatch)
 
-        def merged(trained, batch, keys):
+        def merged(trained: Any, batch: Any, keys: jax.Array) -> jax.Array:
             return generator.per_example_loss(generator.merge(trained, state["frozen"]), batch, keys)
 
         return convolution_choice.layers(merged, state["params"], inputs.sensitive.image_shape, settings)
@@ -181,7 +181,7 @@ def _train(
         **place(keys, replicated(inputs.mesh)),
     }
     _check_model(inputs, mechanism, generator, params, convolutions)
-    dp = dp_settings(config, plan.n, plan.finetune_noise, inputs.microbatch)
+    dp = dp_settings(config, plan.n, plan.noise_multiplier, inputs.microbatch)
     draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
     block = config.finetune.block or -(-plan.steps // 10)
     reserved = step_range.reserved
@@ -244,7 +244,7 @@ def check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
         )
 
 
-def _reserve(mechanism: Mechanism, plan, config, generation: int, begin: int, end: int) -> None:
+def _reserve(mechanism: Mechanism, plan: Plan, config: ConfigDict, generation: int, begin: int, end: int) -> None:
     """Writes the steps [begin, end) into the ledger."""
     mechanism.spend(
         "dp-sgd",
@@ -308,7 +308,7 @@ def make_step(
         generator.per_example_loss, generator.private_update, settings, mesh, generator.merge, rule, NOISE
     )
 
-    def step(state, inputs, t):
+    def step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         return dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
 
     return step

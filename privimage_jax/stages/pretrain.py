@@ -1,6 +1,7 @@
 """Stage 4: pre-train the generator on the selected public images. Public data only; no privacy cost."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -63,7 +64,7 @@ def make_step(config: ConfigDict, mesh: Mesh, generator: Generator) -> loop.Step
     """`step(state, {"data", "key"}, t) -> (state, metrics)`; batch t is a function of (key, t) alone."""
     size, update = config.pretrain.batch_size, generator.public_update(mesh)
 
-    def step(state, inputs, t):
+    def step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         rows = batch_indices(inputs["key"], t, records.size(inputs["data"]), size)
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(inputs["key"], 1), t), size)
         batch, keys = meshes.split_batch(mesh, (records.batch(inputs["data"], rows, mesh), keys))

@@ -1,6 +1,9 @@
 """Stage 2: the semantic query (mechanism 1), the noisy count of semantics in each sensitive class."""
 
+from collections.abc import Callable
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.run import noisy_counts
@@ -22,7 +25,7 @@ def run(inputs: Inputs) -> None:
     """
     section, sensitive = inputs.config.query, inputs.sensitive
 
-    def prepare():
+    def prepare() -> tuple[dict[str, str], Callable[[], np.ndarray]]:
         model, variables = train_query.load(inputs)
         classify = forward(model, variables, method="__call__")
 
@@ -49,7 +52,7 @@ def run(inputs: Inputs) -> None:
     noisy_counts.release(inputs, output, prepare, save)
 
 
-def sensitivity(config) -> float:
+def sensitivity(config: ConfigDict) -> float:
     """The L2 sensitivity of the counts, sqrt(k1): one image adds k1 ones to one row."""
     return config.query.k1**0.5
 

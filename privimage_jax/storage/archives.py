@@ -13,6 +13,7 @@ import stat
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -100,14 +101,12 @@ class Arrays:
     def __enter__(self) -> "Arrays":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Closes the file."""
-        file = self._archive.fp
-        self._archive.close()
-        file.close()
+        close(self._archive)
 
     def read(self, name: str) -> np.ndarray:
         """One array.
@@ -159,7 +158,15 @@ class Arrays:
         return shape, dtype
 
 
-def _list_bytes(file) -> int:
+def close(archive: zipfile.ZipFile) -> None:
+    """Closes an archive and its file, which `zipfile` leaves open where it did not open it."""
+    file = archive.fp
+    archive.close()
+    if file is not None:
+        file.close()
+
+
+def _list_bytes(file: BinaryIO) -> int:
     """Size of the list of entries as the end of the file announces it: opening reads it whole into memory.
 
     There may be more than one end record, and which of them counts depends on the reader; the largest is taken.
@@ -175,7 +182,7 @@ def _list_bytes(file) -> int:
     return min(max(listed), size)
 
 
-def _opened(file, kind: str) -> zipfile.ZipFile:
+def _opened(file: BinaryIO, kind: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except Exception:  # zipfile raises many types on damaged files

@@ -6,13 +6,14 @@ JSON is taken strictly: UTF-8, no key twice, no NaN or infinity, no integer beyo
 """
 
 import contextlib
+import io
 import json
 import math
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from privimage_jax.errors import UserError
 
@@ -23,7 +24,7 @@ class Unreadable(ValueError):
     """A file that is not what its name says; the text completes "the file …"."""
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> io.BufferedReader:
     """Opens a regular file for reading, and nothing else: no pipe, device, socket or folder.
 
     Raises:

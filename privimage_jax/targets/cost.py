@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +16,7 @@ from privimage_jax.targets.programs import Program
 from privimage_jax.training import memory
 
 # Autotuning runs kernels on a GPU, and there is none.
-_OPTIONS = {"gpu": {"xla_gpu_autotune_level": 0}, "tpu": None}
+_OPTIONS: dict[str, Any] = {"gpu": {"xla_gpu_autotune_level": 0}, "tpu": None}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -65,7 +66,9 @@ def estimate(program: Program, mesh: Mesh, machine: Machine) -> Estimate:
             raise UserError(_refusal(program, machine, error)) from error
         needed, seconds = _needed(str(error)), time.perf_counter() - begin
         return Estimate(needed, True, None, None, None, None, None, None, flops, seconds)
-    return read(compiled.as_text(), memory.program_bytes(compiled), program.rounds, flops, time.perf_counter() - begin)
+    return read(
+        compiled.as_text() or "", memory.program_bytes(compiled), program.rounds, flops, time.perf_counter() - begin
+    )
 
 
 def read(text: str, peak: int | None, rounds: tuple[float, ...], flops: float, seconds: float) -> Estimate:
@@ -81,8 +84,8 @@ def read(text: str, peak: int | None, rounds: tuple[float, ...], flops: float, s
         kernels=total.kernels,
         bytes_moved=total.bytes,
         cycles=total.cycles,
-        loop_bytes=loop and loop.bytes,
-        loop_cycles=loop and loop.cycles,
+        loop_bytes=None if loop is None else loop.bytes,
+        loop_cycles=None if loop is None else loop.cycles,
         model_flops=flops,
         compile_seconds=seconds,
     )

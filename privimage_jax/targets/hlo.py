@@ -154,7 +154,7 @@ class Program:
         estimate = _CYCLES.search(op.rest)
         return Cost(int(estimate[1]) if estimate else None, self._bytes(computation, op), 1)
 
-    def _bytes(self, computation: str, op: Op) -> int:
+    def _bytes(self, computation: str, op: Op) -> float:
         shapes = self._shapes(computation)
         operands = [size(shapes.get(name, "")) for name in op.operands]
         if op.kind.endswith("-start"):  # its result holds the operand's name too

@@ -136,7 +136,7 @@ def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         data = _data(config, "public", facts.public_n, mesh, machine)
         return _lower_loop(classifier.make_step(model, recipe, mesh), state, data, {"key": _key()}, mesh)
 
-    def loss(params, rest, images):
+    def loss(params: Any, rest: Any, images: jax.Array) -> jax.Array:
         logits, _ = model.apply(
             {**rest, "params": params}, images, train=True, mutable=list(rest), rngs={"dropout": jax.random.key(0)}
         )
@@ -239,15 +239,17 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
             plain = fast_convolutions(platform=machine.platform)(generator.per_example_loss)
             nonprivate = benchmark.nonprivate_step(plain, generator.private_update, settings, mesh, generator.merge)
 
-            def step(state, inputs, t):
+            def plain_step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
                 return nonprivate(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
+
+            step: loop.Step = plain_step
         else:
             step = finetune.make_step(generator, mesh, settings)
         data = _data(config, "data", facts.n, mesh, machine)
         return _lower_loop(step, state, data, {"key": _array((8,), jnp.uint32), "loss_key": _key()}, mesh)
 
     def flops() -> float:
-        def total(trained, frozen, batch, keys):
+        def total(trained: Any, frozen: Any, batch: Any, keys: jax.Array) -> jax.Array:
             return jnp.sum(generator.per_example_loss(generator.merge(trained, frozen), batch, keys))
 
         shapes = batch_shapes(_COUNTED, generator.image_shape)
@@ -306,7 +308,7 @@ def _lower_loop(step: loop.Step, state: Any, data: Any, keys: dict[str, Any], me
 
 def _flops(function: Callable, *shapes: Any) -> float:
     """XLA's count for a function without loops, whose body it would count once whatever its number of rounds."""
-    return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
+    return float((jax.jit(function).lower(*shapes).cost_analysis() or {})["flops"])
 
 
 def _image_shape(config: ConfigDict) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ def batch_indices(key: jax.Array, step: jax.Array, n: int, batch_size: int) -> j
     """
     if batch_size >= n:
         order = _permute(jax.random.fold_in(key, step), jnp.arange(n), n)
-        return jnp.resize(order, batch_size)
+        return jnp.resize(order, (batch_size,))
     batches = n // batch_size
     places = step % batches * batch_size + jnp.arange(batch_size)
     return _permute(jax.random.fold_in(key, step // batches), places, n)
@@ -55,7 +55,7 @@ def _mix(value: jax.Array) -> jax.Array:
     return value ^ value >> 16
 
 
-def batch_shapes(size: int, image_shape: tuple[int, int, int]) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
+def batch_shapes(size: int, image_shape: tuple[int, ...]) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
     """(batch, keys) of `size` examples as the loss takes them, without values: for tracing alone."""
     batch = {
         "image": jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8),

@@ -52,7 +52,7 @@ class Recipe:
     def make_optimizer(self) -> optax.GradientTransformation:
         """The optax transformation."""
 
-        def decayed(params):
+        def decayed(params: Any) -> Any:
             return jax.tree.map(lambda leaf: self.decays == "all" or leaf.ndim > 1, params)
 
         if self.optimizer == "sgd":
@@ -91,7 +91,7 @@ def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
     """
     optimizer = recipe.make_optimizer()
 
-    def step(state, inputs, t):
+    def step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         rows = batch_indices(inputs["key"], t, records.size(inputs["data"]), recipe.batch_size)
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(inputs["key"], 1), t), recipe.batch_size)
         batch = records.batch(inputs["data"], rows, mesh)
@@ -99,7 +99,7 @@ def make_step(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
         images, labels = meshes.split_batch(mesh, (images, batch["label"]))
         state_variables = {name: value for name, value in state["variables"].items() if name != "params"}
 
-        def loss_fn(params):
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             with fast_convolutions(platform=meshes.platform(mesh)):
                 logits, new = model.apply(
                     {"params": params, **state_variables},

@@ -139,9 +139,11 @@ def _compiled(layer: Layer, rule: str, device: jax.Device) -> Callable[..., jax.
     """The program of a rule for a layer; None if the compiler refuses it."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     args = [jax.ShapeDtypeStruct(operand.shape, operand.dtype, sharding=sharding) for operand in (layer.x, layer.dy)]
-    function = functools.partial(weight_gradients.RULES[rule], size=layer.size, params=layer.params)
+    compute: Callable[..., jax.Array] = weight_gradients.RULES[rule]
+    function = functools.partial(compute, size=layer.size, params=layer.params)
     # The other processes compile something else meanwhile, and share no autotuning.
-    options = {"xla_gpu_shard_autotuning": False} if processes.current().count > 1 else None
+    several = processes.current().count > 1
+    options: dict[str, str | bool] | None = {"xla_gpu_shard_autotuning": False} if several else None
     try:
         return jax.jit(function).lower(*args).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:

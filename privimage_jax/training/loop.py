@@ -21,7 +21,7 @@ DISPATCH_SECONDS = 10.0  # about the longest that the host waits for the devices
 Step = Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
 
 
-def compiled(step: Step) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]]:
+def compiled(step: Step) -> jax.stages.Wrapped:
     """Makes of `step(state, inputs, t) -> (state, metrics)` a jitted `run(state, inputs, start, stop)`.
 
     The steps [start, stop) run in one dispatch without a host round trip. Their number is dynamic, so that one
@@ -32,11 +32,11 @@ def compiled(step: Step) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any
     step = jax.jit(step)  # traced once, not for the shapes of its metrics and again for the loop
 
     @partial(jax.jit, donate_argnums=0)
-    def run(state, inputs, start, stop):
+    def run(state: Any, inputs: Any, start: jax.Array, stop: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         shapes = jax.eval_shape(step, state, inputs, start)[1]
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
 
-        def body(t, carry):
+        def body(t: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, sums = carry
             state, metrics = step(state, inputs, t)
             return state, jax.tree.map(lambda total, value: total + value.astype(jnp.float32), sums, metrics)
@@ -72,7 +72,7 @@ class _Pace:
     The result of the steps does not depend on it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._steps, self._began = 1, 0.0
 
     def begin(self, left: int) -> int:
@@ -138,10 +138,12 @@ def train(
         for begin, end in step_ranges(start, stop, log.every, log.checkpoint_every, sample_every, block):
             if before:
                 before(begin, end)
-            done, totals = begin, collections.Counter()
+            done = begin
+            totals: dict[str, float] = collections.defaultdict(float)
             while done < end and (steps := pace.begin(end - done)):
                 state, means = run_steps(state, inputs, done, done + steps)
-                totals.update({key: steps * float(value) for key, value in means.items()})
+                for key, value in means.items():
+                    totals[key] += steps * float(value)
                 pace.end(steps)
                 done += steps
             if done > begin:
@@ -154,7 +156,7 @@ def train(
                 writer.sync()
                 checkpoints.save(done, state)
                 raise preemption.reason()
-            if sample_every and (end % sample_every == 0 or end == stop):
+            if draw and sample_every and (end % sample_every == 0 or end == stop):
                 writer.image(end, "samples", draw(state))
             if end % log.checkpoint_every == 0 or end == stop:
                 writer.sync()

@@ -46,7 +46,7 @@ def bytes_per_example(per_example_loss: Callable, params: Any, image_shape: tupl
     """
 
     def kept(size: int) -> int:
-        def pull_back(params, batch, keys):
+        def pull_back(params: Any, batch: Any, keys: Any) -> Any:
             return jax.vjp(lambda params: per_example_loss(params, batch, keys), params)[1]
 
         return _bytes(jax.eval_shape(pull_back, params, *batch_shapes(size, image_shape)))

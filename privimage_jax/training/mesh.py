@@ -37,7 +37,7 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def place_leaf(leaf):
+    def place_leaf(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf  # placed before
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -48,10 +48,10 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(place_leaf, tree)
 
 
-def split_batch(mesh: Mesh, tree):
+def split_batch(mesh: Mesh, tree: Any) -> Any:
     """Inside `jit`: asks for the leading axis of every leaf to be split over the devices where it divides evenly."""
 
-    def constrain(x):
+    def constrain(x: jax.Array) -> jax.Array:
         even = x.shape[0] % mesh.size == 0
         return jax.lax.with_sharding_constraint(x, batch_sharded(mesh) if even else replicated(mesh))
 

@@ -48,8 +48,8 @@ def ema_update(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
     It is d * average + (1 - d) * params with d = min(decay, (1 + step) / (10 + step)), so that a short run is not
     dominated by its first parameters.
     """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, average, params)
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: d * old + (1.0 - d) * new, average, params)
 
 
 def split_params(params: dict, trainable: str) -> tuple[dict, dict]:

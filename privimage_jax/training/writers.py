@@ -8,6 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -31,12 +32,13 @@ class MetricWriter:
     Losses and norms are functions of sensitive data: the directory belongs under `internal/`.
 
     Args:
-        directory: made if it is missing.
-        start_step: the first step that this run may write. Rows and PNG files of that step and later, written before
-            an interruption, are dropped, since they are about to be written again; 0 starts afresh.
+      directory: made if it is missing.
+      start_step: the first step that this run may write. Rows and PNG files of that step and later, written before
+        an interruption, are dropped, since they are about to be written again; 0 starts afresh.
     """
 
-    _events = None  # nothing to close in other processes than the first, which alone writes
+    _file: Any = None  # of text, or None
+    _events: Any = None  # `_Events`; nothing to close in other processes than the first, which alone writes
 
     @on_process_zero
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
@@ -101,7 +103,7 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def _read(self) -> list[dict[str, str]]:
@@ -164,7 +166,7 @@ class _Events:
     def close(self) -> None:
         self._writer.close()
 
-    def _write(self, step: int, **content) -> None:
+    def _write(self, step: int, **content: Any) -> None:
         self._writer.write_event(self._event.Event(wall_time=time.time(), step=step, **content))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._writer.flush()
@@ -226,7 +228,8 @@ class _RichProgress:
             rich.progress.TextColumn("{task.fields[info]}", style="dim", markup=False),
             console=console,
         )
-        self.unit, self.info = unit, {}
+        self.unit = unit
+        self.info: dict[str, float | int | str] = {}
         self.task = self.bar.add_task(description, total=total, completed=initial, rate="", info="")
         self.bar.start()
 
@@ -253,16 +256,17 @@ def progress(
     On a terminal a live bar; elsewhere a printed line at most every 10 seconds and one at the end.
 
     Args:
-        description: what runs, such as `"pretrain"`.
-        total: units in all, including `initial` ones done by an earlier run.
-        initial: units done before.
-        unit: what is counted.
-        clock: seconds; for tests.
+      description: what runs, such as `"pretrain"`.
+      total: units in all, including `initial` ones done by an earlier run.
+      initial: units done before.
+      unit: what is counted.
+      clock: seconds; for tests.
 
     Yields:
-        An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
+      An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
     """
     console = _console()
+    shown: _PlainProgress | _RichProgress | _NoProgress
     if not processes.is_first():
         shown = _NoProgress()
     elif console.is_terminal:
@@ -280,9 +284,9 @@ def headline(stage: str, status: str, detail: str = "") -> None:
     """Prints one aligned line about a stage: `headline("query", "skipped", "done before")`.
 
     Args:
-        stage: its name.
-        status: "running", "done", "skipped", "warning" or "failed", each with its colour on a terminal; or any word.
-        detail: anything more, printed last.
+      stage: its name.
+      status: "running", "done", "skipped", "warning" or "failed", each with its colour on a terminal; or any word.
+      detail: anything more, printed last.
     """
     style = {"running": "cyan", "done": "green", "skipped": "dim", "warning": "yellow", "failed": "bold red"}.get(
         status, ""
@@ -296,12 +300,12 @@ def image_grid(images: np.ndarray, scale: int = 1, gap: int = 1) -> np.ndarray:
     """Lays images out in rows and columns on white.
 
     Args:
-        images: uint8 `[n_rows, n_cols, H, W, C]`.
-        scale: every pixel becomes a square of this side.
-        gap: white pixels between images, before scaling.
+      images: uint8 `[n_rows, n_cols, H, W, C]`.
+      scale: every pixel becomes a square of this side.
+      gap: white pixels between images, before scaling.
 
     Returns:
-        uint8 `[scale * (n_rows * (H + gap) - gap), scale * (n_cols * (W + gap) - gap), C]`.
+      uint8 `[scale * (n_rows * (H + gap) - gap), scale * (n_cols * (W + gap) - gap), C]`.
     """
     if images.ndim != 5 or images.dtype != np.uint8:
         raise ValueError(f"image_grid takes uint8 [n_rows, n_cols, H, W, C], not {images.dtype} {images.shape}")

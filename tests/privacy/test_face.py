@@ -1,8 +1,6 @@
 """The library face: names that load on first use, and sentences that speak of arguments, not of a config."""
 
 import ast
-import doctest
-import importlib
 import pathlib
 import re
 import subprocess
@@ -42,9 +40,3 @@ def test_what_is_wrong_with_a_ledger_is_a_value_error(tmp_path):
     (tmp_path / "ledger.jsonl").write_text("no line of a ledger\n")
     with pytest.raises(ValueError, match="line 1 of .* was edited or damaged"):
         privacy.Ledger.open(tmp_path / "ledger.jsonl")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_examples_in_docstrings_run(path):
-    name = "privimage_jax.privacy" + ("" if path.stem == "__init__" else f".{path.stem}")
-    assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -88,14 +88,21 @@ Example = tuple[Image.Image | np.ndarray, int]
 class Source:
     """An opened source: examples 0..n-1, read in any order by several threads at once.
 
+    >>> def read(indices):
+    ...     for index in indices:
+    ...         yield np.full((4, 4), index, np.uint8), int(index) % 2
+    >>> greys = Source("greys", ("even", "odd"), n=6, divided=False, read=read, fingerprint=6)
+    >>> [(int(image.max()), greys.class_names[label]) for image, label in greys.read(np.array([2, 5]))]
+    [(2, 'even'), (5, 'odd')]
+
     Attributes:
-        name: the set's name.
-        class_names: the list of classes that labels index.
-        n: number of examples; of the asked part if `divided`, else of all parts together.
-        divided: whether the source itself holds training and test examples apart.
-        read: from indices [B] to B pairs (image, label); an image is a PIL image or uint8 [H, W] or [H, W, C]. Large
-            pictures are decoded one by one, as they are asked for.
-        fingerprint: JSON-able value that changes when the stored examples do (names, sizes, times of the files).
+      name: the set's name.
+      class_names: the list of classes that labels index.
+      n: number of examples; of the asked part if `divided`, else of all parts together.
+      divided: whether the source itself holds training and test examples apart.
+      read: from indices [B] to B pairs (image, label); an image is a PIL image or uint8 [H, W] or [H, W, C]. Large
+        pictures are decoded one by one, as they are asked for.
+      fingerprint: JSON-able value that changes when the stored examples do (names, sizes, times of the files).
     """
 
     name: str
@@ -111,6 +118,14 @@ def numbered_classes(settings: Settings, count: int | None, names: Sequence[str]
 
     A declared list names the integers in their order, so it must be as long as the source's own list (`names` or
     `count`, where it has one) and must not hold the source's own names in another order.
+
+    >>> numbered_classes(Settings.from_section({}), 2)
+    ('0', '1')
+    >>> numbered_classes(Settings.from_section({"class_names": ("cat", "dog")}), 2)
+    ('cat', 'dog')
+
+    Raises:
+      UserError: if the declared list is another than the source's, or there is none.
     """
     declared = settings.class_names
     count = len(names) or count

@@ -7,6 +7,7 @@ fits it to its bounding box and shrinks it by area. White on black, grey. Drawin
 
 import string
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -51,7 +52,9 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
     )
 
 
-def draw(character: str, numbers: Sequence[int], size: int, seed: int = 0, style: str = "handwriting") -> np.ndarray:
+def draw(
+    character: str, numbers: Sequence[int] | np.ndarray, size: int, seed: int = 0, style: str = "handwriting"
+) -> np.ndarray:
     """Draws a character: uint8 [B, size, size], one image for each of `numbers` [B], 0 = paper, 255 = ink."""
     hand = style == "handwriting"
     outline, pen = character_fields(character, hand)
@@ -69,8 +72,8 @@ def draw(character: str, numbers: Sequence[int], size: int, seed: int = 0, style
     # A sketch over the whole field finds where the ink is; the drawing then looks at that box only.
     row = np.linspace(-1.6, 1.6, _COARSE)
     sketch = _ink(fields, which, level, warp, row[None].repeat(len(u), 0), row[None].repeat(len(u), 0)) > 0.5
-    left, right = _extent(sketch.any(1), row)
-    top, bottom = _extent(sketch.any(2), row)
+    left, right = _extent(np.any(sketch, axis=1), row)
+    top, bottom = _extent(np.any(sketch, axis=2), row)
     width, height = right - left, bottom - top
     stretch = np.exp(spread(4, -0.22, 0.3)) if hand else 1.0
     # `side` is the length, in the field's units, of the square that becomes the image.
@@ -98,7 +101,7 @@ def _uniform(seed: int, character: str, number: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(_DRAWS)
 
 
-def _warp(u: np.ndarray, strength: float):
+def _warp(u: np.ndarray, strength: float) -> Any:
     """A map from paper to field for each drawing: rotation, slant, perspective and an elastic bend.
 
     Returns a function from x [B, W] and y [B, H] to field positions (float32 [B, H, W] each); the field spans [-1, 1].
@@ -128,7 +131,9 @@ def _warp(u: np.ndarray, strength: float):
     return apply
 
 
-def _ink(fields: np.ndarray, which: np.ndarray, level: np.ndarray, warp, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _ink(
+    fields: np.ndarray, which: np.ndarray, level: np.ndarray, warp: Any, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
     """How much ink (0..1, float32 [B, H, W]) lies at paper columns x [B, W] and rows y [B, H]."""
     at_x, at_y = warp(x, y)
     at_x = np.clip((at_x + 1) * (SIDE - 1) / 2, 0, SIDE - 1.001)

@@ -77,7 +77,7 @@ def _open(builder: Any, settings: Settings, part: str) -> Source:
                 image = example[settings.image_key]
                 if not isinstance(image, bytes if encoded else np.ndarray):
                     raise reading.Unreadable(f"holds no image as example {index}")
-                if encoded:
+                if isinstance(image, bytes):
                     image = decode_image(image, f"example {index} of split {split!r} in {builder.data_dir}")
                 yield image, int(example[settings.label_key]) if settings.label_key else 0
 
@@ -85,7 +85,7 @@ def _open(builder: Any, settings: Settings, part: str) -> Source:
     return Source(builder.info.name, class_names, n, bool(settings.test_split), read, [stamp(path) for path in files])
 
 
-def _builder(settings: Settings):
+def _builder(settings: Settings) -> Any:
     """The set's read-only builder; never asks the network."""
     import tensorflow_datasets as tfds
 
@@ -186,7 +186,7 @@ def _check_shards(instructions: Iterable[Any], folder: Path) -> None:
                 )
 
 
-def _feature(features, key: str, setting: str):
+def _feature(features: Any, key: str, setting: str) -> Any:
     """The feature under a key such as "image" or "attributes/Male"."""
     for name in key.split("/"):
         held = list(features) if hasattr(features, "keys") else []
@@ -198,7 +198,7 @@ def _feature(features, key: str, setting: str):
     return features
 
 
-def _class_names(features, settings: Settings) -> tuple[str, ...]:
+def _class_names(features: Any, settings: Settings) -> tuple[str, ...]:
     import tensorflow_datasets as tfds
 
     if not settings.label_key:

@@ -53,6 +53,7 @@ def _nearest(inputs: Inputs, images: np.ndarray) -> np.ndarray:
             nearest = np.concatenate([nearest, np.tile(chunk, (len(images), 1))], axis=1)
             distances = np.concatenate([distances, reached], axis=1)
             best = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBOURS]
-            nearest, distances = (np.take_along_axis(values, best, axis=1) for values in (nearest, distances))
+            nearest = np.take_along_axis(nearest, best, axis=1)
+            distances = np.take_along_axis(distances, best, axis=1)
             bar.advance(len(chunk))
     return nearest
