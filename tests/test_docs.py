@@ -30,3 +30,16 @@ def test_the_index_has_every_page():
     index = (ROOT / "docs" / "README.md").read_text()
     pages = [page.relative_to(ROOT / "docs") for page in PAGES if page.parent != ROOT and page.name != "README.md"]
     assert [str(page) for page in pages if f"({page})" not in index] == []
+
+
+def test_guarantees_name_files_that_are_there():
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / "guarantees.md").read_text(), flags=re.M)[2:]
+    assert len(rows) > 20
+    for row in rows:
+        _, code, tests, _ = row.strip("|").split("|")
+        names = re.findall(r"`([\w/]+\.py)`", tests)
+        assert names, row
+        assert [name for name in names if not (ROOT / "tests" / name).is_file()] == [], row
+        places = re.findall(r"`([\w/]+(?:\.py|/))`", code)
+        assert places, row
+        assert [place for place in places if not (ROOT / "privimage_jax" / place).exists()] == [], row
