@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(recorded, tmp_path, c
 
 def test_ten_real_kills():
     """By the command that docs/recovery.md names, at a smaller number."""
-    command = [sys.executable, "tests/kills.py", "--kills", "7", "--entropy_kills", "3"]
+    command = [sys.executable, "tests/support/kills.py", "--kills", "7", "--entropy_kills", "3"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -38,7 +38,7 @@ def assert_equal(arrays, expected):
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_a_state_dict_as_pytorch_writes_it(path):
-    """Both files are as `tests/metrics/torch_weights.py` records them; one array lies channels last in memory."""
+    """Both files are as `tests/support/torch_weights.py` records them; one array lies channels last in memory."""
     assert_equal(read(path), EXPECTED)
 
 

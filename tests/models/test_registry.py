@@ -20,11 +20,6 @@ def section(name, **kwargs):
     return ConfigDict({"name": name, "kwargs": kwargs})
 
 
-@pytest.fixture
-def here(monkeypatch):
-    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
-
-
 def test_zoo_model_from_a_config_section():
     model = build_denoiser(section("unet", nf=8, ch_mult=[1, 2], attn=[]), n_classes=4, channels=3)
     assert (model.n_classes, model.channels, model.nf, model.ch_mult) == (4, 3, 8, (1, 2))
@@ -48,7 +43,7 @@ def test_zoo_model_from_a_config_section():
         ("outside:", {}, r"config\.model\.name: unknown model"),
     ],
 )
-def test_wrong_sections_name_the_key(name, kwargs, message, here):
+def test_wrong_sections_name_the_key(name, kwargs, message):
     with pytest.raises(UserError, match=message):
         build_denoiser(section(name, **kwargs), n_classes=2, channels=1)
 
@@ -62,7 +57,7 @@ def test_classifier_errors_name_the_key():
 
 
 @pytest.mark.parametrize(("name", "message"), [("Stateful", "batch_stats"), ("Doubled", "keep the shape")])
-def test_denoisers_that_break_the_contract_are_refused(name, message, here):
+def test_denoisers_that_break_the_contract_are_refused(name, message):
     model = build_denoiser(section(f"outside:{name}"), n_classes=2, channels=1)
     with pytest.raises(UserError, match=message):
         init_denoiser(model, jax.random.key(0), (8, 8, 1))

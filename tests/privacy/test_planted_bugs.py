@@ -1,6 +1,6 @@
 """Mutation tests: mistakes planted in the real code, each of which a named check of `audits` must catch.
 
-The same check passes without the mistake. `pytest -s tests/test_planted_bugs.py` prints the score.
+The same check passes without the mistake. `pytest -s tests/privacy/test_planted_bugs.py` prints the score.
 """
 
 import contextlib

@@ -16,9 +16,9 @@ from unittest import mock
 import hostile
 import numpy as np
 import pipelines
-from data.prepared import write_tfds
 from finished_runs import make_run
 from fuzz import Reader
+from prepared import write_tfds
 
 from privimage_jax import config as configs
 from privimage_jax import main
@@ -38,7 +38,7 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import checkpoint
 from privimage_jax.training.writers import MetricWriter
 
-WEIGHTS = Path(__file__).with_name("metrics")
+WEIGHTS = Path(__file__).parents[1] / "metrics"
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 PARAMS = {"Dense_0": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1], np.int32)

@@ -14,7 +14,9 @@ from privimage_jax.cli import devices
 from privimage_jax.run import inputs
 from privimage_jax.training.mesh import make_mesh
 
-TESTS = pathlib.Path(__file__).parent
+SUPPORT = pathlib.Path(__file__).parent
+ROOT = SUPPORT.parents[1]
+PYTHONPATH = os.pathsep.join(map(str, (SUPPORT, ROOT)))  # for other processes: these modules, and this checkout
 SCRIPT = pathlib.Path(sys.executable).with_name("privimage")
 
 
@@ -61,8 +63,8 @@ def caller(capsys, monkeypatch) -> Callable[..., Result]:
 
 
 def start(*arguments, cwd, **more) -> subprocess.Popen:
-    """Starts the installed console script; the tests are importable, as their config files need `pipelines`."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    """Starts the installed console script; these modules are importable, as config files need `pipelines`."""
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     return subprocess.Popen(
         [SCRIPT, *map(str, arguments)],
         cwd=cwd,
