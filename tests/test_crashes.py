@@ -48,11 +48,11 @@ def quick():
     """Programs are compiled, and epsilons computed, once for all runs; every key is the same, so that bytes compare."""
     with pytest.MonkeyPatch.context() as patch:
         kept(patch, loop, "make_runner", lambda step: (step.__module__, step.__qualname__))
-        kept(patch, accounting, "_epsilon", lambda *arguments: repr(arguments))
+        kept(patch, accounting, "unchecked_epsilon", lambda *arguments: repr(arguments))
         for owner in (finetune, pretrain, sample):
             kept(patch, owner, "Sampler", lambda generator, mesh: "")
         kept(patch, artefact, "shapes", lambda generator: "")
-        kept(patch, train_query, "_shapes")
+        kept(patch, train_query, "shapes")
         kept(patch, query, "forward", lambda model, variables: tree_digest(variables))
         kept(patch, finetune.dp_sgd, "check_objective")
         kept(patch, finetune.clipping, "left_to_vmap")

@@ -1,7 +1,9 @@
 """The house rules: imports run one way, and the privacy core is flat."""
 
 import ast
+import functools
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -130,3 +132,78 @@ def test_only_the_privacy_core_imports_the_accountant():
 def test_configs_import_nothing_heavy():
     for path in [ROOT / "config.py", *(ROOT / "configs").glob("*.py")]:
         assert "import jax" not in path.read_text()
+
+
+TESTS = pathlib.Path(__file__).parent
+OURS = {"privimage_jax", *(path.stem for path in (TESTS / "support").glob("*.py"))}
+THOSE_THAT_REACH_NONE = sorted({*TESTS.rglob("*.py")} - {pathlib.Path(__file__)})  # this file has examples
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@functools.cache
+def private_names() -> set[str]:
+    """What the files of the package define for themselves alone: functions, methods, classes and constants."""
+    nodes = [node for path in modules() for node in ast.walk(ast.parse(path.read_text()))]
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {name for name in names if is_private(name)}
+
+
+def reached(text: str) -> list[str]:
+    """Private names that a test takes from elsewhere: imported, as attributes, or named by a string.
+
+    `self` and `cls` may have their own, and what is imported from neither the package nor the tests is not ours.
+    """
+    nodes = list(ast.walk(ast.parse(text)))
+    parts = [part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values]
+    others, found = {"self", "cls"}, []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            others |= {(a.asname or a.name).split(".")[0] for a in node.names if a.name.split(".")[0] not in OURS}
+        elif isinstance(node, ast.ImportFrom):
+            if node.module.split(".")[0] not in OURS:
+                others |= {alias.asname or alias.name for alias in node.names}
+            else:
+                found += [name for a in node.names for name in [*node.module.split("."), a.name] if is_private(name)]
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root = node.value
+            while isinstance(root, ast.Attribute | ast.Call | ast.Subscript):
+                root = root.func if isinstance(root, ast.Call) else root.value
+            if not (isinstance(root, ast.Name) and root.id in others):
+                found.append(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            start = "" if node in parts else "^|"  # what follows a value is the end of a name
+            named = re.findall(rf"(?:{start}\w\.)(_\w+)", node.value)
+            found += [name for name in named if name in private_names()]
+    return found
+
+
+@pytest.mark.parametrize("path", THOSE_THAT_REACH_NONE, ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_reaches_a_private_name(path):
+    assert reached(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from privimage_jax.main import _help",
+        "from privimage_jax._main import help",
+        "from privimage_jax.privacy import ledger\nledger._Order()",
+        "import privimage_jax.main\nprivimage_jax.main._help",
+        "import audits\naudits._products",
+        "from privimage_jax.targets import hlo\nhlo.Program('')._read",
+        "from privimage_jax import main\nmonkeypatch.setattr(main, '_with_short_first_axis', None)",
+        "monkeypatch.setattr('privimage_jax.privacy.clipping._with_short_first_axis', None)",
+        "program = f'clipping._with_short_first_axis({1})'",
+    ],
+)
+def test_a_private_name_is_noticed(text):
+    assert len(reached(text)) == 1
+
+
+def test_own_and_foreign_private_names_are_not_meant():
+    assert reached("import os\nself._x = os._exit\nname.partition('_')\nf'{measure}_with_short_first_axis'") == []

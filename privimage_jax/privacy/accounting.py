@@ -65,7 +65,7 @@ def epsilon(events: Sequence[Event], delta: float, accountant: str = "pld") -> f
         raise ValueError(f"delta must be between 0 and 1; it is {delta}.")
     if accountant not in ACCOUNTANTS:
         raise ValueError(f"accountant is {accountant!r}; it must be one of {', '.join(ACCOUNTANTS)}.")
-    return _epsilon(events, delta, accountant)
+    return unchecked_epsilon(events, delta, accountant)
 
 
 def joint_epsilon(runs: Sequence[tuple[Sequence[Event], float]], accountant: str = "pld") -> tuple[float, float]:
@@ -122,7 +122,7 @@ def solve_noise_multiplier(
     @functools.cache
     def affordable(grid: int, by: str) -> bool:
         own = event(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)
-        return _epsilon([*other_events, own], delta, by) <= target_epsilon
+        return unchecked_epsilon([*other_events, own], delta, by) <= target_epsilon
 
     # RDP costs milliseconds whatever the noise; PLD's cost explodes far below the answer. So each accountant starts at
     # the answer of a cheaper one.
@@ -139,7 +139,7 @@ def solve_noise_multiplier(
     return high / 10**_NOISE_DECIMALS
 
 
-def _epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
+def unchecked_epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
     """`epsilon` without its checks; also takes "coarse pld", a quick upper bound on "pld"."""
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
     if accountant == "rdp":
@@ -149,7 +149,7 @@ def _epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
     with _without_warnings():
         for event, count in _merged(events):
             counter.compose(event, count)
-    return _round_up(float(counter.get_epsilon(delta)), _EPSILON_DECIMALS)
+    return round_up(float(counter.get_epsilon(delta)), _EPSILON_DECIMALS)
 
 
 @contextlib.contextmanager
@@ -208,7 +208,8 @@ def _smallest_near(holds: Callable[[int], bool], guess: int, low: int, high: int
     return _smallest(holds, guess, min(high, guess + step))
 
 
-def _round_up(value: float, decimals: int) -> float:
+def round_up(value: float, decimals: int) -> float:
+    """The value at so many decimals, never below it; infinities and NaN stay."""
     if not math.isfinite(value):
         return value
     rounded = math.ceil(value * 10**decimals) / 10**decimals

@@ -111,9 +111,9 @@ def test_a_pickle_that_is_no_state_dict(tmp_path, monkeypatch, state, says):
 
 def test_an_array_that_reaches_beyond_its_numbers():
     for shape, strides, offset in [((4, 4), (4, 1), 0), ((3,), (6,), 0), ((2,), (1,), 11), ((2,), (-1,), 5)]:
-        tensor = weight_files._Tensor(weight_files._Storage("<f4", "0"), offset, shape, strides)
+        tensor = weight_files.Tensor(weight_files.Storage("<f4", "0"), offset, shape, strides)
         with pytest.raises(ValueError, match="beyond its numbers"):
-            weight_files._array(tensor, np.zeros(12, np.float32))
+            weight_files.as_array(tensor, np.zeros(12, np.float32))
 
 
 def test_files_of_other_kinds(tmp_path):
