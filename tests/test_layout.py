@@ -35,7 +35,8 @@ LAYERS = (
 )
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them
     "sampling.py": {"privacy.chacha"},
-    "noise.py": {"privacy.accounting", "privacy.chacha"},  # a noise knows what it costs
+    "accounting.py": {"privacy.events"},
+    "noise.py": {"privacy.chacha", "privacy.events"},  # a noise knows what it costs
     "clipping.py": {"privacy.flat_rules", "privacy.flat_vmap", "privacy.weight_gradients"},
     "flat_rules.py": {"privacy.weight_gradients"},
     "flat_vmap.py": {"privacy.flat_rules"},

@@ -11,7 +11,6 @@ Every epsilon is rounded up and every solved noise multiplier too, and the round
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,31 +20,14 @@ import dp_accounting
 from absl import logging
 from dp_accounting import pld, rdp
 
+from privimage_jax.privacy.events import Event, Gaussian, SampledGaussian
+
 ACCOUNTANTS = ("pld", "rdp")
 
 _EPSILON_DECIMALS = 6
 _NOISE_DECIMALS = 4
 _MAX_NOISE_MULTIPLIER = 1e6
 _PLD_INTERVAL = 1e-4  # of the discretised privacy loss, which dp-accounting rounds up
-
-
-@dataclasses.dataclass(frozen=True)
-class Gaussian:
-    """One Gaussian mechanism on all records; noise std = noise_multiplier * L2 sensitivity."""
-
-    noise_multiplier: float
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledGaussian:
-    """`steps` Gaussian mechanisms, each on a Poisson sample in which every record is with probability sampling_rate."""
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-
-Event = Gaussian | SampledGaussian
 
 
 def events_from(spent: Iterable[Mapping[str, Any]]) -> list[Event]:

@@ -4,7 +4,7 @@
 
 with the *expected* batch size B, never the drawn one. Formal guarantee: with respect to zeroing out one record, T steps
 under one key are `noise.event(noise_multiplier, DPSGD.sampling_rate, T)`: for the independent noise above, the default,
-`accounting.SampledGaussian`.
+`events.SampledGaussian`.
 
 The batch, the order of its records and the noise are pure functions of (key, t): the number of devices, the size of the
 microbatch and where the records lie (`records`) change the result by the rounding of float32 sums alone.
