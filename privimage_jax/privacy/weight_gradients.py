@@ -47,6 +47,8 @@ def by_compiler(x: jax.Array, dy: jax.Array, size: int, params: dict[str, Any]) 
       size: m.
       params: of the convolution of one example's x and dy.
     """
+    # Else XLA moves what makes x behind the reshape, and computes it there again in a layout that is slow on TPUs.
+    x, dy = lax.optimization_barrier((x, dy))
     x, dy = (operand.reshape(size, -1, *operand.shape[1:]) for operand in (x, dy))
     return jax.vmap(lambda x, dy: lax.conv_general_dilated_p.bind(x, dy, **params))(x, dy)
 
