@@ -28,11 +28,11 @@ def run(arguments: list[str]) -> None:
         check_writable("out", out)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
     devices.start()
-    from privimage_jax.commands import benchmark
+    from privimage_jax.commands.benchmark import measuring
     from privimage_jax.storage.workdir import atomic_write_json
 
     rows = []
-    for result in benchmark.run(
+    for result in measuring.run(
         config,
         batch_sizes,
         noise_multiplicities,
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> None:
         repeats[0],
         methods=tuple(filter(None, given["methods"].split(","))),
     ):
-        benchmark.show(result)
+        measuring.show(result)
         rows += result.rows
         if out is not None:
             atomic_write_json(out, rows)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from privimage_jax.commands import benchmark
+from privimage_jax.commands.benchmark import measuring
 from privimage_jax.errors import UserError
 from privimage_jax.light import rows
 from privimage_jax.light.rows import Row
@@ -79,5 +79,5 @@ def _forecast(config: ConfigDict, name: str, measured: Row) -> list[Row]:
     config.finetune.batch_size, config.clipping.microbatch = measured["batch_size"], measured["microbatch"]
     config.finetune.noise_multiplicity = measured["noise_multiplicity"]
     n_classes = len(config.data.class_names) or 10
-    facts = Facts(benchmark.records_of(config, measured["batch_size"]), n_classes, 1, 1)
+    facts = Facts(measuring.records_of(config, measured["batch_size"]), n_classes, 1, 1)
     return list(forecast.run(config, machine, facts, Cache(default_folder()), _METHODS, ("finetune",)))

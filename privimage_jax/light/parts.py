@@ -12,8 +12,7 @@ import jax
 import jaxlib
 from ml_collections import ConfigDict
 
-from privimage_jax.commands import benchmark
-from privimage_jax.commands import benchmark_peers as peers
+from privimage_jax.commands.benchmark import measuring, peers
 from privimage_jax.light import beside, clipping_checks, problem, rows, step_checks
 from privimage_jax.light.kept import Kept
 from privimage_jax.light.rows import Row
@@ -141,8 +140,8 @@ def _benchmark(
 
     def run() -> Iterator[Row]:
         counts = sorted({1, jax.device_count()})
-        for result in benchmark.run(config, [batch_size], [noise_multiplicity], [precision], repeats, counts, methods):
-            benchmark.show(result)
+        for result in measuring.run(config, [batch_size], [noise_multiplicity], [precision], repeats, counts, methods):
+            measuring.show(result)
             yield from ({"kind": rows.BENCHMARK, **row} for row in result.rows)
             yield from map(rows.note, result.notes)
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax import generators
-from privimage_jax.commands import benchmark
+from privimage_jax.commands.benchmark.programs import nonprivate_step
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.sampler import Sampler
@@ -237,7 +237,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         if method == NONPRIVATE:
             plain = fast_convolutions(platform=machine.platform)(generator.per_example_loss)
-            nonprivate = benchmark.nonprivate_step(plain, generator.private_update, settings, mesh, generator.merge)
+            nonprivate = nonprivate_step(plain, generator.private_update, settings, mesh, generator.merge)
 
             def plain_step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
                 return nonprivate(state, inputs["data"], inputs["key"], inputs["loss_key"], t)

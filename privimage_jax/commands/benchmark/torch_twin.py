@@ -1,204 +1,27 @@
-"""What the benchmark compares with: the same training step by other libraries, each used as its documentation says.
+"""The zoo's UNet in PyTorch, with the same parameters, and its training step with and without Opacus."""
 
-- `jax_privacy` (`jax_privacy.clipped_grad`) and `optax` (`optax.contrib.differentially_private_aggregate`) get the very
-  loss that our own steps get, of an unmodified network, and the microbatch that ours have (optax: the whole batch).
-- `opacus` and `torch_nonprivate` get a twin of the zoo's UNet in PyTorch with the same parameters; before anything is
-  measured, the number of parameters and the outputs on random inputs are compared. Opacus clips per row of a batch, so
-  the gradients of an example's K draws are added before its optimizer sees them, as DPDM does (Dockhorn et al. 2023).
-
-A peer draws no Poisson batch: its batch is given, on the device, which is in its favour. The precision is the same for
-all. In PyTorch, "tf32" lets products of float32 values use it; "bfloat16" is autocast beside that, with float32
-parameters as ours.
-"""
-
-import dataclasses
-import functools
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from ml_collections import ConfigDict
 
-from privimage_jax.generators.base import Generator, PerExampleLoss
-from privimage_jax.generators.diffusion import Diffusion
+from privimage_jax.commands.benchmark.problems import Problem
 from privimage_jax.models.registry import parameter_count
 from privimage_jax.models.unet import UNet, norm_groups
 from privimage_jax.training.state import flatten_params
 
-MODULES = {
-    "jax_privacy": ("jax_privacy",),
-    "optax": ("optax",),
-    "opacus": ("torch", "opacus"),
-    "torch_nonprivate": ("torch",),
-}
-JAX_PEERS, TORCH_PEERS = ("jax_privacy", "optax"), ("opacus", "torch_nonprivate")
-INSTALL = 'pip install --constraint constraints.txt --editable ".[peers]"'
 
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One setting, as every method gets it.
-
-    Attributes:
-      config: resolved, with this problem's precision and noise multiplicity.
-      generator: of that config, all of whose parameters are trained.
-      params: what is trained, as `loss` takes it.
-      batch_size: B.
-      microbatch: examples that a device handles at once.
-    """
-
-    config: ConfigDict
-    generator: Generator
-    params: Any
-    batch_size: int
-    microbatch: int
-    noise_multiplier: float = 1.0
-
-    @functools.cached_property
-    def loss(self) -> PerExampleLoss:
-        """`(params, batch, keys [B]) -> [B]`."""
-        return lambda params, batch, keys: self.generator.per_example_loss(self.merged(params), batch, keys)
-
-    @property
-    def update(self) -> Callable[[dict, Any], dict]:
-        """`(state, gradient) -> state`."""
-        return self.generator.private_update
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return self.generator.image_shape
-
-    @property
-    def noise_multiplicity(self) -> int:
-        """K."""
-        return self.config.finetune.noise_multiplicity
-
-    @property
-    def precision(self) -> str:
-        """Of `clipping.PRECISIONS`."""
-        return self.config.precision
-
-    @property
-    def clip_norm(self) -> float:
-        """C."""
-        return self.config.clipping.norm
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the update, which is Adam and a moving average."""
-        return self.config.finetune.learning_rate
-
-    @property
-    def ema(self) -> float:
-        """Decay of that moving average."""
-        return self.config.finetune.ema
-
-    def merged(self, params: Any) -> Any:
-        """The model's own parameters, from those that are trained."""
-        return self.generator.merge(params, {})
-
-    def state(self) -> dict[str, Any]:
-        """The state from which fine-tuning starts."""
-        return self.generator.private_state(self.merged(self.params), jax.random.key(0))
-
-    def divisor(self, most: int) -> int:
-        """The largest microbatch of at most `most` examples that divides the batch."""
-        return max(m for m in range(1, max(1, min(most, self.batch_size)) + 1) if self.batch_size % m == 0)
-
-
-def missing(name: str) -> str | None:
-    """One sentence on how to install a peer, or None where it is installed."""
-    absent = [module for module in MODULES[name] if importlib.util.find_spec(module) is None]
-    if not absent:
-        return None
-    return f"{name} is left out, as {' and '.join(absent)} cannot be imported; install the extra: {INSTALL}."
-
-
-def unsuited(name: str, problem: Problem) -> str | None:
-    """One sentence on why an installed peer cannot do this problem, or None."""
-    if name in TORCH_PEERS and not _is_unet(problem.generator):
-        return f"{name} is left out: its PyTorch twin is that of config.model.name=unet alone."
-    if name in TORCH_PEERS and jax.default_backend() != "cpu" and not _torch().cuda.is_available():
-        return f"{name} is left out: this torch finds no GPU, and a comparison across devices would say nothing."
-    return None
-
-
-def _is_unet(generator: Generator) -> bool:
-    return isinstance(generator, Diffusion) and type(generator.model) is UNet
-
-
-def jax_step(name: str, problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dict, Any]]:
-    """`step(state, batch, key) -> (state, aside)` of a JAX peer, to be compiled.
-
-    Args:
-      name: one of `JAX_PEERS`.
-      problem: the setting.
-
-    Returns:
-      A function of the state, a batch {"image" uint8 [B,H,W,C], "label" int32 [B]} and a jax.random key. `aside` is
-      what its library keeps between steps.
-    """
-    return {"jax_privacy": _jax_privacy_step, "optax": _optax_step}[name](problem)
-
-
-def _loss_of_one(problem: Problem, params: Any, batch: dict, key_data: jax.Array) -> jax.Array:
-    """The loss of a batch of one; keys as plain numbers, which every library can slice."""
-    return problem.loss(params, batch, jax.random.wrap_key_data(key_data))[0]
-
-
-def _jax_privacy_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dict, Any]]:
-    from jax_privacy.clipping import clipped_grad
-
-    microbatch = problem.divisor(problem.microbatch)
-    gradient = clipped_grad(
-        functools.partial(_loss_of_one, problem),
-        l2_clip_norm=problem.clip_norm,
-        batch_argnums=(1, 2),
-        microbatch_size=None if microbatch == problem.batch_size else microbatch,
-    )
-    std = problem.noise_multiplier * problem.clip_norm
-
-    def step(state: dict, batch: dict, key: jax.Array) -> tuple[dict, Any]:
-        loss_key, noise_key = jax.random.split(key)
-        keys = jax.random.key_data(jax.random.split(loss_key, problem.batch_size))
-        total = gradient(state["params"], batch, keys)
-        noise = optax.tree.random_like(noise_key, total, sampler=jax.random.normal)
-        mean = jax.tree.map(lambda g, z: (g + std * z) / problem.batch_size, total, noise)
-        return problem.update(state, mean), ()
-
-    return step
-
-
-def _optax_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dict, Any]]:
-    from optax.contrib import differentially_private_aggregate
-
-    def step(state: dict, batch: dict, key: jax.Array) -> tuple[dict, Any]:
-        loss_key, noise_key = jax.random.split(key)
-        keys = jax.random.key_data(jax.random.split(loss_key, problem.batch_size))
-        batch = jax.tree.map(lambda leaf: leaf[:, None], batch)
-        loss = functools.partial(_loss_of_one, problem)
-        gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state["params"], batch, keys[:, None])
-        aggregate = differentially_private_aggregate(problem.clip_norm, problem.noise_multiplier, noise_key)
-        mean, aside = aggregate.update(gradients, aggregate.init(state["params"]))
-        return problem.update(state, mean), aside
-
-    return step
-
-
-def _torch() -> Any:
+def import_torch() -> Any:
     return importlib.import_module("torch")
 
 
 def _allow_tf32(allowed: bool) -> None:
     """Whether PyTorch may compute products and convolutions of float32 values in TF32, where the device has it."""
-    torch = _torch()
+    torch = import_torch()
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
@@ -214,7 +37,7 @@ class TorchStep:
 
     def __init__(self, problem: Problem, private: bool, memory: int):
         """`memory`: bytes; what per-example gradients may take is a quarter of it."""
-        torch = _torch()
+        torch = import_torch()
         self.problem, self.private = problem, private
         self.device = torch.device("cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu")
         generator: Any = problem.generator  # a `Diffusion`, see `unsuited`
@@ -245,7 +68,7 @@ class TorchStep:
         self.labels = torch.arange(problem.batch_size, device=self.device) % generator.model.n_classes
 
     def __call__(self) -> None:
-        torch, problem = _torch(), self.problem
+        torch, problem = import_torch(), self.problem
         _allow_tf32(problem.precision != "float32")  # other float32 products are TF32 in JAX's "bfloat16" as well
         starts = range(0, problem.batch_size, self.microbatch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -272,7 +95,7 @@ class TorchStep:
 
     def _loss(self, images: Any, labels: Any) -> Any:
         """The sum over examples of the mean over K draws."""
-        torch, problem = _torch(), self.problem
+        torch, problem = import_torch(), self.problem
         generator: Any = problem.generator
         edm = generator.edm
         images = images.repeat_interleave(problem.noise_multiplicity, 0)
@@ -294,16 +117,16 @@ class TorchStep:
     def reset_peak(self) -> None:
         """Starts counting the peak of memory anew."""
         if self.device.type == "cuda":
-            _torch().cuda.reset_peak_memory_stats()
+            import_torch().cuda.reset_peak_memory_stats()
 
     def peak_bytes(self) -> int | None:
         """The most memory that torch held since `reset_peak`; None on CPUs, where torch does not count."""
-        return _torch().cuda.max_memory_allocated() if self.device.type == "cuda" else None
+        return import_torch().cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
 
 def unet_twin(model: UNet, side: int) -> Any:
     """A `torch.nn.Module` with the layers and the names of a `models.unet.UNet`; images are [B,C,side,side]."""
-    torch = _torch()
+    torch = import_torch()
     layers, F = torch.nn, torch.nn.functional
     Module: Any = layers.Module
 
@@ -410,7 +233,7 @@ def unet_twin(model: UNet, side: int) -> Any:
 
 def load_parameters(twin: Any, params: Any) -> None:
     """Copies the parameters of the flax network into its twin."""
-    torch = _torch()
+    torch = import_torch()
     flat = {path: np.array(leaf, np.float32) for path, leaf in flatten_params(params).items()}
 
     def counterpart(path: str) -> np.ndarray:
@@ -434,7 +257,7 @@ def check_twin(twin: Any, problem: Problem) -> None:
     Raises:
       AssertionError: they differ, which would make the comparison worthless.
     """
-    torch = _torch()
+    torch = import_torch()
     ours, its = parameter_count(problem.params), sum(weight.numel() for weight in twin.parameters())
     if ours != its:
         raise AssertionError(f"the PyTorch twin has {its} parameters, the network {ours}: a bug of privimage_jax")
