@@ -20,6 +20,7 @@ from privimage_jax.run.stage import Stage, all_stages, enabled_stages
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
 from privimage_jax.stages.parts import utility
 from privimage_jax.storage import workdir
+from privimage_jax.storage.fingerprints import fingerprint
 from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
 
@@ -37,7 +38,7 @@ def fingerprints(inputs: Inputs) -> dict[str, str]:
             "sensitive": inputs.sensitive.digest() if stage.sees("sensitive") else None,
             "held_out": inputs.held_out.digest() if stage.sees("held_out") else None,
         }
-        result[stage.name] = workdir.fingerprint(covered)
+        result[stage.name] = fingerprint(covered)
     return result
 
 
@@ -144,7 +145,7 @@ def _run_stage(stage: Stage, inputs: Inputs) -> None:
     started = run.internal / stage.name / "started.json"
     record = {
         "fingerprint": inputs.fingerprint,
-        "settings": workdir.jsonable(stage.settings(inputs.config)),
+        "settings": jsonable(stage.settings(inputs.config)),
     }
     if not _has_spent(inputs, stage) and workdir.read_record(started) != record:
         workdir.remove(started.parent)  # what an earlier run with other settings left half done
@@ -193,7 +194,7 @@ def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages:
         before = (record if earlier is stage else workdir.read_record(started)).get("settings")
         if not isinstance(before, dict):
             continue
-        now = workdir.jsonable(earlier.settings(inputs.config))
+        now = jsonable(earlier.settings(inputs.config))
         for key in sorted({*now, *before}):
             if now.get(key) != before.get(key):
                 return f"with config.{key}={before.get(key)!r}, which is now {now.get(key)!r}"

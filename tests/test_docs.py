@@ -20,7 +20,7 @@ metrics.inception_score.inception_score metrics.inception_score.of_logits metric
 metrics.precision_recall.precision_recall metrics.sds.sds models.registry.build_classifier
 models.registry.build_denoiser models.registry.parameter_count run.stage.keys run.stage.named run.stage.value
 settings.import_strings.is_one settings.import_strings.load settings.import_strings.load_record
-settings.rules.check_type settings.rules.one_of storage.workdir.fingerprint
+settings.rules.check_type settings.rules.one_of storage.fingerprints.fingerprint
 """.split()  # noqa: SIM905
 
 

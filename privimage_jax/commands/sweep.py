@@ -29,7 +29,7 @@ from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import fingerprints, reading, workdir
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -68,7 +68,7 @@ def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool
     """
     _check_evaluated(runs, measure, correlate)
     _take(folder, runs)
-    if (networks := len({workdir.fingerprint(_network(one.config)) for one in runs})) > 1:
+    if (networks := len({fingerprints.fingerprint(_network(one.config)) for one in runs})) > 1:
         headline(
             "sweep",
             "warning",
@@ -149,7 +149,7 @@ def _identity(runs: Sequence[Run]) -> dict[str, Any]:
         for key, value in configs.public_settings(runs[0].config).items()
         if key not in swept and not key.startswith(MAY_CHANGE)
     }
-    return workdir.jsonable({"over": swept, "settings": settings})
+    return fingerprints.jsonable({"over": swept, "settings": settings})
 
 
 def _earlier_rows(folder: Workdir, fields: Sequence[str]) -> dict[str, Row]:
@@ -174,7 +174,7 @@ def _save(folder: Workdir, runs: Sequence[Run], rows: Iterable[Row]) -> None:
 def _finish(one: Run, folder: Workdir, subsets: Subsets | None) -> Row:
     """Completes one run and returns its row."""
     own = Workdir(folder.root / one.name)
-    row: Row = workdir.jsonable({"run": one.name, **one.values})
+    row: Row = fingerprints.jsonable({"run": one.name, **one.values})
     try:
         config = make_inputs(one.config, own).config  # with every "auto" resolved: only such settings compare
         config.query_net.workdir = config.query_net.workdir or _trained_network(config, own, folder)
@@ -215,7 +215,7 @@ def _trained_network(config: ConfigDict, own: Workdir, folder: Workdir) -> str:
 
 def _network(config: ConfigDict) -> list[Any]:
     """What decides how the query network is trained: the stage's settings, and where the public images are."""
-    return workdir.jsonable(
+    return fingerprints.jsonable(
         [named("train-query").settings(config), *map(dict(configs.flatten(config)).get, _PUBLIC_PLACES)]
     )
 

@@ -20,7 +20,7 @@ from privimage_jax.data.sources.base import Settings, Source
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.data.transforms import fit
 from privimage_jax.errors import UserError
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints
 
 PARTS = ("train", "test")
 MAX_EXAMPLES = 1 << 26
@@ -90,7 +90,7 @@ def load(
         if kind not in SOURCES:
             identity.append(hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest())
             kind = "source"
-        folder = Path(cache_dir) / f"{kind}-{part}-{workdir.fingerprint(identity)[:16]}"
+        folder = Path(cache_dir) / f"{kind}-{part}-{fingerprints.fingerprint(identity)[:16]}"
         images, labels = cache.load_or_make(folder, len(indices), shape, len(source.class_names), make)
     else:
         images, labels = (np.concatenate(arrays) for arrays in zip(*make(), strict=True))
@@ -136,7 +136,7 @@ def _check_source(source: Source, settings: Settings) -> None:
         raise UserError(
             f"{settings.key}.source={settings.source} opens no privimage_jax.data.sources.base.Source; return one."
         )
-    workdir.fingerprint(source.fingerprint)  # fails here, not after all is decoded, where it is not JSON-able
+    fingerprints.fingerprint(source.fingerprint)  # fails here, not after all is decoded, where it is not JSON-able
     if source.n > MAX_EXAMPLES:
         raise UserError(
             f"{settings.key}.source={settings.source} holds {source.n:,} examples; a set may have {MAX_EXAMPLES:,}."

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from privimage_jax.light.rows import CHECK, Row
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints, workdir
 
 
 class Kept:
@@ -55,4 +55,4 @@ class Kept:
 def identity(settings: dict[str, Any], machine: Row) -> str:
     """Of all that decides what is found, but for the memory that happens to be free."""
     machine = {name: value for name, value in machine.items() if name != "memory_bytes"}
-    return workdir.fingerprint([settings, machine, workdir.code_digest()])
+    return fingerprints.fingerprint([settings, machine, fingerprints.code_digest()])

@@ -22,7 +22,7 @@ from privimage_jax.metrics import weight_files
 from privimage_jax.metrics.features import Outputs, extract, forward_both
 from privimage_jax.models.inception import InceptionV3, variables_from_torch
 from privimage_jax.settings import import_strings
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints
 from privimage_jax.training.state import tree_digest
 
 QUERY, INCEPTION = "query", "inception"
@@ -127,7 +127,7 @@ def load(name: str, inception_weights: str, image_shape: tuple[int, int, int]) -
     # Nobody can tell what a function holds, but other parameters or code show in what it makes of some fixed images.
     probes = np.random.default_rng(0).integers(0, 256, (_PROBES, *image_shape), np.uint8)
     features = extractor.outputs(probes, "random").features
-    return dataclasses.replace(extractor, digest=workdir.fingerprint([_VERSION, name, features.tolist()]))
+    return dataclasses.replace(extractor, digest=fingerprints.fingerprint([_VERSION, name, features.tolist()]))
 
 
 def weights_digest(names: Sequence[str], inception_weights: str) -> dict[str, str]:
@@ -160,7 +160,7 @@ def _where(inception_weights: str) -> str:
 
 
 def _of_module(name: str, module: nn.Module, variables: Any, **more: Any) -> Extractor:
-    digest = workdir.fingerprint([_VERSION, name, repr(module), tree_digest(variables)])
+    digest = fingerprints.fingerprint([_VERSION, name, repr(module), tree_digest(variables)])
     return Extractor(name, forward_both(module, variables), digest, **more)
 
 

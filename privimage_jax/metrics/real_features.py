@@ -15,7 +15,7 @@ from privimage_jax.data.dataset import Dataset, Subset
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.fid import mean_and_covariance
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.storage.archives import Arrays
 
 
@@ -59,7 +59,7 @@ def load_or_make(
     """
     rows = measured_rows(dataset.n, n)
     identity = [extractor.digest, dataset.digest(), rows.tolist()]
-    path = cache / f"features-{workdir.fingerprint(identity)[:16]}.npz"
+    path = cache / f"features-{fingerprints.fingerprint(identity)[:16]}.npz"
     found = _read(path, extractor, dataset, len(rows))
     # Computing features takes all processes, so all of them do it unless each has found them.
     found_by_all = processes.current().min_over_processes(f"the features {path.name}", int(found is not None))

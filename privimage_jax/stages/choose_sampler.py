@@ -34,7 +34,7 @@ from privimage_jax.run import noisy_counts, publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import class_histogram
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints
 from privimage_jax.training.precision import activations
 from privimage_jax.training.state import tree_digest
 from privimage_jax.training.writers import progress
@@ -57,8 +57,8 @@ def run(inputs: Inputs) -> None:
         frequencies = class_histogram.frequencies(inputs)
         determinants = {
             "generator": tree_digest(params),
-            "class frequencies": workdir.fingerprint(frequencies),
-            "settings": workdir.fingerprint(STAGE.settings(inputs.config)),
+            "class frequencies": fingerprints.fingerprint(frequencies),
+            "settings": fingerprints.fingerprint(STAGE.settings(inputs.config)),
         }
         labels = make_labels(section.n, inputs.sensitive.n_classes, frequencies)
         return determinants, lambda: margins(np.array([score(inputs, params, labels, v) for v in section.candidates]))

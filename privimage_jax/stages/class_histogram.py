@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from privimage_jax.run import noisy_counts, publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints
 
 STAGE = named("class-histogram")
 
@@ -27,7 +27,7 @@ def run(inputs: Inputs) -> None:
     sensitive = inputs.sensitive
 
     def prepare() -> tuple[dict[str, str], Callable[[], np.ndarray]]:
-        determinants = {"settings": workdir.fingerprint(STAGE.settings(inputs.config))}
+        determinants = {"settings": fingerprints.fingerprint(STAGE.settings(inputs.config))}
         return determinants, lambda: count_classes(sensitive.labels, sensitive.n_classes)
 
     def save(noisy: np.ndarray) -> None:

@@ -22,7 +22,7 @@ from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.plan import NOISE, Plan
 from privimage_jax.run.stage import named
 from privimage_jax.stages import pretrain
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints
 from privimage_jax.training import convolution_choice, loop, memory, residency
 from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.checkpoint import Checkpoints
@@ -53,8 +53,8 @@ def run(inputs: Inputs) -> None:
         mechanism.check_inputs(
             data=inputs.sensitive.digest(),
             parameters=tree_digest(params),
-            settings=workdir.fingerprint(STAGE.settings(inputs.config)),
-            convolutions=workdir.fingerprint(convolutions),
+            settings=fingerprints.fingerprint(STAGE.settings(inputs.config)),
+            convolutions=fingerprints.fingerprint(convolutions),
         )
         _publish(inputs, _train(inputs, mechanism, generator, params, convolutions))
         mechanism.close()

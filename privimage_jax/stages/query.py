@@ -10,7 +10,7 @@ from privimage_jax.run import noisy_counts
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import train_query
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.training.state import tree_digest
 
 STAGE = named("query")
@@ -41,7 +41,7 @@ def run(inputs: Inputs) -> None:
 
         determinants = {
             "network": tree_digest(variables),
-            "settings": workdir.fingerprint(STAGE.settings(inputs.config)),
+            "settings": fingerprints.fingerprint(STAGE.settings(inputs.config)),
         }
         return determinants, count
 

@@ -12,7 +12,7 @@ import jaxlib
 import optax
 
 from privimage_jax.settings import import_strings
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.targets.cost import Estimate
 from privimage_jax.targets.machine import Machine
 from privimage_jax.targets.programs import Program
@@ -43,7 +43,7 @@ class Cache:
         workdir.atomic_write_json(self._path(program, machine), dataclasses.asdict(found))
 
     def _path(self, program: Program, machine: Machine) -> Path:
-        return self.folder / f"{workdir.fingerprint(_identity(program, machine))}.json"
+        return self.folder / f"{fingerprints.fingerprint(_identity(program, machine))}.json"
 
 
 def _identity(program: Program, machine: Machine) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _identity(program: Program, machine: Machine) -> dict[str, Any]:
     return {
         "program": [program.name, program.settings, program.rounds],
         "models": own,
-        "code": workdir.code_digest(),
+        "code": fingerprints.code_digest(),
         "machine": [machine.platform, machine.devices, machine.memory, machine.description],
         "versions": [*libraries, *compiler_versions(machine), os.environ.get("XLA_FLAGS", "")],
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from privimage_jax.errors import UserError
-from privimage_jax.storage import workdir
+from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.storage.workdir import Workdir
 
 
@@ -174,8 +174,8 @@ def test_a_folder_goes_all_at_once(tmp_path, monkeypatch):
 
 
 def test_fingerprints_ignore_the_order_of_keys():
-    assert workdir.fingerprint({"a": 1, "b": (2,)}) == workdir.fingerprint({"b": [2], "a": 1})
-    assert workdir.fingerprint({"a": 1}) != workdir.fingerprint({"a": 2})
+    assert fingerprints.fingerprint({"a": 1, "b": (2,)}) == fingerprints.fingerprint({"b": [2], "a": 1})
+    assert fingerprints.fingerprint({"a": 1}) != fingerprints.fingerprint({"a": 2})
 
 
 def test_a_folder_that_another_process_removes_meanwhile_is_passed_over(tmp_path, monkeypatch):
