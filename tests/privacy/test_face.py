@@ -10,12 +10,19 @@ import pytest
 
 from privimage_jax import privacy
 
-FILES = sorted(pathlib.Path(privacy.__file__).parent.glob("*.py"))
+FACE = pathlib.Path(privacy.__file__)
+FILES = sorted(FACE.parent.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", privacy.__all__)
 def test_every_name_is_there_and_described(name):
     assert getattr(privacy, name).__doc__ and name in dir(privacy)
+
+
+def test_type_checkers_see_the_same_names():
+    imports = [node for node in ast.walk(ast.parse(FACE.read_text())) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module.rpartition(".")[2] for node in imports for alias in node.names if alias.asname}
+    assert seen == privacy._MODULE_OF
 
 
 def test_importing_it_imports_nothing_heavy():
