@@ -20,7 +20,8 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=sorted({"privimage_jax.configs", *setuptools.find_packages(include=["privimage_jax", "privimage_jax.*"])}),
+    packages=setuptools.find_packages(include=["privimage_jax", "privimage_jax.*"]),
+    package_dir={"privimage_jax.configs": "configs"},
     package_data={"privimage_jax": ["py.typed"], "privimage_jax.report": ["*.html", "*.css", "*.js"]},
     install_requires=[
         "absl-py",

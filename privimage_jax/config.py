@@ -1,17 +1,12 @@
-"""Checks a configuration before anything else runs, and derives the values that depend on the data's public facts.
+"""Checks a configuration before anything else runs.
 
 Every message about a wrong setting is made here; each names the key, the value, and what is accepted. This file
 imports nothing heavy: a wrong value stops the program in its first second.
 """
 
 import difflib
-import importlib.machinery
-import importlib.util
 import math
-import os
 import re
-import textwrap
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +15,7 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import import_strings
+from privimage_jax.settings import derived, import_strings
 from privimage_jax.settings.rules import (
     ABOVE_0,
     AT_LEAST_0,
@@ -167,54 +162,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def load(path: str) -> ConfigDict:
-    """Runs a config file and returns what its `get_config()` makes.
-
-    Args:
-      path: of the file; "file.py:text" calls `get_config("text")`.
-
-    Raises:
-      UserError: naming the file, and the line of it that fails.
-    """
-    file, colon, argument = path.partition(":")
-    if not os.path.isfile(file):
-        raise UserError(f"the config file {file!r} does not exist; give a path such as configs/quickstart.py.")
-    try:
-        loader = importlib.machinery.SourceFileLoader("privimage_config", file)
-        spec = importlib.util.spec_from_loader(loader.name, loader)
-        if spec is None:
-            raise ImportError(f"{file} is no module")
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-        config = module.get_config(*[argument][: len(colon)])
-    except Exception as error:  # a config file is a program and may fail in any way
-        raise UserError(
-            f"the config file {file} fails{_line_in(file, error)} with {_named(error)}; "
-            "correct it after the example of configs/quickstart.py."
-        ) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"get_config() of the config file {file} returns {type(config).__name__}; "
-            "let it return the changed ConfigDict of configs/base.py."
-        )
-    return config
-
-
-def _line_in(file: str, error: Exception) -> str:
-    if isinstance(error, SyntaxError):
-        return f" in line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" in line {lines[-1]}" if lines else ""
-
-
-def _named(error: Exception) -> str:
-    """The error's type and the beginning of its text, as a part of a sentence."""
-    text = str(error.args[0] if error.args else error).strip(" .").replace(". ", "; ")
-    if isinstance(error, KeyError | AttributeError):  # ConfigDict quotes some of its messages twice
-        text = re.sub(r"^'(.*)'$", r"\1", text)
-    return textwrap.shorten(f"{type(error).__name__}: {text}", 160, placeholder=" …").rstrip(": ")
-
-
 def check(config: ConfigDict) -> ConfigDict:
     """Returns `config` if every key is known, of the right type, and within what it accepts.
 
@@ -320,7 +267,7 @@ def _check_together(config: ConfigDict) -> None:
         _check_extractors(config.evaluate)
     _check_classifier_kwargs(config.evaluate)
     if config.data.n:
-        check_against_n(config, config.data.n)
+        derived.check_against_n(config, config.data.n)
     if config.diffusion.sigma_min >= config.diffusion.sigma_max:
         raise UserError(
             f"config.diffusion.sigma_min={config.diffusion.sigma_min} is not below "
@@ -412,82 +359,3 @@ def _check_source(name: str, data: ConfigDict) -> None:
             f"config.data.class_names is empty; declare the classes of a sensitive {data.source} set, also those that "
             "may have no image: the list is public, and must not come from the data."
         )
-
-
-def check_against_n(config: ConfigDict, n: int) -> None:
-    """Checks what depends on the public number of sensitive training images N.
-
-    Raises:
-      UserError: if delta is not below 1/N or the expected batch is larger than N.
-    """
-    if n < 3:
-        raise UserError(f"the sensitive training part has N={n} image(s); give at least 3, so that 1/(N ln N) < 1/N.")
-    if delta(config, n) >= 1 / n:
-        raise UserError(
-            f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} images; "
-            "give a smaller value, or 0 for 1 / (N ln N)."
-        )
-    if config.finetune.enabled and config.finetune.batch_size > n:
-        raise UserError(
-            f"config.finetune.batch_size={config.finetune.batch_size} is larger than the N={n} sensitive training "
-            f"images; give at most {n}."
-        )
-
-
-def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) -> None:
-    """Checks what depends on the declared classes of the sensitive and the public set.
-
-    Raises:
-      UserError: if k1 or k2 asks for more semantics than there are, or the class weights do not fit.
-    """
-    weights = config.sample.class_weights
-    if weights and len(weights) != n_classes:
-        raise UserError(
-            f"config.sample.class_weights has {len(weights)} values for {n_classes} classes; give one per class or ()."
-        )
-    if config.selection.method == "all":
-        return
-    picks, most = k2(config, n_classes, n_semantics), n_semantics // n_classes
-    if not most:
-        raise UserError(
-            f"the public set has {n_semantics} classes for {n_classes} sensitive ones, and each of these needs one of "
-            "its own; choose a public set with more classes or config.selection.method=all."
-        )
-    if config.selection.ratio and picks < 1:
-        raise UserError(
-            f"config.selection.ratio={config.selection.ratio} of {n_semantics} public classes leaves none for each of "
-            f"{n_classes} classes; give at least {math.ceil(1000 * n_classes / n_semantics) / 1000}."
-        )
-    if picks > most:
-        raise UserError(
-            f"config.selection.k2={picks} semantics for each of {n_classes} classes need {picks * n_classes} "
-            f"public classes, but the public set has {n_semantics}; give a k2 of at most {most}."
-        )
-    if config.selection.method == "semantic" and config.query.k1 > n_semantics:
-        raise UserError(
-            f"config.query.k1={config.query.k1} is larger than the {n_semantics} public classes; give less."
-        )
-
-
-def delta(config: ConfigDict, n: int) -> float:
-    """The delta of the guarantee: as given, or 1 / (N ln N)."""
-    return config.privacy.delta or 1 / (n * math.log(n))
-
-
-def k2(config: ConfigDict, n_classes: int, n_semantics: int) -> int:
-    """Semantics picked for each class: as given, or from the ratio of public classes to use."""
-    if config.selection.ratio:
-        return _floor(config.selection.ratio * n_semantics / n_classes)
-    return config.selection.k2
-
-
-def finetune_steps(config: ConfigDict, n: int) -> int:
-    """Number of DP-SGD steps T."""
-    if not config.finetune.enabled:
-        return 0
-    return config.finetune.steps or max(1, _floor(config.finetune.epochs * n / config.finetune.batch_size))
-
-
-def _floor(value: float) -> int:
-    """Rounded down, but for what floating-point products lose: 0.57 * 100 is 56.99999999999999."""
-    return math.floor(round(value, 6))

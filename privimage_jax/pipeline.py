@@ -17,7 +17,8 @@ from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages
-from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query, utility
+from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
+from privimage_jax.stages.parts import utility
 from privimage_jax.storage import workdir
 from privimage_jax.training import memory
 from privimage_jax.training.writers import headline

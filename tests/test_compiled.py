@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from commands import PYTHONPATH
 from jax._src import compilation_cache
 from pipelines import SIDE, tiny_config, write_npz
 from small_models import use_small_models
@@ -93,7 +94,7 @@ def compiled(tmp_path_factory):
     )
     subprocess.run(
         [sys.executable, "-c", f"import pathlib, test_compiled; test_compiled.program(pathlib.Path({str(folder)!r}))"],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(HERE), PYTHONPATH])},
         check=True,
         timeout=300,
     )

@@ -10,6 +10,7 @@ from privimage_jax import generators
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.models.registry import CLASSIFIERS, parameter_count
+from privimage_jax.settings import derived
 
 EXPERIMENTS = sorted(path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py") if path.stem != "__init__")
 
@@ -104,24 +105,24 @@ def test_what_depends_on_n():
     config = base.get_config()
     config.privacy.delta = 1e-3
     with pytest.raises(UserError, match=r"delta=0\.001 is not below 1/N"):
-        configs.check_against_n(config, 5000)
+        derived.check_against_n(config, 5000)
     config.privacy.delta = 0.0
     with pytest.raises(UserError, match="batch_size=4096 is larger than the N=1000"):
-        configs.check_against_n(config, 1000)
-    assert configs.delta(config, 45000) == 1 / (45000 * math.log(45000))
-    assert configs.finetune_steps(config, 45000) == 1647
+        derived.check_against_n(config, 1000)
+    assert derived.delta(config, 45000) == 1 / (45000 * math.log(45000))
+    assert derived.finetune_steps(config, 45000) == 1647
 
 
 def test_what_depends_on_the_classes():
     config = base.get_config()
     config.selection.k2 = 7
     with pytest.raises(UserError, match=r"k2=7 .* give a k2 of at most 6"):
-        configs.check_against_classes(config, 10, 62)
+        derived.check_against_classes(config, 10, 62)
     config.selection.ratio = 0.05
-    assert configs.k2(config, 10, 1000) == 5
+    assert derived.k2(config, 10, 1000) == 5
     config.query.k1 = 1001
     with pytest.raises(UserError, match=r"query\.k1=1001"):
-        configs.check_against_classes(config, 10, 1000)
+        derived.check_against_classes(config, 10, 1000)
 
 
 def test_sections_leave_out_where_things_lie():
@@ -154,7 +155,7 @@ def test_noise_levels_must_be_in_order():
 def test_a_ratio_is_not_lost_to_rounding():
     config = base.get_config()
     config.selection.ratio = 0.57
-    assert configs.k2(config, 1, 100) == 57
+    assert derived.k2(config, 1, 100) == 57
 
 
 def test_the_report_shows_only_what_the_sources_read():

@@ -48,11 +48,11 @@ def quick():
     """Programs are compiled, and epsilons computed, once for all runs; every key is the same, so that bytes compare."""
     with pytest.MonkeyPatch.context() as patch:
         kept(patch, loop, "make_runner", lambda step: (step.__module__, step.__qualname__))
-        kept(patch, accounting, "_epsilon", lambda *arguments: repr(arguments))
+        kept(patch, accounting, "unchecked_epsilon", lambda *arguments: repr(arguments))
         for owner in (finetune, pretrain, sample):
             kept(patch, owner, "Sampler", lambda generator, mesh: "")
         kept(patch, artefact, "shapes", lambda generator: "")
-        kept(patch, train_query, "_shapes")
+        kept(patch, train_query, "shapes")
         kept(patch, query, "forward", lambda model, variables: tree_digest(variables))
         kept(patch, finetune.dp_sgd, "check_objective")
         kept(patch, finetune.clipping, "left_to_vmap")
@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(recorded, tmp_path, c
 
 def test_ten_real_kills():
     """By the command that docs/recovery.md names, at a smaller number."""
-    command = [sys.executable, "tests/kills.py", "--kills", "7", "--entropy_kills", "3"]
+    command = [sys.executable, "tests/support/kills.py", "--kills", "7", "--entropy_kills", "3"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -74,3 +74,16 @@ def test_the_examples_in_docstrings_run(path):
 def test_what_extensions_call_has_an_example(name):
     module, _, found = name.rpartition(".")
     assert ">>> " in getattr(importlib.import_module(f"privimage_jax.{module}"), found).__doc__
+
+
+def test_guarantees_name_files_that_are_there():
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / "guarantees.md").read_text(), flags=re.M)[2:]
+    assert len(rows) > 20
+    for row in rows:
+        _, code, tests, _ = row.strip("|").split("|")
+        names = re.findall(r"`([\w/]+\.py)`", tests)
+        assert names, row
+        assert [name for name in names if not (ROOT / "tests" / name).is_file()] == [], row
+        places = re.findall(r"`([\w/]+(?:\.py|/))`", code)
+        assert places, row
+        assert [place for place in places if not (ROOT / "privimage_jax" / place).exists()] == [], row

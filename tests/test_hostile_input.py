@@ -15,10 +15,10 @@ import zipfile
 import hostile
 import numpy as np
 import pytest
-from data.prepared import example, write_tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
+from prepared import example, write_tfds
 
 from privimage_jax.data import load
 from privimage_jax.data.sources.base import Settings

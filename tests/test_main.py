@@ -13,8 +13,9 @@ import pytest
 from commands import finish, start
 
 import privimage_jax.configs
-from privimage_jax import config as configs
-from privimage_jax import main
+from privimage_jax.cli import devices, parsing
+from privimage_jax.cli.table import COMMANDS
+from privimage_jax.settings import config_files
 
 CONFIGS = pathlib.Path(privimage_jax.configs.__path__[0])
 N = "--config.data.n=60"
@@ -134,9 +135,17 @@ def test_a_config_file_that_fails_is_named_with_its_line(privimage, tmp_path, te
 
 
 def test_help_is_no_mistake(privimage):
-    for arguments in (["--help"], ["help"], ["run", "-h"]):
+    for arguments in (["--help"], ["help"]):
         out = privimage(*arguments).succeeds().out
         assert out.startswith("usage: privimage COMMAND") and "configs/base.py" in out
+        assert all(f"{name} " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_of_its_own(privimage, name):
+    out = privimage(name, "-h").succeeds().out
+    assert out.startswith(f"privimage {name}: ") and "usage: privimage " in out
+    assert max(map(len, out.splitlines())) < 130
 
 
 def test_the_budget_needs_no_data(privimage, config):
@@ -147,12 +156,12 @@ def test_the_budget_needs_no_data(privimage, config):
 def test_overrides_reach_the_config_wherever_they_stand(config):
     """Also arguments of a model that its config file does not give."""
     arguments = [N, "--config.privacy.epsilon=2", "--config", str(config), "--config.model.kwargs.widths=(8, 9)"]
-    given, _ = main._configured(arguments)
+    given, _ = parsing.configured(arguments)
     assert (given.data.n, given.privacy.epsilon, given.model.kwargs.widths) == (60, 2.0, (8, 9))
 
 
 def test_a_config_takes_an_argument(privimage):
-    assert configs.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
+    assert config_files.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
     privimage("budget", f"--config={CONFIGS / 'mnist.py'}:64").refuses("mnist.py fails", "get_config() takes 0")
 
 
@@ -174,9 +183,9 @@ def test_flags_are_set_before_jax_starts_and_a_users_own_win(tmp_path):
     """This jax knows all of them, as an unknown one ends the process. A GPU's choices stay in the run."""
     program = f"""if True:
         import json, os, sys
-        from privimage_jax import main
+        from privimage_jax.cli import devices
         is_late = "jax" in sys.modules
-        main._set_up_jax({str(tmp_path / "internal" / "compilation_cache")!r})
+        devices.start({str(tmp_path / "internal" / "compilation_cache")!r})
         import jax
         print(json.dumps([is_late, os.environ["XLA_FLAGS"].split(), jax.config.jax_compilation_cache_dir,
                           jax.config.jax_persistent_cache_enable_xla_caches, float(jax.numpy.ones(3).sum())]))"""
@@ -185,7 +194,7 @@ def test_flags_are_set_before_jax_starts_and_a_users_own_win(tmp_path):
     out = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, timeout=100)
     is_late, given, folder, caches, three = json.loads(out.stdout)
     assert not is_late and three == 3
-    assert given == [*main.XLA_FLAGS, own] and "--xla_gpu_exclude_nondeterministic_ops=true" in given
+    assert given == [*devices.XLA_FLAGS, own] and "--xla_gpu_exclude_nondeterministic_ops=true" in given
     assert not any("deterministic_ops" in flag and "exclude" not in flag for flag in given)  # it ends autotuning
     assert folder == str(tmp_path / "internal" / "compilation_cache")
     assert caches == "xla_gpu_per_fusion_autotune_cache_dir"

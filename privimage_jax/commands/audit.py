@@ -116,7 +116,7 @@ def audit(config: ConfigDict, mesh: Mesh) -> Result:
     coins = np.random.default_rng(None if private else [config.privacy.fixed_seed, 1])
     key = chacha.new_key() if private else chacha.key_from_seed(f"{config.privacy.fixed_seed} audit")
     included = coins.integers(0, 2, 2 * section.canaries).astype(bool)
-    white, black, settings = _attack(config, mesh, included, key)
+    white, black, settings = attack(config, mesh, included, key)
     result = {
         "epsilon_claimed": section.claimed_epsilon,
         "delta": section.claimed_delta,
@@ -193,7 +193,7 @@ def lower_bound(right: int, guesses: int, canaries: int, confidence: float, delt
     return math.floor(bound * 10**DECIMALS) / 10**DECIMALS
 
 
-def _attack(
+def attack(
     config: ConfigDict, mesh: Mesh, included: np.ndarray, key: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, dp_sgd.DPSGD]:
     """Scores of the white-box and of the black-box canaries, [canaries] each, and the settings of DP-SGD.

@@ -131,8 +131,8 @@ def run(
         rate = _product_rate(precision)
         for batch_size in batch_sizes:
             for noise_multiplicity in noise_multiplicities:
-                problem = _problem(config, batch_size, noise_multiplicity, precision)
-                yield _measure(
+                problem = make_problem(config, batch_size, noise_multiplicity, precision)
+                yield measure(
                     problem,
                     records_of(config, batch_size),
                     counts,
@@ -197,7 +197,7 @@ def _computing_in(config: ConfigDict, precision: str) -> ConfigDict:
     return config
 
 
-def _problem(
+def make_problem(
     config: ConfigDict, batch_size: int, noise_multiplicity: int, precision: str, params: Any = None
 ) -> Problem:
     """One setting; `params`, what is trained, are the generator's initial ones by default."""
@@ -214,11 +214,22 @@ def _problem(
     return dataclasses.replace(problem, microbatch=min(problem.microbatch, batch_size))
 
 
-def _measure(
-    problem: Problem, n: int, device_counts: list[int], repeats: int, rate: float, methods: set[str]
-) -> Result:
+def measure(problem: Problem, n: int, device_counts: list[int], repeats: int, rate: float, methods: set[str]) -> Result:
+    """One setting's methods in turns.
+
+    Args:
+      problem: the setting.
+      n: the number of random images.
+      device_counts: for each method of `SCALED`; the others take one device.
+      repeats: measured steps of every method but slow ones.
+      rate: what the utilisation is relative to, in floating-point operations a second and device.
+      methods: of `METHODS`.
+
+    Raises:
+      UserError: a non-private step does not fit into memory.
+    """
     key = chacha.key_from_seed(0)  # it protects nothing here
-    steps = _full_steps(key, n, problem.batch_size, repeats + 1)
+    steps = full_steps(key, n, problem.batch_size, repeats + 1)
     entries: list[Entry] = []
     notes: list[str] = []
     quickest = 0.0
@@ -228,7 +239,7 @@ def _measure(
         try:
             with Console().status(f"{method} on {devices} device(s): compiling"):  # silent but on a terminal
                 entry = make()
-                first = _timed(entry.run, steps[0])
+                first = timed(entry.run, steps[0])
         except (DoesNotFit, RuntimeError) as error:  # torch and jax report lack of memory as a RuntimeError
             if method in OURS and not isinstance(error, DoesNotFit) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -247,30 +258,30 @@ def _measure(
             entries.append(entry)
 
     for devices in device_counts:
-        data = records.place(_random_data(problem, n), make_mesh(jax.devices()[:devices]))
+        data = records.place(random_data(problem, n), make_mesh(jax.devices()[:devices]))
         for method in (name for name in SCALED if name in methods):
-            add(method, devices, functools.partial(_own_step, problem, method, data, n, devices, key))
+            add(method, devices, functools.partial(own_step, problem, method, data, n, devices, key))
     if "nonprivate_best" in methods:
-        add("nonprivate_best", 1, functools.partial(_best_nonprivate, problem))
+        add("nonprivate_best", 1, functools.partial(best_nonprivate, problem))
     if "sampling" in methods:
-        add("sampling", 1, functools.partial(_sampling, problem.batch_size, n, key))
+        add("sampling", 1, functools.partial(sampling_alone, problem.batch_size, n, key))
     for name in (name for name in peers.MODULES if name in methods):
         if reason := peers.missing(name) or peers.unsuited(name, problem):
             notes.append(reason)
         else:
-            add(name, 1, functools.partial(_peer, name, problem))
+            add(name, 1, functools.partial(peer_step, name, problem))
 
     in_rounds = [entry for entry in entries if not entry.seconds]
     for i, t in enumerate(steps[1:]):
         turn = i % len(in_rounds)  # so that nobody always follows the same one
         for entry in in_rounds[turn:] + in_rounds[:turn]:
-            entry.seconds.append(_timed(entry.run, t))
+            entry.seconds.append(timed(entry.run, t))
     return Result(_rows(problem, entries, rate), notes)
 
 
 def _rows(problem: Problem, entries: list[Entry], rate: float) -> list[Row]:
     median = {(entry.method, entry.devices): float(np.median(entry.seconds)) for entry in entries}
-    work = _model_flops(problem)
+    work = model_flops(problem)
     rows = []
     for entry in entries:
         seconds = median[entry.method, entry.devices]
@@ -307,7 +318,7 @@ def _rows(problem: Problem, entries: list[Entry], rate: float) -> list[Row]:
     return rows
 
 
-def _full_steps(key: np.ndarray, n: int, batch_size: int, count: int) -> list[int]:
+def full_steps(key: np.ndarray, n: int, batch_size: int, count: int) -> list[int]:
     """The first steps whose Poisson batch has exactly the expected size."""
     threshold = sampling.threshold(batch_size, n)
 
@@ -324,7 +335,8 @@ def _full_steps(key: np.ndarray, n: int, batch_size: int, count: int) -> list[in
     return found[:count]
 
 
-def _random_data(problem: Problem, n: int) -> dict[str, np.ndarray]:
+def random_data(problem: Problem, n: int) -> dict[str, np.ndarray]:
+    """Images uint8 [n, H, W, C] and labels int32 [n], the same at each call."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, *problem.image_shape), np.uint8)
     return {"image": images, "label": np.arange(n, dtype=np.int32) % problem.generator.n_classes}
@@ -346,21 +358,21 @@ class _Compiled:
     def __init__(self, step: Callable, problem: Problem, devices: int, *inputs: Any):
         self.state = _place(jax.device_get(problem.state()), devices)  # by way of the host: the parameters are shared
         with jax.default_matmul_precision(clipping.PRECISIONS[problem.precision]):
-            self.program, self.compile_seconds = _compile(jax.jit(step, donate_argnums=0), self.state, *inputs)
-        self.peak_bytes = _peak_bytes(self.program)
+            self.program, self.compile_seconds = compile_step(jax.jit(step, donate_argnums=0), self.state, *inputs)
+        self.peak_bytes = checked_peak_bytes(self.program)
 
     def __call__(self, *inputs: Any) -> None:
         self.state, _ = jax.block_until_ready(self.program(self.state, *inputs))
 
 
-def _compile(function: Any, *inputs: Any) -> tuple[jax.stages.Compiled, float]:
+def compile_step(function: Any, *inputs: Any) -> tuple[jax.stages.Compiled, float]:
     """The program of a jitted function for such inputs, and the seconds that it took to make."""
     start = time.perf_counter()
     program = function.lower(*inputs).compile()
     return program, time.perf_counter() - start
 
 
-def _peak_bytes(program: jax.stages.Compiled) -> int | None:
+def checked_peak_bytes(program: jax.stages.Compiled) -> int | None:
     """`memory.program_bytes`.
 
     Raises:
@@ -376,7 +388,7 @@ def _entry(method: str, devices: int, program: _Compiled, run: Callable[[int], N
     return Entry(method, devices, run, program.compile_seconds, lambda: program.peak_bytes)
 
 
-def _own_step(problem: Problem, method: str, data: Any, n: int, devices: int, key: np.ndarray) -> Entry:
+def own_step(problem: Problem, method: str, data: Any, n: int, devices: int, key: np.ndarray) -> Entry:
     """A step of the pipeline's own program, private or not."""
     mesh = make_mesh(jax.devices()[:devices])
     settings = dp_sgd.DPSGD(
@@ -436,10 +448,10 @@ def nonprivate_step(
     return step
 
 
-def _best_nonprivate(problem: Problem) -> Entry:
+def best_nonprivate(problem: Problem) -> Entry:
     """The fastest plain gradient step over a given batch, in the precision that suits the device best."""
-    problem = _in_precision(problem, resolve(AUTO, jax.default_backend()))
-    batch = jax.device_put(_random_data(problem, problem.batch_size))
+    problem = in_precision(problem, resolve(AUTO, jax.default_backend()))
+    batch = jax.device_put(random_data(problem, problem.batch_size))
     best: tuple[float, _Compiled] | None = None
     refused = DoesNotFit()
     for microbatch in sorted({problem.divisor(m) for m in (4 * problem.microbatch, problem.microbatch // 4)})[::-1]:
@@ -448,8 +460,8 @@ def _best_nonprivate(problem: Problem) -> Entry:
             if loss is problem.loss and len(losses) == 2 and microbatch < problem.batch_size:
                 continue  # XLA's own convolution inside a loop is tens of times slower on CPUs: no best
             try:
-                program = _Compiled(_plain_step(problem, loss, microbatch), problem, 1, batch, jax.random.key(0))
-                trial = min(_timed(lambda i: program(batch, jax.random.key(i)), i) for i in range(3))
+                program = _Compiled(plain_step(problem, loss, microbatch), problem, 1, batch, jax.random.key(0))
+                trial = min(timed(lambda i: program(batch, jax.random.key(i)), i) for i in range(3))
             except DoesNotFit as error:
                 refused = error
                 continue
@@ -462,20 +474,22 @@ def _best_nonprivate(problem: Problem) -> Entry:
     return dataclasses.replace(entry, precision=problem.precision)
 
 
-def _in_precision(problem: Problem, precision: str) -> Problem:
+def in_precision(problem: Problem, precision: str) -> Problem:
     """The same problem in another precision; activations change where the model lets them."""
     config = _computing_in(problem.config, precision)
     generator = generators.build(config, problem.generator.n_classes)
     return dataclasses.replace(problem, config=config, generator=generator)
 
 
-def _timed(run: Callable[[int], None], t: int) -> float:
+def timed(run: Callable[[int], None], t: int) -> float:
+    """Seconds of step t."""
     start = time.perf_counter()
     run(t)
     return time.perf_counter() - start
 
 
-def _plain_step(problem: Problem, loss: Callable, microbatch: int) -> Callable:
+def plain_step(problem: Problem, loss: Callable, microbatch: int) -> Callable:
+    """`step(state, batch, key) -> (state, ())` on the gradient of the mean loss, summed over microbatches."""
     trips = problem.batch_size // microbatch
 
     def gradient(params: Any, batch: Any, keys: jax.Array) -> Any:
@@ -496,7 +510,7 @@ def _plain_step(problem: Problem, loss: Callable, microbatch: int) -> Callable:
     return step
 
 
-def _sampling(batch_size: int, n: int, key: np.ndarray) -> Entry:
+def sampling_alone(batch_size: int, n: int, key: np.ndarray) -> Entry:
     """Who is in the batch, and where: what a step with exact Poisson batches does beyond one with given batches."""
     threshold = sampling.threshold(batch_size, n)
 
@@ -504,25 +518,26 @@ def _sampling(batch_size: int, n: int, key: np.ndarray) -> Entry:
         cumulative = jnp.cumsum(sampling.membership(key, t, n, threshold), dtype=jnp.int32)
         return sampling.positions(cumulative, jnp.arange(batch_size, dtype=jnp.int32))
 
-    program, seconds = _compile(jax.jit(draw), key, np.int32(0))
-    peak = _peak_bytes(program)
+    program, seconds = compile_step(jax.jit(draw), key, np.int32(0))
+    peak = checked_peak_bytes(program)
     return Entry("sampling", 1, lambda t: jax.block_until_ready(program(key, np.int32(t))), seconds, lambda: peak)
 
 
-def _peer(name: str, problem: Problem) -> Entry:
+def peer_step(name: str, problem: Problem) -> Entry:
+    """A step of another library."""
     if name in peers.TORCH_PEERS:
         step = peers.TorchStep(problem, name == "opacus", memory.device_bytes())
         step.reset_peak()
         return Entry(name, 1, lambda t: step(), None, step.peak_bytes, "torch_nonprivate")
-    batch = jax.device_put(_random_data(problem, problem.batch_size))
+    batch = jax.device_put(random_data(problem, problem.batch_size))
     program = _Compiled(peers.jax_step(name, problem), problem, 1, batch, jax.random.key(0))
     return _entry(name, 1, program, lambda t: program(batch, jax.random.key(t)))
 
 
-def _model_flops(problem: Problem) -> float:
+def model_flops(problem: Problem) -> float:
     """Floating-point operations of the plain gradient of a whole batch."""
     m = problem.microbatch
-    batch = _random_data(problem, m)
+    batch = random_data(problem, m)
 
     def gradient(params: Any, batch: Any, keys: jax.Array) -> Any:
         return jax.grad(lambda params: jnp.sum(problem.loss(params, batch, keys)))(params)
@@ -537,4 +552,4 @@ def _product_rate(precision: str) -> float:
     x = jax.device_put(jnp.ones((side, side), activations(precision)), jax.devices()[0])
     product = jax.jit(functools.partial(jnp.matmul, precision=clipping.PRECISIONS[precision]))
     product(x, x).block_until_ready()
-    return 2 * side**3 / min(_timed(lambda _: product(x, x).block_until_ready(), i) for i in range(5))
+    return 2 * side**3 / min(timed(lambda _: product(x, x).block_until_ready(), i) for i in range(5))

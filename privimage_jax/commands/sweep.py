@@ -91,7 +91,7 @@ def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool
             if measure and finished and same_results:
                 _check_measure(finished, fields, measure)
         _write_plots(folder, [row for row in rows.values() if row["status"] == "done"], fields, plotted)
-    _show(list(rows.values()), fields, plotted, folder)
+    show(list(rows.values()), fields, plotted, folder)
     if measure and finished:
         _check_measure(finished, fields, measure)
     if correlate:
@@ -248,7 +248,7 @@ def _write_plots(folder: Workdir, rows: Sequence[Row], fields: Sequence[str], me
         workdir.atomic_write_bytes(plots / name, png(plot(rows, fields, field, measure)))
 
 
-def _show(rows: Sequence[Row], fields: Sequence[str], measure: str, folder: Workdir) -> None:
+def show(rows: Sequence[Row], fields: Sequence[str], measure: str, folder: Workdir) -> None:
     """Prints the table, what all runs cost together, and what may be done with it."""
     wanted = ("status", *fields, "epsilon", *dict.fromkeys([measure, *SHOWN]), *MEASURES)
     columns = [name for name in wanted if any(name in row for row in rows)]

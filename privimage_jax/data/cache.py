@@ -44,7 +44,7 @@ def _make_if_missing(
     with _lock(folder):
         if _open(folder, n, image_shape, n_classes) is None:
             with workdir.atomic_dir(folder, mode=0o700) as temporary:
-                _write(temporary, n, image_shape, make())
+                write_images(temporary, n, image_shape, make())
 
 
 @contextlib.contextmanager
@@ -55,7 +55,8 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write(folder: Path, n: int, image_shape: tuple[int, int, int], chunks: Chunks) -> None:
+def write_images(folder: Path, n: int, image_shape: tuple[int, int, int], chunks: Chunks) -> None:
+    """Writes images and labels, chunk by chunk, and last how large their files are."""
     labels = []
     with open(folder / "images.npy", "wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (n, *image_shape)}

@@ -10,7 +10,7 @@ from privimage_jax.light import rows
 from privimage_jax.light.rows import Row
 from privimage_jax.targets import gpus, topologies
 
-_TPUS = {  # one device of each, by the names that jax gives them
+TPU_TARGETS = {  # one device of each, by the names that jax gives them
     "TPU v5 lite": "v5e:1x1",
     "TPU v5e": "v5e:1x1",
     "TPU v5": "v5p:1x1x1",
@@ -24,7 +24,7 @@ _METHODS = ("nonprivate", "bookkeeping")
 def target(device: str) -> str | None:
     """The name of one such device for `--target`, or None if no description of it is known."""
     named = {gpu.title: f"{name}:1" for name, gpu in gpus.GPUS.items()}
-    return {**_TPUS, **named}.get(device)
+    return {**TPU_TARGETS, **named}.get(device)
 
 
 def run(config: ConfigDict, device: str, measured: list[Row]) -> Iterator[Row]:

@@ -29,14 +29,15 @@ def devices(problem: Problem) -> Iterator[Row]:
         yield note("This machine has one device, so that there is nothing to compare between devices.")
         return
     meshes = make_mesh(jax.devices()[:1]), make_mesh()
-    alone, together = (_norms(problem, mesh) for mesh in meshes)
+    alone, together = (gradient_norms(problem, mesh) for mesh in meshes)
     yield check("norms of examples, one device against all", np.max(np.abs(together / alone - 1)), TOLERANCE)
     (alone, _), (together, stats) = (_one_sum(problem, mesh) for mesh in meshes)
     yield check("clipped sum of a step, one device against all", distance(together, alone), TOLERANCE)
     yield check("records drawn but not processed", abs(stats["drawn"] - stats["processed"]), 0.0)
 
 
-def _norms(problem: Problem, mesh: Mesh) -> np.ndarray:
+def gradient_norms(problem: Problem, mesh: Mesh) -> np.ndarray:
+    """The norms of the same examples' gradients, float32 [`MICROBATCH` times the machine's devices]."""
     gradient = clipping.clipped_grad(problem.loss("float32"), CLIP_NORM)
 
     def on_device(params: Any, batch: Any, keys: jax.Array, mask: jax.Array) -> jax.Array:
@@ -64,7 +65,7 @@ def replay(problem: Problem, precision: str, folder: Path) -> Iterator[Row]:
     Yields:
       One row, whose `digest` is that of the last state.
     """
-    run, start = _make_run(problem, precision)
+    run, start = make_run(problem, precision)
     middle = run(start, 0, MIDDLE)
     digest = tree_digest(run(middle, MIDDLE, STEPS))
     again = tree_digest(run(start, 0, STEPS))
@@ -80,7 +81,7 @@ def resume(problem: Problem, precision: str, folder: Path, digest: str) -> Itera
       problem, precision, folder: as `replay` had them.
       digest: of its last state.
     """
-    run, start = _make_run(problem, precision)
+    run, start = make_run(problem, precision)
     claim, named = "states that differ", {"precision": precision}
     whole = tree_digest(run(start, 0, STEPS))
     yield check(f"steps repeated in a fresh process: {claim}", whole != digest, 0.0, **named)
@@ -88,12 +89,12 @@ def resume(problem: Problem, precision: str, folder: Path, digest: str) -> Itera
     yield check(f"steps resumed in the middle: {claim}", resumed != digest, 0.0, **named)
     jax.config.update("jax_enable_compilation_cache", False)
     jax.clear_caches()
-    run, start = _make_run(problem, precision)
+    run, start = make_run(problem, precision)
     anew = tree_digest(run(start, 0, STEPS))
     yield check(f"steps repeated by a program compiled anew: {claim}", anew != digest, 0.0, **named)
 
 
-def _make_run(problem: Problem, precision: str) -> tuple[Callable[[Any, int, int], Any], Any]:
+def make_run(problem: Problem, precision: str) -> tuple[Callable[[Any, int, int], Any], Any]:
     """`run(state, begin, end) -> state` on all devices, with noise; and the first state."""
     optimizer, mesh = optax.adam(1e-3), make_mesh()
     update = make_update(optimizer, 0.9)

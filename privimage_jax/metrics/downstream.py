@@ -152,14 +152,14 @@ def fit(
     Returns:
       `{"params": ..., "batch_stats": ... if it has any}`.
     """
-    train, held_back = _part(train, protocol.held_back, seed)
+    train, held_back = hold_back(train, protocol.held_back, seed)
     recipe = protocol.recipe
     mesh = make_mesh()
     init_key, key = jax.random.split(jax.random.key(seed))
     state = place(classifier.init(model, recipe, init_key, train.image_shape), replicated(mesh))
     data = {"image": train.images, "label": train.labels}
     inputs = {"data": placing.place(data, mesh, residency), "key": place(key, replicated(mesh))}
-    run = _runner(model, recipe, mesh)
+    run = kept_runner(model, recipe, mesh)
     best, best_accuracy = None, 0.0
     for start, stop in step_ranges(0, recipe.steps, STEPS_PER_DISPATCH, protocol.candidate_every):
         state, metrics = run(state, inputs, start, stop)
@@ -173,7 +173,7 @@ def fit(
     return classifier.result(state) if best is None else best
 
 
-def _part(train: Dataset, held_back: int, seed: int) -> tuple[Dataset, Dataset | None]:
+def hold_back(train: Dataset, held_back: int, seed: int) -> tuple[Dataset, Dataset | None]:
     """The images to learn from and those that choose the checkpoint, drawn, as a set may be sorted by class."""
     if not held_back:
         return train, None
@@ -186,8 +186,11 @@ def _part(train: Dataset, held_back: int, seed: int) -> tuple[Dataset, Dataset |
 
 
 @functools.lru_cache(maxsize=4)
-def _runner(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
-    # Kept, because compiling takes longer than training on a small set; data and keys are arguments and are not held.
+def kept_runner(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
+    """What runs ranges of training steps, compiled once.
+
+    Compiling takes longer than training on a small set; data and keys are arguments and are not held.
+    """
     return make_runner(classifier.make_step(model, recipe, mesh))
 
 

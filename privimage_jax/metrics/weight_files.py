@@ -114,7 +114,7 @@ def _from_pickles(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class _Storage:
+class Storage:
     """Numbers in a row, to which arrays refer."""
 
     dtype: str
@@ -122,10 +122,10 @@ class _Storage:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Tensor:
     """What a file says of an array, as yet unchecked; offset and strides count numbers."""
 
-    storage: _Storage
+    storage: Storage
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -138,7 +138,7 @@ class _Unpickler(pickle._Unpickler):  # the one in C sets memory aside for whate
         # Made anew for every file, which could attach things to them.
         known = {
             "collections.OrderedDict": collections.OrderedDict,
-            "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: _Tensor(
+            "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: Tensor(
                 storage, offset, shape, strides
             ),
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -148,12 +148,12 @@ class _Unpickler(pickle._Unpickler):  # the one in C sets memory aside for whate
             raise reading.Unreadable(f"holds {f'{module}.{name}'[:80]!r}, which is no part of an array")
         return known[f"{module}.{name}"]
 
-    def persistent_load(self, identity: Any) -> _Storage:
+    def persistent_load(self, identity: Any) -> Storage:
         kind, dtype, key, _, _, *view = identity
         known = isinstance(key, str) and isinstance(dtype, str) and dtype in _STORAGES.values()
         if kind != "storage" or not known or any(view):
             raise reading.Unreadable("holds an array of a kind that is not supported")
-        return _Storage(dtype, key)
+        return Storage(dtype, key)
 
 
 def _shallow(load: Callable) -> Callable:
@@ -174,25 +174,30 @@ _Unpickler.dispatch = pickle._Unpickler.dispatch | {
 }
 
 
-def _checked(state: Any) -> dict[str, _Tensor]:
+def _checked(state: Any) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise reading.Unreadable("holds no state dict")
     for name, tensor in state.items():
-        if not (isinstance(name, str) and isinstance(tensor, _Tensor) and isinstance(tensor.storage, _Storage)):
+        if not (isinstance(name, str) and isinstance(tensor, Tensor) and isinstance(tensor.storage, Storage)):
             raise reading.Unreadable("holds other things than named arrays; save the network's state dict alone")
     return state
 
 
-def _arrays(state: Any, content: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
+def _arrays(state: Any, content: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
     arrays, total = {}, 0
     for name, tensor in _checked(state).items():
         numbers = np.frombuffer(content(tensor.storage), tensor.storage.dtype)
         total = _within_limit(total + numbers.nbytes)
-        arrays[name] = _array(tensor, numbers)
+        arrays[name] = as_array(tensor, numbers)
     return arrays
 
 
-def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
+def as_array(tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
+    """The array that a file describes, from the numbers [n] of its storage.
+
+    Raises:
+      Unreadable: it reaches beyond them.
+    """
     last = tensor.offset + sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True))
     least = min([tensor.offset, *tensor.shape, *tensor.strides])
     if least < 0 or max(math.prod(tensor.shape), last + 1) > len(numbers):

@@ -44,8 +44,8 @@ _MODULE_OF = {
     "poisson_rate": "sampling",  # the exact sampling rate, for the accountant
     "epsilon": "accounting",  # of composed mechanisms
     "solve_noise_multiplier": "accounting",
-    "Gaussian": "accounting",  # mechanisms, as the accountant takes them
-    "SampledGaussian": "accounting",
+    "Gaussian": "events",  # mechanisms, as the accountant takes them
+    "SampledGaussian": "events",
     "new_key": "chacha",  # 256 bits from the operating system
     "Noise": "noise",  # what a step adds, and what it costs
     "INDEPENDENT": "noise",  # fresh Gaussian noise in each step: the default

@@ -11,7 +11,6 @@ Every epsilon is rounded up and every solved noise multiplier too, and the round
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,31 +20,14 @@ import dp_accounting
 from absl import logging
 from dp_accounting import pld, rdp
 
+from privimage_jax.privacy.events import Event, Gaussian, SampledGaussian
+
 ACCOUNTANTS = ("pld", "rdp")
 
 _EPSILON_DECIMALS = 6
 _NOISE_DECIMALS = 4
 _MAX_NOISE_MULTIPLIER = 1e6
 _PLD_INTERVAL = 1e-4  # of the discretised privacy loss, which dp-accounting rounds up
-
-
-@dataclasses.dataclass(frozen=True)
-class Gaussian:
-    """One Gaussian mechanism on all records; noise std = noise_multiplier * L2 sensitivity."""
-
-    noise_multiplier: float
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledGaussian:
-    """`steps` Gaussian mechanisms, each on a Poisson sample in which every record is with probability sampling_rate."""
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-
-Event = Gaussian | SampledGaussian
 
 
 def events_from(spent: Iterable[Mapping[str, Any]]) -> list[Event]:
@@ -65,7 +47,7 @@ def epsilon(events: Sequence[Event], delta: float, accountant: str = "pld") -> f
         raise ValueError(f"delta must be between 0 and 1; it is {delta}.")
     if accountant not in ACCOUNTANTS:
         raise ValueError(f"accountant is {accountant!r}; it must be one of {', '.join(ACCOUNTANTS)}.")
-    return _epsilon(events, delta, accountant)
+    return unchecked_epsilon(events, delta, accountant)
 
 
 def joint_epsilon(runs: Sequence[tuple[Sequence[Event], float]], accountant: str = "pld") -> tuple[float, float]:
@@ -122,7 +104,7 @@ def solve_noise_multiplier(
     @functools.cache
     def affordable(grid: int, by: str) -> bool:
         own = event(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)
-        return _epsilon([*other_events, own], delta, by) <= target_epsilon
+        return unchecked_epsilon([*other_events, own], delta, by) <= target_epsilon
 
     # RDP costs milliseconds whatever the noise; PLD's cost explodes far below the answer. So each accountant starts at
     # the answer of a cheaper one.
@@ -139,7 +121,7 @@ def solve_noise_multiplier(
     return high / 10**_NOISE_DECIMALS
 
 
-def _epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
+def unchecked_epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
     """`epsilon` without its checks; also takes "coarse pld", a quick upper bound on "pld"."""
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
     if accountant == "rdp":
@@ -149,7 +131,7 @@ def _epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
     with _without_warnings():
         for event, count in _merged(events):
             counter.compose(event, count)
-    return _round_up(float(counter.get_epsilon(delta)), _EPSILON_DECIMALS)
+    return round_up(float(counter.get_epsilon(delta)), _EPSILON_DECIMALS)
 
 
 @contextlib.contextmanager
@@ -208,7 +190,8 @@ def _smallest_near(holds: Callable[[int], bool], guess: int, low: int, high: int
     return _smallest(holds, guess, min(high, guess + step))
 
 
-def _round_up(value: float, decimals: int) -> float:
+def round_up(value: float, decimals: int) -> float:
+    """The value at so many decimals, never below it; infinities and NaN stay."""
     if not math.isfinite(value):
         return value
     rounded = math.ceil(value * 10**decimals) / 10**decimals

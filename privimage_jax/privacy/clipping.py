@@ -41,16 +41,16 @@ PRECISIONS = {  # of matrix products with float32 operands; those of bfloat16 op
 #
 # - scaling by powers of two is exact, and a square that underflows is below 2**-126 of the largest: nothing, even for
 #   2**32 of them;
-# - each square is off by u, and a sum of at most _BLOCK non-negative terms by (_BLOCK - 1) u, whatever the order in
+# - each square is off by u, and a sum of at most BLOCK non-negative terms by (BLOCK - 1) u, whatever the order in
 #   which the compiler adds them. A leaf is summed over one group of its axes after the other. A group of s values,
-#   2 <= s <= 256, costs less than s u <= 32 log2(s) u, so that 2**32 values (with what fills them up) cost 4 _BLOCK u
-#   together, however they are grouped, and 2**16 leaves 2 _BLOCK u more;
-# - so the squared norm is off by 6 _BLOCK u = 9.2e-5, and the norm by half of that, 4.6e-5;
+#   2 <= s <= 256, costs less than s u <= 32 log2(s) u, so that 2**32 values (with what fills them up) cost 4 BLOCK u
+#   together, however they are grouped, and 2**16 leaves 2 BLOCK u more;
+# - so the squared norm is off by 6 BLOCK u = 9.2e-5, and the norm by half of that, 4.6e-5;
 # - root, quotient, the rounded constant, the product and a value's own scaling add a few u each, at most 16 u = 1e-6.
 #
 # Together 4.7e-5: less than ETA, by a factor of two.
 ETA = 1e-4
-_BLOCK = 256
+BLOCK = 256
 
 
 def clipped_grad(
@@ -90,10 +90,10 @@ def clipped_grad(
     batch = None
     if method != "vmap":
         batch = Batch(convolution=convolution or weight_gradients.of_platform(jax.default_backend()))
-    return functools.partial(_sum_of_clipped, per_example_loss, clip_norm, PRECISIONS[precision], batch)
+    return functools.partial(sum_of_clipped, per_example_loss, clip_norm, PRECISIONS[precision], batch)
 
 
-def _sum_of_clipped(
+def sum_of_clipped(
     per_example_loss: PerExampleLoss,
     clip_norm: float,
     products: str,
@@ -103,6 +103,7 @@ def _sum_of_clipped(
     keys: jax.Array,
     mask: jax.Array,
 ) -> tuple[Any, jax.Array, jax.Array]:
+    """`clipped_grad`'s function by "vmap": the sum, the norms [B] before clipping, and the losses [B]."""
     with jax.default_matmul_precision(products):
         losses, gradients = per_example_gradients(per_example_loss, params, examples, keys, batch)
     clipped, norms = jax.vmap(functools.partial(clip, clip_norm=clip_norm))(gradients, mask)
@@ -165,8 +166,8 @@ def clip(gradient: Any, mask: jax.Array, clip_norm: float) -> tuple[Any, jax.Arr
     # each, which would make compile time grow with the square of their number. An infinity or a NaN comes last.
     largest = jax.lax.sort(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]))[-1]
     scale = _power_of_two_below(largest)
-    squares = jax.lax.sort(jnp.stack([_sum_in_blocks((leaf / scale) ** 2) for leaf in leaves]))
-    scaled_norm = jnp.sqrt(_sum_in_blocks(squares))
+    squares = jax.lax.sort(jnp.stack([sum_in_blocks((leaf / scale) ** 2) for leaf in leaves]))
+    scaled_norm = jnp.sqrt(sum_in_blocks(squares))
     finite = jnp.isfinite(largest) & jnp.isfinite(scaled_norm)
     tiny = jnp.finfo(jnp.float32).tiny
     factor = jnp.minimum(scale, clip_norm * (1 - ETA) / jnp.maximum(scaled_norm, tiny))
@@ -183,27 +184,27 @@ def _power_of_two_below(value: jax.Array) -> jax.Array:
     return jnp.clip(jax.lax.bitcast_convert_type(exponent, jnp.float32), 2.0**-100, 2.0**100)
 
 
-def _sum_in_blocks(values: jax.Array) -> jax.Array:
-    """The sum of non-negative values over all axes, a group of at most _BLOCK at a time (see ETA).
+def sum_in_blocks(values: jax.Array) -> jax.Array:
+    """The sum of non-negative values over all axes, a group of at most BLOCK at a time (see ETA).
 
     Axes are summed as they lie, the first ones first: no copy in another layout, and on accelerators sums over rows.
     """
     while values.ndim:
         values = _with_short_first_axis(values)
         sizes = itertools.accumulate(values.shape, lambda product, side: product * side)
-        group = sum(product <= _BLOCK for product in sizes)
+        group = sum(product <= BLOCK for product in sizes)
         values = jnp.sum(values, axis=range(group))
         values = jax.lax.optimization_barrier(values)  # else the compiler may merge the groups into one long sum
     return values
 
 
 def _with_short_first_axis(values: jax.Array) -> jax.Array:
-    """The first axis cut in two, the first of at most _BLOCK, where it is longer; zeros fill what does not divide."""
+    """The first axis cut in two, the first of at most BLOCK, where it is longer; zeros fill what does not divide."""
     side, *rest = values.shape
-    if side <= _BLOCK:
+    if side <= BLOCK:
         return values
-    divisor = next(d for d in range(_BLOCK, 0, -1) if side % d == 0)
-    if divisor * 8 < _BLOCK:
-        divisor = _BLOCK
+    divisor = next(d for d in range(BLOCK, 0, -1) if side % d == 0)
+    if divisor * 8 < BLOCK:
+        divisor = BLOCK
         values = jnp.pad(values, [(0, -side % divisor), *([(0, 0)] * len(rest))])
     return values.reshape(divisor, -1, *rest)

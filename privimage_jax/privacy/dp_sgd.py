@@ -4,7 +4,7 @@
 
 with the *expected* batch size B, never the drawn one. Formal guarantee: with respect to zeroing out one record, T steps
 under one key are `noise.event(noise_multiplier, DPSGD.sampling_rate, T)`: for the independent noise above, the default,
-`accounting.SampledGaussian`.
+`events.SampledGaussian`.
 
 The batch, the order of its records and the noise are pure functions of (key, t): the number of devices, the size of the
 microbatch and where the records lie (`records`) change the result by the rounding of float32 sums alone.
@@ -181,7 +181,7 @@ def sum_over_batch(
         trips = (sampling.device_share(drawn, 0, n_devices) + m - 1) // m
         # From here on values differ between devices. Without this cast, check_vma would add up each example's gradient
         # over the devices *before* it is clipped.
-        params, frozen, cumulative = _varying((params, frozen, cumulative))
+        params, frozen, cumulative = varying((params, frozen, cumulative))
         gradient = make_gradient(lambda trained, batch, keys: per_example_loss(merge(trained, frozen), batch, keys))
         step_key = jax.random.fold_in(loss_key, t)
         device = jax.lax.axis_index(AXIS)
@@ -198,7 +198,7 @@ def sum_over_batch(
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
         nothing = _count(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0, bool), settings.clip_norm)
-        total, counts = jax.lax.fori_loop(0, trips, microbatch, _varying((zeros, nothing)))
+        total, counts = jax.lax.fori_loop(0, trips, microbatch, varying((zeros, nothing)))
         total, counts = _sum_over_devices((total, counts))
         # Once, after the sum over devices, and the same on each.
         return *add_noise(total, noise_state, key, t), _stats(counts, drawn)
@@ -226,7 +226,7 @@ def _sum_over_devices(tree: Any) -> Any:
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), summed, tree)
 
 
-def _varying(tree: Any) -> Any:
+def varying(tree: Any) -> Any:
     """The same values, marked as different on each device of the mesh."""
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
 

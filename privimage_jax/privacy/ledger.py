@@ -175,7 +175,7 @@ class Ledger:
                 reason = "is not as a ledger's lines are written"
                 kind = entry["kind"]
                 fields = {name: value for name, value in entry.items() if name not in ("index", "kind", "previous")}
-                whole = _line(len(self.entries), kind, fields, self._last_hash).encode() == line
+                whole = line_of(len(self.entries), kind, fields, self._last_hash).encode() == line
                 _check_fields(kind, fields)
                 self._order.check(kind, fields)
         except (ValueError, KeyError, TypeError) as error:
@@ -200,7 +200,7 @@ class Ledger:
         """
         _check_fields(kind, fields)
         self._order.check(kind, fields)
-        line = _line(len(self.entries), kind, fields, self._last_hash)
+        line = line_of(len(self.entries), kind, fields, self._last_hash)
         self._cut_torn_line()
         append_line_durably(self.path, line)
         self._take(line.encode())
@@ -327,7 +327,7 @@ def _check_fields(kind: str, fields: dict[str, Any]) -> None:
             raise ValueError(f"a ledger line cannot hold {name} = {value!r}")
 
 
-def _line(index: int, kind: str, fields: Entry, previous: str) -> str:
+def line_of(index: int, kind: str, fields: Entry, previous: str) -> str:
     """A line's one spelling, without its line break."""
     entry = {"index": index, "kind": kind, **fields, "previous": previous}
     return json.dumps(entry, separators=(",", ":"), allow_nan=False)

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from privimage_jax.privacy import accounting, chacha
+from privimage_jax.privacy import chacha
+from privimage_jax.privacy.events import Event, SampledGaussian
 
 VALUES_PER_BLOCK = chacha.WORDS_PER_BLOCK // 2
 VALUES_PER_TILE = VALUES_PER_BLOCK * chacha.LANES
@@ -74,7 +75,7 @@ class Noise:
 
     init: Callable[[Any], Any]
     add: Callable[[Any, Any, jax.Array, jax.Array, float], tuple[Any, Any]]
-    event: Callable[[float, float, int], accounting.Event]
+    event: Callable[[float, float, int], Event]
     resumable: bool
 
 
@@ -83,7 +84,7 @@ def _add_independent(total: Any, state: Any, key: jax.Array, t: jax.Array, std: 
 
 
 # The noise of Abadi et al. 2016: fresh in each step, so that steps under several keys add up.
-INDEPENDENT = Noise(init=lambda params: {}, add=_add_independent, event=accounting.SampledGaussian, resumable=True)
+INDEPENDENT = Noise(init=lambda params: {}, add=_add_independent, event=SampledGaussian, resumable=True)
 
 
 def rounded_gaussian(key: jax.Array | np.ndarray | bytes, shape: tuple[int, ...], std: float) -> np.ndarray:

@@ -221,11 +221,11 @@ def take(data: Data, ids: jax.Array) -> tuple[Any, jax.Array]:
     """
     if not isinstance(data, Records):
         return jax.tree.map(lambda leaf: leaf[ids], data), jnp.ones_like(ids, bool)
-    rows = _rows(data, ids)
+    rows = rows_of(data, ids)
     return data.layout.unpack(rows), data.layout.ids(rows) == ids
 
 
-def _rows(data: Records, ids: jax.Array) -> jax.Array:
+def rows_of(data: Records, ids: jax.Array) -> jax.Array:
     """What `take` unpacks: the rows of these ids, uint8 [m, row_bytes]."""
     if not data.sharded:
         return data.rows[ids]
@@ -251,5 +251,5 @@ def batch(data: Data, ids: jax.Array, mesh: Mesh) -> Any:
     if not isinstance(data, Records):
         return jax.tree.map(lambda leaf: leaf[ids], data)
     wanted = jnp.pad(ids, (0, -len(ids) % mesh.size))  # what fills it up is cut off again
-    rows = jax.shard_map(_rows, mesh=mesh, in_specs=(spec(data), P(AXIS)), out_specs=P(AXIS))(data, wanted)
+    rows = jax.shard_map(rows_of, mesh=mesh, in_specs=(spec(data), P(AXIS)), out_specs=P(AXIS))(data, wanted)
     return data.layout.unpack(rows[: len(ids)])

@@ -178,7 +178,7 @@ def _training(training: Sequence[tuple[str, curves.Metric]]) -> str:
 
 
 def _budget(inputs: ReportInputs) -> str:
-    parts = _mechanism_costs(inputs.entries)
+    parts = mechanism_costs(inputs.entries)
     spent = sum(cost for _, cost in parts)
     whole = max(inputs.epsilon, spent)
     if not parts:
@@ -197,7 +197,7 @@ def _budget(inputs: ReportInputs) -> str:
     )
 
 
-def _mechanism_costs(entries: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
+def mechanism_costs(entries: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
     """`(mechanism, increase of the spent epsilon)`, in order of first appearance."""
     costs: dict[str, float] = {}
     before = 0.0

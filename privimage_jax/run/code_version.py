@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 import privimage_jax
-from privimage_jax import generators
+from privimage_jax import configs, generators
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
 from privimage_jax.settings import import_strings
 
@@ -78,7 +78,10 @@ def _file(module: str) -> Path | None:
     if module.split(".")[0] != privimage_jax.__name__:
         spec = importlib.util.find_spec(module)
         return Path(spec.origin) if spec and spec.origin else None
-    path = ROOT.joinpath(*module.split(".")[1:])
+    folder, names = ROOT, module.split(".")[1:]
+    if names[:1] == ["configs"]:
+        folder, names = Path(configs.__path__[0]), names[1:]
+    path = folder.joinpath(*names)
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
             return file

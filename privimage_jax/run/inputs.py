@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax import data
 from privimage_jax.data import Dataset
 from privimage_jax.errors import UserError
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
+from privimage_jax.settings import derived
 from privimage_jax.storage.workdir import Workdir, make_dir
 from privimage_jax.training.mesh import make_mesh, platform
 from privimage_jax.training.precision import resolve
@@ -83,10 +83,10 @@ class DataSets:
                 f"config.data.n={declared}, but the sensitive training part has {sensitive.n} images; "
                 "give the true number, or 0 to count them."
             )
-        configs.check_against_n(config, sensitive.n)
+        derived.check_against_n(config, sensitive.n)
         if needs_public:
             data.check_compatible(sensitive, self.public)
-            configs.check_against_classes(config, sensitive.n_classes, self.public.n_classes)
+            derived.check_against_classes(config, sensitive.n_classes, self.public.n_classes)
         if config.evaluate.enabled and self.held_out.n < 2:
             raise UserError(
                 f"the held-out part of config.data has {self.held_out.n} image; hold out at least 2 by "

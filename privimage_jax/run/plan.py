@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, sampling
 from privimage_jax.privacy.noise import INDEPENDENT
 from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.stage import noise_multipliers, solved_mechanism, symbol
+from privimage_jax.settings import derived
 
 NOISE = INDEPENDENT  # of DP-SGD; the ledger's lines "dp-sgd" and their verification know its event, and no other
 
@@ -68,15 +68,15 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
     Raises:
       UserError: if the others alone exceed epsilon.
     """
-    configs.check_against_n(config, n)
+    derived.check_against_n(config, n)
     return _solve(
         epsilon=float(config.privacy.epsilon),
-        delta=configs.delta(config, n),
+        delta=derived.delta(config, n),
         n=n,
         accountant=config.privacy.accountant,
         counts=tuple((name, *noise) for name, noise in noise_multipliers(config).items()),
         batch_size=config.finetune.batch_size,
-        steps=configs.finetune_steps(config, n),
+        steps=derived.finetune_steps(config, n),
     )
 
 

@@ -61,7 +61,7 @@ def run(inputs: Inputs) -> None:
             "settings": workdir.fingerprint(STAGE.settings(inputs.config)),
         }
         labels = make_labels(section.n, inputs.sensitive.n_classes, frequencies)
-        return determinants, lambda: margins(np.array([_score(inputs, params, labels, v) for v in section.candidates]))
+        return determinants, lambda: margins(np.array([score(inputs, params, labels, v) for v in section.candidates]))
 
     def save(noisy: np.ndarray) -> None:
         described = {
@@ -116,7 +116,7 @@ def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
     return registry.build_classifier(name, n_classes, name_key=key, kwargs_key=key, dtype=dtype)
 
 
-def _score(inputs: Inputs, params: Any, labels: np.ndarray, value: Any) -> int:
+def score(inputs: Inputs, params: Any, labels: np.ndarray, value: Any) -> int:
     """The number of sensitive images that a classifier of what is drawn with this value labels rightly.
 
     Every candidate's images start from the same labels and noise, and its classifier from the same parameters.

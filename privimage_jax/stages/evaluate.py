@@ -17,7 +17,8 @@ from privimage_jax.metrics.sds import sds
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
-from privimage_jax.stages import evaluation_page, sample, selection, train_query, utility
+from privimage_jax.stages import sample, selection, train_query
+from privimage_jax.stages.parts import evaluation_page, utility
 from privimage_jax.stages.query import count_semantics
 from privimage_jax.storage.workdir import atomic_write_json, remove
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
@@ -95,7 +96,7 @@ def _fidelity(inputs: Inputs, synthetic: Dataset) -> dict[str, float]:
     network = extractors.of_network(*train_query.load(inputs))
     semantic = _synthetic_features(inputs, network, synthetic)
     table = measures.with_outside(section.measures)
-    results = {"sds": _semantic_similarity(inputs, network, semantic.logits, synthetic.labels)}
+    results = {"sds": semantic_similarity(inputs, network, semantic.logits, synthetic.labels)}
     for name in section.extractors:
         if name == extractors.QUERY:
             extractor, made = network, semantic
@@ -139,7 +140,7 @@ def _progress(extractor: Extractor, part: str, n: int) -> Iterator[Callable[[int
         yield advance
 
 
-def _semantic_similarity(inputs: Inputs, network: Extractor, logits: np.ndarray, labels: np.ndarray) -> float:
+def semantic_similarity(inputs: Inputs, network: Extractor, logits: np.ndarray, labels: np.ndarray) -> float:
     """Similarity of the semantics in the synthetic set (its first logits and labels are given) and the held-out one."""
     held_out = inputs.held_out
     real: Any = _real_features(inputs, network, held_out, "held-out")  # the query network has logits

@@ -6,7 +6,8 @@ from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named, shows_neighbours
-from privimage_jax.stages import choose_sampler, neighbours, sample, selection
+from privimage_jax.stages import choose_sampler, sample, selection
+from privimage_jax.stages.parts import neighbours
 from privimage_jax.storage import workdir
 
 STAGE = named("report")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from privimage_jax import config as configs
 from privimage_jax.data.dataset import Subset
 from privimage_jax.errors import UserError
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
+from privimage_jax.settings import derived
 from privimage_jax.stages import query
 from privimage_jax.storage import reading
 from privimage_jax.storage.archives import Arrays
@@ -34,7 +34,7 @@ def run(inputs: Inputs) -> None:
         picked = None
         rows, labels = np.arange(public.n), np.full(public.n, n_classes, np.int32)  # n_classes means "no label"
     else:
-        k2 = configs.k2(inputs.config, n_classes, n_semantics)
+        k2 = derived.k2(inputs.config, n_classes, n_semantics)
         if section.method == "semantic":
             histogram = query.load(inputs)
             picked = pick(histogram, k2, section.assignment)

@@ -69,10 +69,10 @@ def build(config: ConfigDict, n_classes: int) -> nn.Module:
 def load(inputs: Inputs) -> tuple[nn.Module, Any]:
     """The trained query network as (module, variables)."""
     module = build(inputs.config, inputs.public.n_classes)
-    return module, restore_tree(STAGE.artefact(inputs.workdir), _shapes(inputs))
+    return module, restore_tree(STAGE.artefact(inputs.workdir), shapes(inputs))
 
 
-def _shapes(inputs: Inputs) -> Any:
+def shapes(inputs: Inputs) -> Any:
     """Shapes and dtypes of the network's variables."""
     model, shape = build(inputs.config, inputs.public.n_classes), inputs.public.image_shape
     return jax.eval_shape(lambda key: registry.init_classifier(model, key, shape), jax.random.key(0))
@@ -92,4 +92,4 @@ def _reused_network(inputs: Inputs) -> Any:
             f"the query network in config.query_net.workdir={other.root} was trained with other settings or public "
             "data; use the same query_net and public settings, or leave query_net.workdir empty to train one here."
         )
-    return restore_tree(STAGE.artefact(other), _shapes(inputs))
+    return restore_tree(STAGE.artefact(other), shapes(inputs))

@@ -64,7 +64,7 @@ def estimate(program: Program, mesh: Mesh, machine: Machine) -> Estimate:
     except Exception as error:  # of jax, of the compiler, or of the model's own code
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise UserError(_refusal(program, machine, error)) from error
-        needed, seconds = _needed(str(error)), time.perf_counter() - begin
+        needed, seconds = memory_needed(str(error)), time.perf_counter() - begin
         return Estimate(needed, True, None, None, None, None, None, None, flops, seconds)
     return read(
         compiled.as_text() or "", memory.program_bytes(compiled), program.rounds, flops, time.perf_counter() - begin
@@ -105,7 +105,7 @@ def seconds(found: Estimate, machine: Machine, precision: str) -> float | None:
     return max(by_flops, found.bytes_moved / machine.bandwidth)
 
 
-def _needed(text: str) -> int | None:
+def memory_needed(text: str) -> int | None:
     """The memory that a refusal speaks of, such as "(96.00G) exceeds" or "Used 17.2G of 15.75G"."""
     found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds", text) or re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", text)
     return int(float(found[1]) * _UNITS[found[2]]) if found else None

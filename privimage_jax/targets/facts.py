@@ -4,9 +4,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax.data.sources.glyphs import CHARACTERS
 from privimage_jax.errors import UserError
+from privimage_jax.settings import derived
 
 # TFDS sets by name: images of the training part, and classes, as the TFDS catalogue has them.
 _KNOWN = {
@@ -56,9 +56,9 @@ def gather(config: ConfigDict, n_classes: int = 0, public_n: int = 0, public_cla
             )
     if config.public.max_examples and public_n:
         public_n = min(public_n, config.public.max_examples)
-    configs.check_against_n(config, config.data.n)
+    derived.check_against_n(config, config.data.n)
     if _needs_public(config):
-        configs.check_against_classes(config, n_classes, public_classes)
+        derived.check_against_classes(config, n_classes, public_classes)
     return Facts(config.data.n, n_classes, public_n, public_classes)
 
 
@@ -70,7 +70,7 @@ def selected(config: ConfigDict, facts: Facts) -> int:
     """How many public images pre-training sees: all, or the picked share of classes of equal size."""
     if config.selection.method == "all":
         return facts.public_n
-    picked = configs.k2(config, facts.n_classes, facts.public_classes) * facts.n_classes
+    picked = derived.k2(config, facts.n_classes, facts.public_classes) * facts.n_classes
     return max(1, facts.public_n * picked // facts.public_classes)
 
 

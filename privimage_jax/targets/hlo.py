@@ -152,9 +152,9 @@ class Program:
         if op.kind in FREE or op.kind.endswith("-done"):
             return Cost()
         estimate = _CYCLES.search(op.rest)
-        return Cost(int(estimate[1]) if estimate else None, self._bytes(computation, op), 1)
+        return Cost(int(estimate[1]) if estimate else None, self.bytes_moved(computation, op), 1)
 
-    def _bytes(self, computation: str, op: Op) -> float:
+    def bytes_moved(self, computation: str, op: Op) -> float:
         shapes = self._shapes(computation)
         operands = [size(shapes.get(name, "")) for name in op.operands]
         if op.kind.endswith("-start"):  # its result holds the operand's name too

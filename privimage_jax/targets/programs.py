@@ -24,6 +24,7 @@ from privimage_jax.models import registry
 from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.pipeline import named_failures
 from privimage_jax.privacy import clipping, records
+from privimage_jax.settings import derived
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
 from privimage_jax.targets.facts import Facts, selected
 from privimage_jax.targets.machine import Machine
@@ -261,7 +262,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         flops=flops,
         # A device's last microbatch is half empty on average.
         rounds=(1, max(1.0, size / machine.devices / microbatch + 0.5)),
-        times=configs.finetune_steps(config, facts.n),
+        times=derived.finetune_steps(config, facts.n),
         precision=_precision(config, config.model.kwargs),
         asked=config.precision,
         microbatch=microbatch,

@@ -31,7 +31,7 @@ MEASURED = ("gpu", "cuda", "rocm")  # platforms on which no rule is known to be 
 FILE = "convolutions.json"
 
 _REPEATS = 5
-_SECONDS = 0.01  # of one repeat, so that starting the kernels does not count
+REPEAT_SECONDS = 0.01  # of one repeat, so that starting the kernels does not count
 _CALLS = 100  # in one repeat at most
 
 Choice = dict[str, str]  # the name of a layer -> the name of a rule; {} is the platform's rule for all
@@ -167,7 +167,7 @@ def _timed(program: Callable[..., jax.Array], layer: Layer, device: jax.Device) 
     try:
         if not _is_separate(program, x, dy, layer.size):
             return None
-        calls = max(1, min(_CALLS, int(_SECONDS / run(1))))
+        calls = max(1, min(_CALLS, int(REPEAT_SECONDS / run(1))))
         return statistics.median(run(calls) for _ in range(_REPEATS))
     except jax.errors.JaxRuntimeError:
         return None

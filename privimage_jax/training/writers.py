@@ -265,7 +265,7 @@ def progress(
     Yields:
       An object with `advance(n=1, **info)`: n more units are done, and `info` (for instance `loss=0.25`) is shown.
     """
-    console = _console()
+    console = make_console()
     shown: _PlainProgress | _RichProgress | _NoProgress
     if not processes.is_first():
         shown = _NoProgress()
@@ -293,7 +293,7 @@ def headline(stage: str, status: str, detail: str = "") -> None:
     )
     text = rich.text.Text.assemble((f"{stage:<16}", "bold"), (f"{status:<9}", style), printable(detail))
     text.rstrip()
-    _console().print(text, soft_wrap=True)
+    make_console().print(text, soft_wrap=True)
 
 
 def image_grid(images: np.ndarray, scale: int = 1, gap: int = 1) -> np.ndarray:
@@ -327,7 +327,8 @@ def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
     workdir.atomic_write_bytes(pathlib.Path(path), encode_png(image))
 
 
-def _console() -> rich.console.Console:
+def make_console() -> rich.console.Console:
+    """For standard output as it is now."""
     return rich.console.Console(file=sys.stdout, highlight=False)
 
 

@@ -4,8 +4,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from data.prepared import picture, png
 from PIL import Image
+from prepared import picture, png
 
 from privimage_jax.data import load
 from privimage_jax.errors import UserError

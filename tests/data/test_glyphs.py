@@ -55,7 +55,7 @@ def test_handwriting_reaches_written_digits():
 
 
 def test_thinning_leaves_connected_lines():
-    mask = glyph_fields._mask("B", "DejaVuSans-Bold")
+    mask = glyph_fields.font_mask("B", "DejaVuSans-Bold")
     line = glyph_fields.thin(mask[None])[0]
     assert (line <= mask).all() and line.sum() < mask.sum() / 3
     assert ndimage.label(line, np.ones((3, 3)))[1] == 1

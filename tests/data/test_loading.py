@@ -91,8 +91,8 @@ def test_cache_is_used_private_and_renewed(tmp_path, monkeypatch):
     first = load(config, "train", 8, 1, tmp_path / "cache")
     assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
     calls = []
-    original = cache._write
-    monkeypatch.setattr(cache, "_write", lambda *arguments: (calls.append(1), original(*arguments)))
+    original = cache.write_images
+    monkeypatch.setattr(cache, "write_images", lambda *arguments: (calls.append(1), original(*arguments)))
     assert load(config, "train", 8, 1, tmp_path / "cache").digest() == first.digest()
     assert not calls
     load(config, "test", 8, 1, tmp_path / "cache")

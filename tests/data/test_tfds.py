@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from data.prepared import example, picture, write_tfds
+from prepared import example, picture, write_tfds
 
 from privimage_jax.data import load
 from privimage_jax.errors import UserError

@@ -20,9 +20,9 @@ def measured():
 def test_every_known_device_is_a_target():
     assert beside.target("TPU v5 lite") == "v5e:1x1" and beside.target("NVIDIA H100 80GB HBM3") == "h100:1"
     assert beside.target("cpu") is None
-    for name in (*beside._TPUS, *(gpu.title for gpu in gpus.GPUS.values())):
+    for name in (*beside.TPU_TARGETS, *(gpu.title for gpu in gpus.GPUS.values())):
         assert topologies.parse(beside.target(name)).devices == 1
-    assert {name.partition(":")[0] for name in beside._TPUS.values()} == tpus.TPUS.keys()
+    assert {name.partition(":")[0] for name in beside.TPU_TARGETS.values()} == tpus.TPUS.keys()
 
 
 def test_a_device_without_a_description_gets_a_sentence():

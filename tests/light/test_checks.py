@@ -53,8 +53,12 @@ def test_devices_agree_and_one_that_does_not_is_found(monkeypatch):
     monkeypatch.setattr(step_checks, "make_mesh", lambda devices=None: meshes[devices is None])
     rows = list(step_checks.devices(SMALL))
     assert len(rows) == 3 and all(row["ok"] for row in rows), rows
-    norms = step_checks._norms
-    monkeypatch.setattr(step_checks, "_norms", lambda its, mesh: norms(its, mesh) * (1 + 1e-4 * (mesh.size - 1)))
+    norms = step_checks.gradient_norms
+
+    def drifting(its, mesh):
+        return norms(its, mesh) * (1 + 1e-4 * (mesh.size - 1))
+
+    monkeypatch.setattr(step_checks, "gradient_norms", drifting)
     assert not next(step_checks.devices(SMALL))["ok"]
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert [row["kind"] for row in step_checks.devices(SMALL)] == ["note"]
@@ -72,7 +76,7 @@ def test_states_that_differ_are_found(monkeypatch, tmp_path):
 
         return run, {"x": np.zeros(2)}
 
-    monkeypatch.setattr(step_checks, "_make_run", make_run)
+    monkeypatch.setattr(step_checks, "make_run", make_run)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     for wrong in (0.0, 1.0):  # noqa: B007 (used by `make_run`)

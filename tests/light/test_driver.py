@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from commands import TESTS
+from commands import PYTHONPATH
 from small_models import use_small_models
 
 from privimage_jax.configs import base
@@ -162,7 +162,7 @@ def test_steps_replay_and_resume_bit_for_bit_in_real_processes(privimage, tmp_pa
         "    config.data.image_size, config.data.channels = 4, 1\n"
         "    return config\n"
     )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     monkeypatch.setattr(
         parts, "make", lambda *given: [part for part in make(*given) if part.name in ("replay", "resume")]

@@ -123,11 +123,11 @@ def test_the_checkpoint_is_chosen_on_images_of_the_training_set(monkeypatch):
 
 
 def test_what_is_held_back_is_not_trained_on():
-    learnt, held_back = downstream._part(bars(60, 0), 20, seed=3)
+    learnt, held_back = downstream.hold_back(bars(60, 0), 20, seed=3)
     rows = [image.tobytes() for part in (learnt, held_back) for image in part.images]
     assert (learnt.n, held_back.n) == (40, 20)
     assert sorted(rows) == sorted(image.tobytes() for image in bars(60, 0).images)
-    other = downstream._part(bars(60, 0), 20, seed=4)[1]
+    other = downstream.hold_back(bars(60, 0), 20, seed=4)[1]
     assert {image.tobytes() for image in other.images} != {image.tobytes() for image in held_back.images}
 
 

@@ -4,21 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weights import random_weights
+from weights import RECORDED_PLACES, random_images, random_weights
 
 from privimage_jax.data.pixels import to_float
 from privimage_jax.errors import UserError
 from privimage_jax.models.inception import InceptionV3, tf1_resize, variables_from_torch
 
 RECORDED = Path(__file__).with_name("inception_features.npz")
-RECORDED_PLACES = slice(None, None, 8)
-
-
-def random_images():
-    """Uint8 images [3,20,28,3] of coarse patches, each of another brightness."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 120, (3, 5, 7, 3)) + 60 * np.arange(3)[:, None, None, None]
-    return coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +30,7 @@ def assert_agree(actual, expected):
 
 
 def test_agrees_with_the_recorded_features_of_a_torch_twin(flax_results):
-    """As `PYTHONPATH=tests python tests/metrics/torch_inception.py` records them."""
+    """As `python tests/support/torch_inception.py` records them."""
     with np.load(RECORDED, allow_pickle=False) as recorded:
         assert_agree(flax_results[0][:, RECORDED_PLACES], recorded["features"])
         assert_agree(flax_results[1][:, ::8], recorded["logits"])

@@ -38,7 +38,7 @@ def assert_equal(arrays, expected):
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_a_state_dict_as_pytorch_writes_it(path):
-    """Both files are as `tests/metrics/torch_weights.py` records them; one array lies channels last in memory."""
+    """Both files are as `tests/support/torch_weights.py` records them; one array lies channels last in memory."""
     assert_equal(read(path), EXPECTED)
 
 
@@ -111,9 +111,9 @@ def test_a_pickle_that_is_no_state_dict(tmp_path, monkeypatch, state, says):
 
 def test_an_array_that_reaches_beyond_its_numbers():
     for shape, strides, offset in [((4, 4), (4, 1), 0), ((3,), (6,), 0), ((2,), (1,), 11), ((2,), (-1,), 5)]:
-        tensor = weight_files._Tensor(weight_files._Storage("<f4", "0"), offset, shape, strides)
+        tensor = weight_files.Tensor(weight_files.Storage("<f4", "0"), offset, shape, strides)
         with pytest.raises(ValueError, match="beyond its numbers"):
-            weight_files._array(tensor, np.zeros(12, np.float32))
+            weight_files.as_array(tensor, np.zeros(12, np.float32))
 
 
 def test_files_of_other_kinds(tmp_path):

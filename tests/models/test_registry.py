@@ -7,21 +7,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from privimage_jax.config import check, load
+from privimage_jax.config import check
 from privimage_jax.errors import UserError
 from privimage_jax.generators.edm import EDM, make_per_example_loss, sample
 from privimage_jax.models.registry import build_classifier, build_denoiser, init_denoiser
+from privimage_jax.settings.config_files import load
 
 DOC = pathlib.Path(__file__).parents[2] / "docs" / "swap_a_model.md"
 
 
 def section(name, **kwargs):
     return ConfigDict({"name": name, "kwargs": kwargs})
-
-
-@pytest.fixture
-def here(monkeypatch):
-    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
 
 
 def test_zoo_model_from_a_config_section():
@@ -47,7 +43,7 @@ def test_zoo_model_from_a_config_section():
         ("outside:", {}, r"config\.model\.name: unknown model"),
     ],
 )
-def test_wrong_sections_name_the_key(name, kwargs, message, here):
+def test_wrong_sections_name_the_key(name, kwargs, message):
     with pytest.raises(UserError, match=message):
         build_denoiser(section(name, **kwargs), n_classes=2, channels=1)
 
@@ -61,7 +57,7 @@ def test_classifier_errors_name_the_key():
 
 
 @pytest.mark.parametrize(("name", "message"), [("Stateful", "batch_stats"), ("Doubled", "keep the shape")])
-def test_denoisers_that_break_the_contract_are_refused(name, message, here):
+def test_denoisers_that_break_the_contract_are_refused(name, message):
     model = build_denoiser(section(f"outside:{name}"), n_classes=2, channels=1)
     with pytest.raises(UserError, match=message):
         init_denoiser(model, jax.random.key(0), (8, 8, 1))

@@ -71,7 +71,7 @@ def test_more_noise_costs_less_and_more_steps_cost_more(noise, rate, steps):
 
 @given(st.floats(0, 1e6))
 def test_rounding_is_up_and_small(value):
-    rounded = accounting._round_up(value, 6)
+    rounded = accounting.round_up(value, 6)
     assert value <= rounded <= value + 1.001e-6 + 1e-15 * value
 
 

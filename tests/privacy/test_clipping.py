@@ -137,8 +137,8 @@ def test_no_products_in_reduced_precision_exceed_the_bound(dtype, precision, met
 def test_eta_covers_every_rounding():
     """The derivation beside `ETA`, in exact figures: no more than half of it is used."""
     u = 2.0**-24
-    levels = math.ceil(math.log(2**32, clipping._BLOCK)) + math.ceil(math.log(2**16, clipping._BLOCK))
-    squared_norm = (1 + u) ** (1 + levels * (clipping._BLOCK - 1)) - 1
+    levels = math.ceil(math.log(2**32, clipping.BLOCK)) + math.ceil(math.log(2**16, clipping.BLOCK))
+    squared_norm = (1 + u) ** (1 + levels * (clipping.BLOCK - 1)) - 1
     assert levels == 6 and u > 2**32 * 2.0**-126
     assert (1 + squared_norm) ** 0.5 * (1 + u) ** 16 - 1 < ETA / 2
 
@@ -199,7 +199,7 @@ def test_sums_over_groups_of_axes_stay_within_the_documented_error():
     rng = np.random.default_rng(6)
     for shape in ((3, 3, 64, 64), (300, 7), (257, 2, 300), (1, 5, 1, 4099), (2, 2, 2, 2, 2, 2, 2, 2, 2, 2), ()):
         values = np.exp(rng.normal(size=shape) * 4).astype(np.float32) ** 2
-        got = float(jax.jit(clipping._sum_in_blocks)(values))
+        got = float(jax.jit(clipping.sum_in_blocks)(values))
         assert got == pytest.approx(np.sum(values.astype(np.float64)), rel=ETA)
 
 
@@ -207,5 +207,5 @@ def test_block_sums_stay_within_the_documented_error():
     rng = np.random.default_rng(5)
     for size in (1, 255, 256, 257, 65_536, 65_537, 1_000_003):
         values = np.exp(rng.normal(size=size) * 4).astype(np.float32)
-        got = float(jax.jit(clipping._sum_in_blocks)(values**2))
+        got = float(jax.jit(clipping.sum_in_blocks)(values**2))
         assert got == pytest.approx(np.sum(values.astype(np.float64) ** 2), rel=ETA)

@@ -110,12 +110,12 @@ def test_a_step_is_the_same_wherever_the_records_lie(n, batch_size, microbatch, 
 
 def test_a_record_that_is_not_the_one_asked_for_is_not_processed(monkeypatch):
     """The count that every run asserts tells of it, whatever went wrong on the way."""
-    rows = records._rows
+    rows = records.rows_of
 
     def spoilt(data, ids):
         return rows(data, jnp.where(ids % 5 == 0, ids + 1, ids))
 
-    monkeypatch.setattr(records, "_rows", spoilt)
+    monkeypatch.setattr(records, "rows_of", spoilt)
     settings = DPSGD(n=40, batch_size=20, clip_norm=1e9, noise_multiplier=0.0, microbatch=5)
     state, data = state_of(40), records.place(tree_of(40), mesh_of(2), True)
     step = jax.jit(dp_step(linear_loss, keep_gradient, settings, mesh_of(2)), compiler_options=OPTIONS)

@@ -67,7 +67,7 @@ def chained(lines: list[dict]) -> bytes:
     content, previous = b"", "0" * 64
     for index, line in enumerate(lines):
         fields = {name: value for name, value in line.items() if name not in ("index", "kind", "previous")}
-        text = ledger._line(index, line["kind"], fields, previous).encode()
+        text = ledger.line_of(index, line["kind"], fields, previous).encode()
         previous = ledger.hashlib.sha256(text).hexdigest()
         content += text + b"\n"
     return content

@@ -160,7 +160,7 @@ def test_huge_budgets_do_not_break_the_page(inputs):
 
 
 def test_costs_are_increments_of_the_ledger():
-    assert page._mechanism_costs(ENTRIES) == [("semantic query", 0.25), ("fine-tuning", 0.75)]
+    assert page.mechanism_costs(ENTRIES) == [("semantic query", 0.25), ("fine-tuning", 0.75)]
 
 
 def test_the_bar_shows_shares_of_the_budget(inputs):

@@ -8,7 +8,14 @@ from privimage_jax.run import code_version as module
 from privimage_jax.run.code_version import ROOT, code_version
 from privimage_jax.run.stage import named
 
-CORE = ("privacy/noise.py", "privacy/chacha.py", "privacy/accounting.py", "privacy/ledger.py")
+CORE = (
+    "configs/base.py",
+    "config.py",
+    "privacy/noise.py",
+    "privacy/chacha.py",
+    "privacy/accounting.py",
+    "privacy/ledger.py",
+)
 GENERATOR = (
     *("generators/diffusion.py", "generators/edm.py", "data/augment.py", "data/pixels.py", "models/unet.py"),
     *("models/registry.py", "models/convolution.py", "training/state.py", "training/trainable.py", "training/lora.py"),
@@ -39,6 +46,7 @@ def test_it_covers_what_the_mechanism_runs(config, monkeypatch, name):
     def noted(files):
         found = with_imports(files)
         read.update(str(file.relative_to(ROOT)) for file in found if file.is_relative_to(ROOT))
+        read.update(f"configs/{file.name}" for file in found if file.parent == ROOT.parent / "configs")
         return found
 
     monkeypatch.setattr(module, "with_imports", noted)

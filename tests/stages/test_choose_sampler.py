@@ -190,7 +190,7 @@ def test_it_is_never_made_again(finished, monkeypatch):
     """A change before it is refused; nothing after it looks at the sensitive images again."""
     folder, workdir = finished
     before = release_bytes(workdir)
-    monkeypatch.setattr(choose_sampler, "_score", stop)
+    monkeypatch.setattr(choose_sampler, "score", stop)
     workdir.clear_mark("choose-sampler")
     (workdir.release / "synthetic.npz").unlink()
     assert release_bytes(run(make_config(folder), workdir.root)) == before
@@ -219,7 +219,7 @@ def test_a_crash_spends_once_and_changes_nothing(tmp_path, monkeypatch, privimag
         assert (folder / "release" / "sampler.json").exists() == (folder is after_artefact)
         assert (folder / "release" / "ledger.jsonl").read_text().count('"gaussian"') == 1
     one = run(config, after_line)
-    monkeypatch.setattr(choose_sampler, "_score", stop)
+    monkeypatch.setattr(choose_sampler, "score", stop)
     other = run(config, after_artefact)
     assert release_bytes(one) == release_bytes(other)
     assert [json.loads(line)["kind"] for line in one.ledger.read_text().splitlines()] == ["open", "gaussian", "closed"]

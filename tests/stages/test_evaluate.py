@@ -33,4 +33,4 @@ def test_semantics_are_counted_for_the_labels_of_the_images_measured(context):
     network = Extractor("query", lambda x: Outputs(x[:, :, 0, 0], -abs(x[:, 0, 0] - brightness)), "a digest")
     labels = np.arange(9, dtype=np.int32) % CLASSES
     logits = np.eye(CLASSES, dtype=np.float32)[labels]  # each class has one semantic, the same as the real images of it
-    assert evaluate._semantic_similarity(context, network, logits, labels) == pytest.approx(1)
+    assert evaluate.semantic_similarity(context, network, logits, labels) == pytest.approx(1)

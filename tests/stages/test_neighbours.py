@@ -8,7 +8,7 @@ import pytest
 from privimage_jax.configs import base
 from privimage_jax.data import Dataset
 from privimage_jax.run.stage import shows_neighbours
-from privimage_jax.stages import neighbours
+from privimage_jax.stages.parts import neighbours
 
 
 def grey(*values):
@@ -45,7 +45,7 @@ def test_all_teachers_are_searched_however_few_are_in_memory_at_a_time(context, 
     monkeypatch.setattr(neighbours, "CHUNK", 7)
     for value in (0, 50, 99):
         expected = rows[np.argsort(np.abs(values[rows] - value), kind="stable")[: neighbours.NEIGHBOURS]]
-        (found,) = neighbours._nearest(context, grey(value))
+        (found,) = neighbours.nearest_rows(context, grey(value))
         np.testing.assert_array_equal(found, expected)
         (cat,) = neighbours.find(context, grey(value), np.array([0]))
         np.testing.assert_array_equal(cat.neighbours, grey(*values[expected]))
@@ -57,7 +57,7 @@ def test_neighbours_are_found_far_behind_the_first_ten_thousand(context, monkeyp
     values[19_999] = 200
     context.public = Dataset(grey(*values), np.zeros(n, np.int32), ("lynx",), "public")
     monkeypatch.setattr(neighbours.selection, "load_rows", lambda context: (np.arange(n), np.zeros(n, np.int32)))
-    (found,) = neighbours._nearest(context, grey(201))
+    (found,) = neighbours.nearest_rows(context, grey(201))
     assert found.tolist() == [19_999, 0, 1, 2, 3, 4]
 
 

@@ -10,7 +10,7 @@ from pipelines import tiny_config
 from privimage_jax import config as configs
 from privimage_jax.metrics.downstream import benchmark, quick
 from privimage_jax.run.inputs import make_inputs
-from privimage_jax.stages import utility
+from privimage_jax.stages.parts import utility
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 

@@ -44,7 +44,7 @@ def test_gpus_take_the_larger_of_two_bounds():
     ],
 )
 def test_what_a_refusal_says_of_memory(text, needed):
-    assert cost._needed(text) == needed
+    assert cost.memory_needed(text) == needed
 
 
 def test_only_a_loop_over_microbatches_has_figures_of_its_own():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from privimage_jax import main
+from privimage_jax.cli import devices
 from privimage_jax.configs import base
 from privimage_jax.targets import cost, forecast, topologies
 from privimage_jax.targets.cache import Cache, default_folder
@@ -126,7 +126,7 @@ def test_an_operation_that_a_tpu_does_not_have_is_named(privimage, config):
 )
 def test_bad_input_is_refused_before_jax_is_set_up(privimage, config, tmp_path, monkeypatch, arguments, culprits):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "_set_up_jax", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(devices, "start", lambda *_: pytest.fail("too late"))
     privimage("forecast", "--config", config, *arguments).refuses(*culprits)
     assert list(tmp_path.iterdir()) == []
 

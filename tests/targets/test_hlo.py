@@ -103,7 +103,7 @@ def test_messages_between_devices_are_counted_once():
 
 def test_only_what_is_read_of_a_large_operand_is_moved():
     program = hlo.Program(TEXT)
-    moved = {op.name: program._bytes("main", op) for op in program.computations["main"]}
+    moved = {op.name: program.bytes_moved("main", op) for op in program.computations["main"]}
     assert moved["fusion.1"] == 2 * 4 * 8 * 4 + 4 * 4  # four rows of a thousand, in and out, and their numbers
     assert moved["fusion.2"] == 2 * 8 * 4 + 4  # one row is replaced in place
     assert moved["copy-start.1"] == 4 * 8 * 4  # into fast memory

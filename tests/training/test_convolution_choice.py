@@ -75,7 +75,7 @@ def test_every_rule_is_timed_and_one_that_mixes_examples_is_not_usable(params, m
 
     rules = {"offsets": weight_gradients.by_offsets, "mixing": mixing, "failing": failing}
     monkeypatch.setattr(weight_gradients, "RULES", rules)
-    monkeypatch.setattr(convolution_choice, "_SECONDS", 1e-4)
+    monkeypatch.setattr(convolution_choice, "REPEAT_SECONDS", 1e-4)
     name, layer = next(iter(layers(loss, params, SHAPE, SETTINGS).items()))
     seconds = measure({name: layer}, jax.devices()[0])
     assert list(seconds) == [name] and fastest(seconds) == {name: "offsets"}

@@ -177,7 +177,7 @@ def test_progress_that_fails_says_how_far_it_came(capsys):
 def test_a_terminal_gets_a_live_bar(monkeypatch):
     out = io.StringIO()
     terminal = rich.console.Console(file=out, force_terminal=True, width=120, color_system=None)
-    monkeypatch.setattr(writers, "_console", lambda: terminal)
+    monkeypatch.setattr(writers, "make_console", lambda: terminal)
     with writers.progress("sample", total=4, unit="images") as bar:
         bar.advance(4, loss=np.float32(0.5), note="[b]")
     assert "100%" in out.getvalue() and "4/4" in out.getvalue()

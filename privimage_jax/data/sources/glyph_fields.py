@@ -39,7 +39,7 @@ def _font(name: str) -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
     return ImageFont.truetype(str(path), 96), frozenset(ft2font.FT2Font(str(path)).get_charmap())
 
 
-def _mask(character: str, font_name: str) -> np.ndarray | None:
+def font_mask(character: str, font_name: str) -> np.ndarray | None:
     """The glyph as a boolean [SIDE, SIDE] mask, centred, its longer side BOX pixels; None where the font lacks it."""
     font, covered = _font(font_name)
     if ord(character) not in covered or (character == "0" and "Mono" in font_name):  # that zero has a dot inside
@@ -111,7 +111,7 @@ def character_fields(character: str, hand: bool) -> tuple[np.ndarray, np.ndarray
 
     With `hand` false there are no pen fields (B = 0). A character that no font has is a `UserError`.
     """
-    masks = {name: mask for name in FONTS if (mask := _mask(character, name)) is not None}
+    masks = {name: mask for name in FONTS if (mask := font_mask(character, name)) is not None}
     if not masks:
         raise UserError(f"no bundled font has the character {character!r}; take it out of the glyph set's characters.")
     outside = [ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask) for mask in masks.values()]

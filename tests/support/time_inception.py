@@ -1,6 +1,6 @@
 """Times Inception features beside the torch twin.
 
-`PYTHONPATH=tests python tests/metrics/time_inception.py [IMAGES] [ROUNDS]`
+`python tests/support/time_inception.py [IMAGES] [ROUNDS]`
 
 Both take turns in one process, on as many threads as there are processors, with the same random weights and images. On
 a shared machine compare processor seconds, on one processor (`taskset -c 0`): threads of PyTorch spin while they wait.

@@ -32,11 +32,11 @@ def find(inputs: Inputs, images: np.ndarray, labels: np.ndarray) -> list[Neighbo
             np.asarray(public.images[rows]),
             [public.class_names[label] for label in public.labels[rows]],
         )
-        for image, rows in zip(shown, _nearest(inputs, images[shown]), strict=True)
+        for image, rows in zip(shown, nearest_rows(inputs, images[shown]), strict=True)
     ]
 
 
-def _nearest(inputs: Inputs, images: np.ndarray) -> np.ndarray:
+def nearest_rows(inputs: Inputs, images: np.ndarray) -> np.ndarray:
     """Rows of the public set nearest to each of `images` [N, H, W, C]: int64 [N, at most `NEIGHBOURS`], nearest first.
 
     All that taught the generator are searched, a chunk after the other, for they may be more than memory holds.

@@ -6,7 +6,7 @@ import sys
 
 from pipelines import tiny_config
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
 def code_of(page: str, heading: str) -> list[str]:

@@ -112,9 +112,9 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         compile_program = jax.jit
         patch.setattr(jax, "jit", lambda fun, **options: _Program(compile_program(fun, **options), trace))
         patch.setattr(loop, "DISPATCH_SECONDS", 1e6)  # a slow machine must not cut the steps otherwise than a quick one
-        downstream._runner.cache_clear()  # a program that an earlier run compiled would note its calls there
+        downstream.kept_runner.cache_clear()  # a program that an earlier run compiled would note its calls there
         yield
-        downstream._runner.cache_clear()
+        downstream.kept_runner.cache_clear()
 
 
 @contextlib.contextmanager

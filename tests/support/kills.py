@@ -1,6 +1,6 @@
 """Kills small runs with SIGKILL, starts them again, and compares what they release with an undisturbed run.
 
-    python tests/kills.py --kills 100 --entropy_kills 40
+    python tests/support/kills.py --kills 100 --entropy_kills 40
 
 With a fixed seed, a run is killed again and again at random points of all its stages; what it releases in the end must
 be that of the undisturbed run, byte by byte. With keys from entropy, a run is killed once in each mechanism, right

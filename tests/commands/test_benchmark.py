@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from privimage_jax import main
+from privimage_jax.cli import devices
 from privimage_jax.commands import benchmark
 from privimage_jax.commands import benchmark_peers as peers
 from privimage_jax.configs import base
@@ -43,10 +43,10 @@ def problem_of(name="pipelines:Denoiser", **kwargs):
     config.data.image_size, config.data.channels, config.data.class_names = 7, 1, ("a", "b", "c")
     config.model.name, config.model.kwargs = name, ConfigDict(kwargs)
     config.clipping.microbatch = 6
-    first = benchmark._problem(config, 6, 2, "float32")
+    first = benchmark.make_problem(config, 6, 2, "float32")
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), first.params)
-    return benchmark._problem(config, 6, 2, "float32", params)
+    return benchmark.make_problem(config, 6, 2, "float32", params)
 
 
 def test_the_table_and_the_file_hold_every_method(privimage, config, tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_every_combination_is_measured_and_written(privimage, config, tmp_path, 
         row = {"batch_size": problem.batch_size, "noise_multiplicity": problem.noise_multiplicity, "n": n}
         return benchmark.Result([row], [])
 
-    monkeypatch.setattr(benchmark, "_measure", measure)
+    monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "show", lambda result: None)
     out, lists = tmp_path / "rows.json", ("--batch_sizes=8,64,8", "--noise_multiplicities=1,3", "--precisions=float32")
     methods = "--methods=bookkeeping,optax"
@@ -116,7 +116,7 @@ def test_every_combination_is_measured_and_written(privimage, config, tmp_path, 
 def test_bad_input_is_refused_before_jax_is_set_up(privimage, config, tmp_path, monkeypatch, arguments, culprits):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(main, "_set_up_jax", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(devices, "start", lambda *_: pytest.fail("too late"))
     privimage("benchmark", "--config", config, *arguments).refuses(*culprits)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -141,7 +141,7 @@ def test_a_missing_peer_says_how_to_install_it(monkeypatch):
 
 def test_the_steps_have_the_expected_number_of_records():
     key = chacha.key_from_seed(0)
-    steps = benchmark._full_steps(key, 53, 12, 4)
+    steps = benchmark.full_steps(key, 53, 12, 4)
     assert len(set(steps)) == 4
     counts = [int(sampling.membership(key, t, 53, sampling.threshold(12, 53)).sum()) for t in range(max(steps) + 1)]
     assert [t for t, count in enumerate(counts) if count == 12] == steps
@@ -172,13 +172,13 @@ def test_the_nonprivate_step_is_the_private_one_less_clipping_and_noise(devices)
 @pytest.mark.parametrize("microbatch", [2, 6])
 def test_the_best_nonprivate_step_is_the_gradient_of_the_mean_loss(microbatch):
     problem = problem_of()
-    batch, key = benchmark._random_data(problem, 6), jax.random.key(1)
+    batch, key = benchmark.random_data(problem, 6), jax.random.key(1)
 
     def mean_loss(params):
         return problem.loss(params, batch, jax.random.split(key, 6)).mean()
 
     own = types.SimpleNamespace(batch_size=6, update=lambda state, gradient: {"gradient": gradient})
-    got, _ = jax.jit(benchmark._plain_step(own, problem.loss, microbatch))({"params": problem.params}, batch, key)
+    got, _ = jax.jit(benchmark.plain_step(own, problem.loss, microbatch))({"params": problem.params}, batch, key)
     expected = jax.jit(jax.grad(mean_loss))(problem.params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), got["gradient"], expected)
 
@@ -192,32 +192,32 @@ def test_every_method_computes_in_the_precision_of_the_setting(monkeypatch, prec
         assert found and set(found) == {products}
         raise InterruptedError
 
-    monkeypatch.setattr(benchmark, "_compile", look)
-    problem = benchmark._in_precision(problem_of(), precision)
+    monkeypatch.setattr(benchmark, "compile_step", look)
+    problem = benchmark.in_precision(problem_of(), precision)
     with pytest.raises(InterruptedError):
         if method in peers.MODULES:
-            benchmark._peer(method, problem)
+            benchmark.peer_step(method, problem)
         else:
-            data = benchmark._random_data(problem, 20)
-            benchmark._own_step(problem, method, data, 20, 1, chacha.key_from_seed(0))
+            data = benchmark.random_data(problem, 20)
+            benchmark.own_step(problem, method, data, 20, 1, chacha.key_from_seed(0))
 
 
 def test_xlas_own_convolution_is_not_tried_inside_a_loop_on_cpus(monkeypatch):
     tried = []
-    step = benchmark._plain_step
-    monkeypatch.setattr(benchmark, "_plain_step", lambda *a: tried.append((a[2], a[1] is a[0].loss)) or step(*a))
-    benchmark._best_nonprivate(dataclasses.replace(problem_of(), microbatch=2))
+    step = benchmark.plain_step
+    monkeypatch.setattr(benchmark, "plain_step", lambda *a: tried.append((a[2], a[1] is a[0].loss)) or step(*a))
+    benchmark.best_nonprivate(dataclasses.replace(problem_of(), microbatch=2))
     assert sorted(tried) == [(1, False), (6, False), (6, True)]
 
 
 def test_the_best_nonprivate_step_takes_the_precision_of_the_device():
-    problem = benchmark._in_precision(problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1), "bfloat16")
+    problem = benchmark.in_precision(problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1), "bfloat16")
     assert (problem.precision, problem.generator.model.dtype) == ("bfloat16", "bfloat16")
-    assert benchmark._in_precision(problem, "float32").generator.model.dtype == "float32"
-    built = benchmark._problem(problem.config, 6, 2, "bfloat16")
-    assert benchmark._in_precision(built, "float32").generator.model.dtype == "float32", "as the setting says"
-    assert benchmark._problem(built.config, 6, 2, "float32").generator.model.dtype == "float32"
-    assert benchmark._best_nonprivate(benchmark._in_precision(problem_of(), "tf32")).precision == "float32"
+    assert benchmark.in_precision(problem, "float32").generator.model.dtype == "float32"
+    built = benchmark.make_problem(problem.config, 6, 2, "bfloat16")
+    assert benchmark.in_precision(built, "float32").generator.model.dtype == "float32", "as the setting says"
+    assert benchmark.make_problem(built.config, 6, 2, "float32").generator.model.dtype == "float32"
+    assert benchmark.best_nonprivate(benchmark.in_precision(problem_of(), "tf32")).precision == "float32"
 
 
 @pytest.mark.skipif("torch_nonprivate" not in HERE, reason="PyTorch is not installed")
@@ -226,7 +226,7 @@ def test_pytorch_gets_the_same_precision(precision, allowed):
     import torch
 
     problem = problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1)
-    peers.TorchStep(benchmark._in_precision(problem, precision), private=False, memory=2**30)()
+    peers.TorchStep(benchmark.in_precision(problem, precision), private=False, memory=2**30)()
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
 
 
@@ -241,12 +241,12 @@ def test_a_slow_method_is_run_once(monkeypatch):
         run(t)
         return first[ran[-1]]
 
-    monkeypatch.setattr(benchmark, "_own_step", fake)
-    monkeypatch.setattr(benchmark, "_timed", timed)
-    for name in ("_best_nonprivate", "_sampling"):
+    monkeypatch.setattr(benchmark, "own_step", fake)
+    monkeypatch.setattr(benchmark, "timed", timed)
+    for name in ("best_nonprivate", "sampling_alone"):
         monkeypatch.setattr(benchmark, name, lambda *_: fake(None, "nonprivate"))
     monkeypatch.setattr(peers, "missing", lambda name: "not here.")
-    rows = benchmark._measure(problem_of(), 40, [1], 4, 1.0, set(benchmark.METHODS)).rows
+    rows = benchmark.measure(problem_of(), 40, [1], 4, 1.0, set(benchmark.METHODS)).rows
     assert ran.count("vmap") == 1 and ran.count("bookkeeping") == 5
     assert {row["method"]: row["repeats"] for row in rows} == {"nonprivate": 4, "bookkeeping": 4, "vmap": 1}
 
@@ -255,17 +255,17 @@ def test_work_is_counted_for_the_whole_batch():
     """Twice the microbatches are the same count of operations; the loop's rounds are not forgotten."""
     problem = problem_of()
     half = dataclasses.replace(problem, microbatch=problem.microbatch // 2)
-    assert benchmark._model_flops(half) == pytest.approx(benchmark._model_flops(problem), rel=0.02)
+    assert benchmark.model_flops(half) == pytest.approx(benchmark.model_flops(problem), rel=0.02)
     one = dataclasses.replace(problem, batch_size=problem.batch_size * 2)
-    assert benchmark._model_flops(one) == pytest.approx(2 * benchmark._model_flops(problem), rel=1e-6)
+    assert benchmark.model_flops(one) == pytest.approx(2 * benchmark.model_flops(problem), rel=1e-6)
 
 
 def test_a_program_that_does_not_fit_is_left_out_with_a_sentence(monkeypatch):
     program = jax.jit(lambda x: x + 1).lower(jnp.zeros(1000)).compile()
-    assert benchmark._peak_bytes(program) >= 8000
+    assert benchmark.checked_peak_bytes(program) >= 8000
     monkeypatch.setattr(benchmark.memory, "device_bytes", lambda: 7999)
     with pytest.raises(benchmark.DoesNotFit, match="it needs 0.0 GB of the device's 0.0 GB"):
-        benchmark._peak_bytes(program)
+        benchmark.checked_peak_bytes(program)
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -282,7 +282,7 @@ def test_a_peer_that_is_installed_trains(name):
         step()
         moved = max(float((new - old).abs().max().detach()) for new, old in zip(step.weights, before, strict=True))
     else:
-        batch = benchmark._random_data(problem, problem.batch_size)
+        batch = benchmark.random_data(problem, problem.batch_size)
         state, _ = jax.jit(peers.jax_step(name, problem))(problem.state(), batch, jax.random.key(0))
         moves = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state["params"], problem.params)
         moved = max(jax.tree.leaves(moves))

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from commands import SCRIPT, TESTS, Result, write_config
+from commands import PYTHONPATH, ROOT, SCRIPT, Result, write_config
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
@@ -25,7 +25,7 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import make_mesh
 
-LAUNCHER = TESTS.parent / "launch" / "local.py"
+LAUNCHER = ROOT / "launch" / "local.py"
 SHORT = ("--config.privacy.accountant=rdp",)
 ONLY_FINETUNING = (
     "--config.selection.method=random",
@@ -34,7 +34,7 @@ ONLY_FINETUNING = (
 )
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent))),
+    "PYTHONPATH": PYTHONPATH,
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # and one device each
 }
 

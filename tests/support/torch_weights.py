@@ -1,10 +1,10 @@
-"""Records how PyTorch writes a state dict, for machines without torch: `python tests/metrics/torch_weights.py`."""
+"""Records how PyTorch writes a state dict, for machines without torch: `python tests/support/torch_weights.py`."""
 
 from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).parent
+METRICS = Path(__file__).parents[1] / "metrics"
 
 
 def state_dict():
@@ -17,5 +17,5 @@ def state_dict():
 
 
 if __name__ == "__main__":
-    torch.save(state_dict(), HERE / "state_dict.pth")
-    torch.save(state_dict(), HERE / "state_dict_before_1.6.pth", _use_new_zipfile_serialization=False)
+    torch.save(state_dict(), METRICS / "state_dict.pth")
+    torch.save(state_dict(), METRICS / "state_dict_before_1.6.pth", _use_new_zipfile_serialization=False)

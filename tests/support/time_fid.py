@@ -1,4 +1,4 @@
-"""Times the measures: `python tests/metrics/time_fid.py [IMAGES] [SIDE]`.
+"""Times the measures: `python tests/support/time_fid.py [IMAGES] [SIDE]`.
 
 FID of two sets of random images by the untrained query network of configs/mnist_cpu.py, first from nothing, then with
 the features of the real set kept; of at most 10,000 images all other measures too. Prints the peak of memory.

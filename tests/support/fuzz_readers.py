@@ -16,12 +16,13 @@ from unittest import mock
 import hostile
 import numpy as np
 import pipelines
-from data.prepared import write_tfds
 from finished_runs import make_run
 from fuzz import Reader
+from prepared import write_tfds
 
 from privimage_jax import config as configs
 from privimage_jax import main
+from privimage_jax.cli import devices
 from privimage_jax.configs import base
 from privimage_jax.data import load
 from privimage_jax.errors import UserError
@@ -37,7 +38,7 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import checkpoint
 from privimage_jax.training.writers import MetricWriter
 
-WEIGHTS = Path(__file__).with_name("metrics")
+WEIGHTS = Path(__file__).parents[1] / "metrics"
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 PARAMS = {"Dense_0": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1], np.int32)
@@ -52,7 +53,7 @@ def command(*arguments) -> None:
       RuntimeError: for any other exit status than 0, or another number of lines.
     """
     out, err = io.StringIO(), io.StringIO()
-    with mock.patch.object(main, "_set_up_jax"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with mock.patch.object(devices, "start"), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main.main(["privimage", *map(str, arguments)])
     said = err.getvalue()
     if status == 2 and said.startswith("privimage: error: ") and said.count("\n") == 1:

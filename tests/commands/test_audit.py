@@ -54,13 +54,13 @@ def test_noise_left_out_is_found(small, monkeypatch):
     small.clipping.method, small.finetune.lora_rank = "vmap", 2
     real, scores = noise.gaussian, []
     monkeypatch.setattr(noise, "gaussian", lambda key, t, like, std: real(key, t, like, 0.0))
-    attack = audit._attack
+    attack = audit.attack
 
     def recorded(config, mesh, included, key):
         scores.append((included[:CANARIES], *attack(config, mesh, included, key)))
         return scores[0][1:]
 
-    monkeypatch.setattr(audit, "_attack", recorded)
+    monkeypatch.setattr(audit, "attack", recorded)
     assert audit.audit(configs.check(small), one_device())["epsilon_lower_white_box"] > 3
     included, white, black, settings = scores[0]
     draws = white * BATCH / settings.clip_norm

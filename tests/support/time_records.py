@@ -1,4 +1,4 @@
-"""Measures the host's memory for a large set: `python tests/privacy/time_records.py [IMAGES] [SIDE] [DEVICES]`.
+"""Measures the host's memory for a large set: `python tests/support/time_records.py [IMAGES] [SIDE] [DEVICES]`.
 
 A decoded set of random images as the cache keeps it, 300,000 of 64×64×3 by default, is opened, digested, laid on the
 devices, sharded and replicated, and run through a network. On simulated devices their own memory is the host's too, and

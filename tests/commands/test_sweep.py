@@ -105,13 +105,13 @@ def test_what_all_runs_cost_together_is_told_and_what_no_epsilon_covers(made):
 
 
 def test_the_table_rounds_epsilon_up(tmp_path, capsys):
-    sweep._show([{"run": "k=1", "status": "done", "epsilon": 1.0000001}], [], "fid", Workdir(tmp_path))
+    sweep.show([{"run": "k=1", "status": "done", "epsilon": 1.0000001}], [], "fid", Workdir(tmp_path))
     assert " 1.00001 " in capsys.readouterr().out
 
 
 def test_one_void_run_is_told_as_well(made, tmp_path, capsys):
     shutil.copytree(made[0] / FINISHED[0] / "release", tmp_path / "run" / "release")
-    sweep._show([], [], "fid", Workdir(tmp_path))
+    sweep.show([], [], "fid", Workdir(tmp_path))
     assert "\nNOT PRIVATE: fixed seed\n" in capsys.readouterr().out
 
 

@@ -10,10 +10,13 @@ from collections.abc import Callable
 import jax
 
 from privimage_jax import main
+from privimage_jax.cli import devices
 from privimage_jax.run import inputs
 from privimage_jax.training.mesh import make_mesh
 
-TESTS = pathlib.Path(__file__).parent
+SUPPORT = pathlib.Path(__file__).parent
+ROOT = SUPPORT.parents[1]
+PYTHONPATH = os.pathsep.join(map(str, (SUPPORT, ROOT)))  # for other processes: these modules, and this checkout
 SCRIPT = pathlib.Path(sys.executable).with_name("privimage")
 
 
@@ -43,7 +46,7 @@ class Result:
 def in_process(monkeypatch) -> None:
     """Lets `main` run in this process, on one device and with the tests' own jax set-up."""
     mesh = make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(main, "_set_up_jax", lambda *_: None)
+    monkeypatch.setattr(devices, "start", lambda *_: None)
     monkeypatch.setattr(inputs, "make_mesh", lambda: mesh)
 
 
@@ -60,8 +63,8 @@ def caller(capsys, monkeypatch) -> Callable[..., Result]:
 
 
 def start(*arguments, cwd, **more) -> subprocess.Popen:
-    """Starts the installed console script; the tests are importable, as their config files need `pipelines`."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    """Starts the installed console script; these modules are importable, as config files need `pipelines`."""
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     return subprocess.Popen(
         [SCRIPT, *map(str, arguments)],
         cwd=cwd,

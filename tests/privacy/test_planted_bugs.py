@@ -1,6 +1,6 @@
 """Mutation tests: mistakes planted in the real code, each of which a named check of `audits` must catch.
 
-The same check passes without the mistake. `pytest -s tests/test_planted_bugs.py` prints the score.
+The same check passes without the mistake. `pytest -s tests/privacy/test_planted_bugs.py` prints the score.
 """
 
 import contextlib
@@ -276,7 +276,7 @@ def a_weight_seen_once(patch):
         weights = jnp.where(mask, jnp.minimum(1.0, clip_norm * (1 - clipping.ETA) / norms), 0.0)
         return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), whole), norms, losses
 
-    patch.setattr(clipping, "_sum_of_clipped", sum_of_clipped)
+    patch.setattr(clipping, "sum_of_clipped", sum_of_clipped)
 
 
 def rows_mixed_inside_a_flat_rule(patch):
@@ -291,12 +291,12 @@ def rows_mixed_inside_a_flat_rule(patch):
 
 
 def parameters_not_cast_to_varying(patch):
-    varying = dp_sgd._varying
+    varying = dp_sgd.varying
 
     def partly(tree):
         return (*tree[:2], *varying(tree[2:])) if len(tree) == 3 else varying(tree)
 
-    patch.setattr(dp_sgd, "_varying", partly)
+    patch.setattr(dp_sgd, "varying", partly)
 
 
 def a_second_pass_in_bfloat16(patch):
@@ -324,18 +324,18 @@ def the_rate_of_a_padded_data_set(patch):
 
 
 def a_neighbours_row(patch):
-    rows = records._rows
-    patch.setattr(records, "_rows", lambda data, ids: rows(data, jnp.minimum(ids + data.sharded, data.n - 1)))
+    rows = records.rows_of
+    patch.setattr(records, "rows_of", lambda data, ids: rows(data, jnp.minimum(ids + data.sharded, data.n - 1)))
 
 
 def rows_of_the_own_share(patch):
     """A device takes what it processes out of what it holds, as if the two were one."""
-    rows = records._rows
+    rows = records.rows_of
 
     def own(data, ids):
         return data.rows[ids % data.rows.shape[0]] if data.sharded else rows(data, ids)
 
-    patch.setattr(records, "_rows", own)
+    patch.setattr(records, "rows_of", own)
 
 
 def labels_of_the_next_image(patch):
@@ -353,7 +353,7 @@ def noise_on_every_device(patch):
     def early(loss, make_gradient, add_noise, *more):
         def add_everywhere(total, noise_state, key, t):
             drawn, noise_state = add_noise(jax.tree.map(jnp.zeros_like, total), noise_state, key, t)
-            own = jax.lax.psum(dp_sgd._varying(drawn), dp_sgd.AXIS)
+            own = jax.lax.psum(dp_sgd.varying(drawn), dp_sgd.AXIS)
             return jax.tree.map(jnp.add, total, own), noise_state
 
         return make(loss, make_gradient, add_everywhere, *more)

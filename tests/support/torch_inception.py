@@ -1,6 +1,6 @@
 """The FID Inception network in PyTorch, written from the graph's description and apart from the Flax one: its twin.
 
-`PYTHONPATH=tests python tests/metrics/torch_inception.py FILE` records its features, for machines without torch.
+`python tests/support/torch_inception.py FILE` records its features, for machines without torch.
 """
 
 import sys
@@ -161,8 +161,7 @@ def twin(weights):
 
 if __name__ == "__main__":
     import numpy as np
-    from test_inception import RECORDED_PLACES, random_images
-    from weights import random_weights
+    from weights import RECORDED_PLACES, random_images, random_weights
 
     features, logits = twin(random_weights())(random_images())
     np.savez(sys.argv[1], features=features[:, RECORDED_PLACES], logits=logits[:, ::8])

@@ -1,4 +1,4 @@
-"""Feeds spoilt files to every reader: `python -m tests.fuzz --seconds 600`.
+"""Feeds spoilt files to every reader: `python tests/support/fuzz.py --seconds 600`.
 
 A case takes an honest input, spoils one or two of its files, and reads it. It passes if the input loads or is refused
 with a `UserError` of one sentence. Anything else is a failure: another exception, a dead or hanging process, memory
@@ -28,10 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-TESTS = pathlib.Path(__file__).parent
-sys.path.insert(0, str(TESTS))
-
-import hostile  # noqa: E402
+import hostile
 
 CASE_SECONDS = 240.0  # a case that takes longer hangs; most take milliseconds, on a machine that is busy seconds
 START_SECONDS = 600.0  # to import everything and to make the honest inputs

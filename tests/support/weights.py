@@ -1,4 +1,4 @@
-"""Weights of networks, and files of them as strangers make them."""
+"""Weights of networks, images for them, and files of weights as strangers make them."""
 
 import json
 import struct
@@ -9,6 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from privimage_jax.models.inception import InceptionV3
+
+RECORDED_PLACES = slice(None, None, 8)  # the features that tests/metrics/inception_features.npz holds
+
+
+def random_images():
+    """Uint8 images [3,20,28,3] of coarse patches, each of another brightness."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 120, (3, 5, 7, 3)) + 60 * np.arange(3)[:, None, None, None]
+    return coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
 
 
 def random_weights():

@@ -1,0 +1,41 @@
+"""Starts jax, as every command does that computes."""
+
+import os
+import warnings
+from pathlib import Path
+
+from privimage_jax.cluster import distributed
+from privimage_jax.errors import UserError
+from privimage_jax.targets import topologies
+
+XLA_FLAGS = (
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs
+    "--xla_gpu_exclude_nondeterministic_ops=true",  # a replayed DP-SGD step must be bit-identical, see docs/recovery.md
+)
+
+
+def start(cache_dir: Path | None = None, place: distributed.Place | None = None) -> None:
+    """What must happen before jax starts; a user's own XLA_FLAGS come last and win.
+
+    Compiled programs are kept in `cache_dir`. On a GPU that is also how a replay gets the same kernels: XLA chooses
+    them by measuring, so that another compilation may choose others.
+    """
+    os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    topologies.quieten_libtpu()
+    if place is not None:
+        distributed.start(place)
+    import jax
+
+    if cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"jax finds no device ({reason}); correct JAX_PLATFORMS or the installation.") from None
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # no program is too small to be kept

@@ -1,0 +1,47 @@
+"""`privimage sweep`: a run for each combination of settings."""
+
+from typing import Any
+
+from privimage_jax.cli import devices
+from privimage_jax.cli.command import Command
+from privimage_jax.cli.parsing import CONFIG, configured, parse
+from privimage_jax.cluster import preemption
+from privimage_jax.commands import combinations
+
+
+def run(arguments: list[str]) -> None:
+    """Every combination is checked before the first is run."""
+    required = ("workdir", "over")
+    accepted: dict[str, Any] = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
+    given, _ = parse(arguments, "config", *required, **accepted)
+    fields = combinations.parse(given.over)
+    experiments = []
+    for texts in combinations.combine(fields, given.zip):
+        overrides = [f"--config.{key}={text}" for key, text in texts.items()]
+        experiments.append(configured([*arguments, *overrides], *required, **accepted)[0])
+    runs = combinations.name_runs(experiments, list(fields))
+    with preemption.handled():
+        from privimage_jax.storage.workdir import Workdir
+
+        workdir = Workdir(given.workdir)
+        devices.start(workdir.internal / "compilation_cache")
+        from privimage_jax.commands import sweep
+
+        sweep.run(runs, workdir, given.measure or "", given.correlate)
+
+
+COMMAND = Command(
+    "sweep",
+    "the run for each combination of settings",
+    f"""
+usage: privimage sweep --config FILE --workdir FOLDER --over section.key=A,B [--over ...] [--zip] [--measure fid]
+                       [--correlate]
+
+{CONFIG}
+--over        a setting and its values, separated by commas; every combination of several is run
+--zip         the first values of all together, then the second ones, …
+--measure     which number of internal/evaluation.json is compared
+--correlate   how the measures go together over the runs
+""",
+    run,
+)

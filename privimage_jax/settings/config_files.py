@@ -1,0 +1,60 @@
+"""Config files: programs of the user, whose `get_config()` returns the settings."""
+
+import importlib.machinery
+import importlib.util
+import os
+import re
+import textwrap
+import traceback
+
+from ml_collections import ConfigDict
+
+from privimage_jax.errors import UserError
+
+
+def load(path: str) -> ConfigDict:
+    """Runs a config file and returns what its `get_config()` makes.
+
+    Args:
+      path: of the file; "file.py:text" calls `get_config("text")`.
+
+    Raises:
+      UserError: naming the file, and the line of it that fails.
+    """
+    file, colon, argument = path.partition(":")
+    if not os.path.isfile(file):
+        raise UserError(f"the config file {file!r} does not exist; give a path such as configs/quickstart.py.")
+    try:
+        loader = importlib.machinery.SourceFileLoader("privimage_config", file)
+        spec = importlib.util.spec_from_loader(loader.name, loader)
+        if spec is None:
+            raise ImportError(f"{file} is no module")
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        config = module.get_config(*[argument][: len(colon)])
+    except Exception as error:  # a config file is a program and may fail in any way
+        raise UserError(
+            f"the config file {file} fails{_line_in(file, error)} with {_named(error)}; "
+            "correct it after the example of configs/quickstart.py."
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of the config file {file} returns {type(config).__name__}; "
+            "let it return the changed ConfigDict of configs/base.py."
+        )
+    return config
+
+
+def _line_in(file: str, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f" in line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def _named(error: Exception) -> str:
+    """The error's type and the beginning of its text, as a part of a sentence."""
+    text = str(error.args[0] if error.args else error).strip(" .").replace(". ", "; ")
+    if isinstance(error, KeyError | AttributeError):  # ConfigDict quotes some of its messages twice
+        text = re.sub(r"^'(.*)'$", r"\1", text)
+    return textwrap.shorten(f"{type(error).__name__}: {text}", 160, placeholder=" …").rstrip(": ")

@@ -1,0 +1,86 @@
+"""Values that follow from the settings and from public facts of the data, and checks of these."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from privimage_jax.errors import UserError
+
+
+def delta(config: ConfigDict, n: int) -> float:
+    """The delta of the guarantee: as given, or 1 / (N ln N)."""
+    return config.privacy.delta or 1 / (n * math.log(n))
+
+
+def k2(config: ConfigDict, n_classes: int, n_semantics: int) -> int:
+    """Semantics picked for each class: as given, or from the ratio of public classes to use."""
+    if config.selection.ratio:
+        return _floor(config.selection.ratio * n_semantics / n_classes)
+    return config.selection.k2
+
+
+def finetune_steps(config: ConfigDict, n: int) -> int:
+    """Number of DP-SGD steps T."""
+    if not config.finetune.enabled:
+        return 0
+    return config.finetune.steps or max(1, _floor(config.finetune.epochs * n / config.finetune.batch_size))
+
+
+def check_against_n(config: ConfigDict, n: int) -> None:
+    """Checks what depends on the public number of sensitive training images N.
+
+    Raises:
+      UserError: if delta is not below 1/N or the expected batch is larger than N.
+    """
+    if n < 3:
+        raise UserError(f"the sensitive training part has N={n} image(s); give at least 3, so that 1/(N ln N) < 1/N.")
+    if delta(config, n) >= 1 / n:
+        raise UserError(
+            f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} images; "
+            "give a smaller value, or 0 for 1 / (N ln N)."
+        )
+    if config.finetune.enabled and config.finetune.batch_size > n:
+        raise UserError(
+            f"config.finetune.batch_size={config.finetune.batch_size} is larger than the N={n} sensitive training "
+            f"images; give at most {n}."
+        )
+
+
+def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) -> None:
+    """Checks what depends on the declared classes of the sensitive and the public set.
+
+    Raises:
+      UserError: if k1 or k2 asks for more semantics than there are, or the class weights do not fit.
+    """
+    weights = config.sample.class_weights
+    if weights and len(weights) != n_classes:
+        raise UserError(
+            f"config.sample.class_weights has {len(weights)} values for {n_classes} classes; give one per class or ()."
+        )
+    if config.selection.method == "all":
+        return
+    picks, most = k2(config, n_classes, n_semantics), n_semantics // n_classes
+    if not most:
+        raise UserError(
+            f"the public set has {n_semantics} classes for {n_classes} sensitive ones, and each of these needs one of "
+            "its own; choose a public set with more classes or config.selection.method=all."
+        )
+    if config.selection.ratio and picks < 1:
+        raise UserError(
+            f"config.selection.ratio={config.selection.ratio} of {n_semantics} public classes leaves none for each of "
+            f"{n_classes} classes; give at least {math.ceil(1000 * n_classes / n_semantics) / 1000}."
+        )
+    if picks > most:
+        raise UserError(
+            f"config.selection.k2={picks} semantics for each of {n_classes} classes need {picks * n_classes} "
+            f"public classes, but the public set has {n_semantics}; give a k2 of at most {most}."
+        )
+    if config.selection.method == "semantic" and config.query.k1 > n_semantics:
+        raise UserError(
+            f"config.query.k1={config.query.k1} is larger than the {n_semantics} public classes; give less."
+        )
+
+
+def _floor(value: float) -> int:
+    """Rounded down, but for what floating-point products lose: 0.57 * 100 is 56.99999999999999."""
+    return math.floor(round(value, 6))

@@ -1,0 +1,1 @@
+"""What stages are made of, where it fills a file of its own."""
