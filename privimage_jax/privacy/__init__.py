@@ -14,8 +14,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from privimage_jax.privacy.accounting import Gaussian as Gaussian
-    from privimage_jax.privacy.accounting import SampledGaussian as SampledGaussian
     from privimage_jax.privacy.accounting import epsilon as epsilon
     from privimage_jax.privacy.accounting import solve_noise_multiplier as solve_noise_multiplier
     from privimage_jax.privacy.chacha import new_key as new_key
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from privimage_jax.privacy.dp_sgd import check_objective as check_objective
     from privimage_jax.privacy.dp_sgd import dp_step as dp_step
     from privimage_jax.privacy.dp_sgd import with_noise_state as with_noise_state
+    from privimage_jax.privacy.events import Gaussian as Gaussian
+    from privimage_jax.privacy.events import SampledGaussian as SampledGaussian
     from privimage_jax.privacy.ledger import Ledger as Ledger
     from privimage_jax.privacy.noise import INDEPENDENT as INDEPENDENT
     from privimage_jax.privacy.noise import Noise as Noise
