@@ -8,15 +8,16 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset
-from privimage_jax.data.sources.base import Settings, Source
+from privimage_jax.data.sources.base import Example, Settings, Source
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.data.transforms import fit
 from privimage_jax.errors import UserError
@@ -30,7 +31,7 @@ _CHUNK = 128  # examples decoded by one thread at a time
 
 
 def load(
-    section: Any,
+    section: ConfigDict | Mapping[str, Any],
     part: str,
     image_size: int,
     channels: int,
@@ -111,7 +112,7 @@ def _failures(settings: Settings) -> Iterator[None]:
         raise UserError(f"{settings.key}.source={settings.source} fails ({reason}); correct it.") from error
 
 
-def _read(source: Source, chunk: np.ndarray, settings: Settings) -> Iterator[tuple[Any, int]]:
+def _read(source: Source, chunk: np.ndarray, settings: Settings) -> Iterator[Example]:
     """The pairs (image, label) of a source, one for each index of the chunk.
 
     Raises:

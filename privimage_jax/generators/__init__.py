@@ -1,12 +1,15 @@
 """Families of generators: what is pre-trained, fine-tuned with DP-SGD, released and sampled. One file each."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
 from privimage_jax.settings import import_strings
+
+if TYPE_CHECKING:
+    from privimage_jax.generators.base import Generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +30,8 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def build(config: ConfigDict, n_classes: int) -> Any:
-    """The generator (`generators.base.Generator`) that `config.generator` names, for so many classes.
+def build(config: ConfigDict, n_classes: int) -> "Generator":
+    """The generator that `config.generator` names, for so many classes.
 
     >>> from privimage_jax.configs import base
     >>> generator = build(base.get_config(), n_classes=10)

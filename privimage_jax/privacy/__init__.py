@@ -11,7 +11,28 @@ Wrong arguments raise `ValueError`. `examples/dp_sgd_in_your_loop.py` shows a wh
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from privimage_jax.privacy.accounting import epsilon as epsilon
+    from privimage_jax.privacy.accounting import solve_noise_multiplier as solve_noise_multiplier
+    from privimage_jax.privacy.chacha import new_key as new_key
+    from privimage_jax.privacy.clipping import clipped_grad as clipped_grad
+    from privimage_jax.privacy.clipping import per_example_gradients as per_example_gradients
+    from privimage_jax.privacy.dp_sgd import DPSGD as DPSGD
+    from privimage_jax.privacy.dp_sgd import check_objective as check_objective
+    from privimage_jax.privacy.dp_sgd import dp_step as dp_step
+    from privimage_jax.privacy.dp_sgd import with_noise_state as with_noise_state
+    from privimage_jax.privacy.events import Gaussian as Gaussian
+    from privimage_jax.privacy.events import SampledGaussian as SampledGaussian
+    from privimage_jax.privacy.ledger import Ledger as Ledger
+    from privimage_jax.privacy.noise import INDEPENDENT as INDEPENDENT
+    from privimage_jax.privacy.noise import Noise as Noise
+    from privimage_jax.privacy.noise import gaussian as gaussian
+    from privimage_jax.privacy.noise import rounded_gaussian as rounded_gaussian
+    from privimage_jax.privacy.records import place as place
+    from privimage_jax.privacy.sampling import poisson_rate as poisson_rate
+    from privimage_jax.privacy.verification import verify as verify
 
 _MODULE_OF = {
     "DPSGD": "dp_sgd",  # the public settings of DP-SGD

@@ -46,14 +46,14 @@ class Plan:
             raise ValueError("the plan holds no fine-tuning")
         return self.finetune_noise
 
-    def events(self) -> list:
+    def events(self) -> list[accounting.Event]:
         """The planned mechanisms as events of `privacy.accounting`."""
-        events: list = [accounting.Gaussian(noise) for noise in self.count_noise.values()]
+        events: list[accounting.Event] = [accounting.Gaussian(noise) for noise in self.count_noise.values()]
         if self.finetune_noise is not None:
             events.append(NOISE.event(self.finetune_noise, self.sampling_rate, self.steps))
         return events
 
-    def spent(self, events: list, accountant: str | None = None) -> float:
+    def spent(self, events: list[accounting.Event], accountant: str | None = None) -> float:
         """The epsilon of some events at the plan's delta, rounded up."""
         return accounting.epsilon(events, self.delta, accountant or self.accountant)
 

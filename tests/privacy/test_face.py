@@ -1,6 +1,7 @@
 """The library face: names that load on first use, and sentences that speak of arguments, not of a config."""
 
 import ast
+import importlib
 import pathlib
 import re
 import subprocess
@@ -10,12 +11,20 @@ import pytest
 
 from privimage_jax import privacy
 
-FILES = sorted(pathlib.Path(privacy.__file__).parent.glob("*.py"))
+FACE = pathlib.Path(privacy.__file__)
+FILES = sorted(FACE.parent.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", privacy.__all__)
 def test_every_name_is_there_and_described(name):
     assert getattr(privacy, name).__doc__ and name in dir(privacy)
+
+
+def test_type_checkers_see_the_same_names():
+    imports = [node for node in ast.walk(ast.parse(FACE.read_text())) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
+    assert sorted(seen) == privacy.__all__
+    assert all(getattr(privacy, name) is getattr(importlib.import_module(seen[name]), name) for name in seen)
 
 
 def test_importing_it_imports_nothing_heavy():

@@ -1,6 +1,6 @@
 """What a source of labelled images is, and the settings that pick one."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Settings:
     key: str  # what error messages call the section
 
     @classmethod
-    def from_section(cls, section: Any, key: str = "config.data") -> "Settings":
+    def from_section(cls, section: ConfigDict | Mapping[str, Any], key: str = "config.data") -> "Settings":
         """Reads a ConfigDict or dict; missing keys take the defaults of `configs/base.py`, others are left alone.
 
         Raises:
