@@ -20,7 +20,7 @@ from privimage_jax.run.stage import Stage, all_stages, enabled_stages
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
 from privimage_jax.stages.parts import utility
 from privimage_jax.storage import workdir
-from privimage_jax.storage.fingerprints import fingerprint
+from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
 
