@@ -175,7 +175,7 @@ def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Ma
         if prints.get(stage.name) != record["fingerprint"]:
             raise UserError(
                 f"{inputs.workdir.root} has spent privacy budget in the stage {stage.name}, "
-                f"{_difference(inputs, stage, record, stages)}; restore that, or choose a new --workdir."
+                f"{_difference(inputs, stage, record, stages)}, or choose a new --workdir."
             )
 
 
@@ -186,9 +186,9 @@ def _has_spent(inputs: Inputs, stage: Stage) -> bool:
 
 
 def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages: Sequence[Stage]) -> str:
-    """Names what changed since: settings of this stage or of one before it, or the data."""
+    """Names what changed since, settings of this stage or of one before it or the data, and what to do."""
     if stage not in stages:
-        return "which this config does not run"
+        return "which this config does not run; restore that"
     for earlier in stages[: stages.index(stage) + 1]:
         started = inputs.workdir.internal / earlier.name / "started.json"
         before = (record if earlier is stage else workdir.read_record(started)).get("settings")
@@ -196,6 +196,8 @@ def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages:
             continue
         now = jsonable(earlier.settings(inputs.config))
         for key in sorted({*now, *before}):
-            if now.get(key) != before.get(key):
-                return f"with config.{key}={before.get(key)!r}, which is now {now.get(key)!r}"
-    return "with other data or stages"
+            if key not in before:
+                return f"without config.{key}, which is now {now[key]!r}; go on with the version that began it"
+            if now.get(key) != before[key]:
+                return f"with config.{key}={before[key]!r}, which is now {now.get(key)!r}; restore that"
+    return "with other data or stages; restore that"

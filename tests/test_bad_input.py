@@ -1,6 +1,7 @@
 """Bad data, a workdir that does not fit, a full disk: one sentence, exit status 2, and earlier results stay intact."""
 
 import contextlib
+import json
 import pathlib
 import re
 import resource
@@ -225,6 +226,16 @@ def test_a_damaged_record_is_named_after_it_has_spent(run, finished, tmp_path):
     before = release_bytes(Workdir(tmp_path / "run"))
     run().refuses("has spent privacy budget in the stage query", "started.json is missing", "choose a new --workdir")
     assert release_bytes(Workdir(tmp_path / "run")) == before
+
+
+def test_a_workdir_of_another_version(run, finished, tmp_path):
+    """That knew fewer settings."""
+    shutil.copytree(finished, tmp_path / "run")
+    started = tmp_path / "run" / "internal" / "finetune" / "started.json"
+    record = json.loads(started.read_text())
+    del record["settings"]["generator"]
+    started.write_text(json.dumps({**record, "fingerprint": "0"}))
+    run().refuses("without config.generator, which is now 'diffusion'; go on with the version that began it")
 
 
 def test_a_workdir_of_another_config_or_other_data(run, finished, tmp_path):
