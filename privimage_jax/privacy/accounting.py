@@ -123,14 +123,21 @@ def solve_noise_multiplier(
 
 def unchecked_epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
     """`epsilon` without its checks; also takes "coarse pld", a quick upper bound on "pld"."""
+    return _composed(_merged(events), delta, accountant)
+
+
+@functools.lru_cache(maxsize=1024)  # a run asks for some sums again and again, and each takes seconds
+def _composed(merged: tuple[tuple[tuple[float, float], int], ...], delta: float, accountant: str) -> float:
+    """The epsilon of (noise multiplier, sampling rate), so many times each."""
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
     if accountant == "rdp":
         counter = rdp.RdpAccountant(neighboring_relation=relation)
     else:
         counter = pld.PLDAccountant(relation, _PLD_INTERVAL if accountant == "pld" else 10 * _PLD_INTERVAL)
     with _without_warnings():
-        for event, count in _merged(events):
-            counter.compose(event, count)
+        for (noise, rate), count in merged:
+            gaussian = dp_accounting.GaussianDpEvent(noise)
+            counter.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian, count)
     return round_up(float(counter.get_epsilon(delta)), _EPSILON_DECIMALS)
 
 
@@ -145,8 +152,8 @@ def _without_warnings() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _merged(events: Sequence[Event]) -> list[tuple[dp_accounting.DpEvent, int]]:
-    """dp-accounting's events with their counts, equal ones merged, in an order that does not depend on the input's."""
+def _merged(events: Sequence[Event]) -> tuple[tuple[tuple[float, float], int], ...]:
+    """(noise multiplier, sampling rate) with counts, equal ones merged, in an order of their own."""
     counts: dict[tuple[float, float], int] = {}
     for event in events:
         if isinstance(event, Gaussian):
@@ -154,13 +161,7 @@ def _merged(events: Sequence[Event]) -> list[tuple[dp_accounting.DpEvent, int]]:
         else:
             kind, count = (event.noise_multiplier, event.sampling_rate), event.steps
         counts[kind] = counts.get(kind, 0) + count
-    return [
-        (dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise)), count)
-        if rate < 1
-        else (dp_accounting.GaussianDpEvent(noise), count)
-        for (noise, rate), count in sorted(counts.items())
-        if count > 0
-    ]
+    return tuple((kind, count) for kind, count in sorted(counts.items()) if count > 0)
 
 
 def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
