@@ -1,4 +1,4 @@
-"""Which rule computes the weight gradients of each convolution on a GPU: measured on the device, then kept.
+"""Which rule computes the weight gradients of each convolution on an accelerator: tried on the device, then kept.
 
 How fast a library's kernels are for a shape is known to nobody who has not tried. So each rule of `weight_gradients` is
 timed once for each distinct layer of a step, before any budget is spent: on random values, so that the times say
@@ -6,14 +6,15 @@ nothing about the data. Rules agree up to rounding only. A replay has to be the 
 kept in a file for as long as the run may be resumed.
 
 A compiler may cut a convolution of groups into one without, times zeros; NaN times zero is NaN. So each program is
-given a first example of NaN, and one that lets this reach the other examples is not used.
+given a first example of NaN, and one that lets this reach the other examples is not used. That is also why TPUs try
+their rule for each layer, in the microbatch of the run, although no other is as fast there.
 """
 
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ from privimage_jax.privacy.weight_gradients import Layer
 from privimage_jax.storage import reading, workdir
 from privimage_jax.training.batches import batch_shapes
 
-MEASURED = ("gpu", "cuda", "rocm")  # platforms on which no rule is known to be the fastest
+# The rules that a platform tries. On GPUs none is known to be the fastest; where it fails, a TPU takes "offsets".
+TRIED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gpu", "cuda", "rocm"), tuple(weight_gradients.RULES)),
+    "tpu": ("compiler",),
+}
 FILE = "convolutions.json"
 
 _REPEATS = 5
@@ -36,11 +41,6 @@ _CALLS = 100  # in one repeat at most
 
 Choice = dict[str, str]  # the name of a layer -> the name of a rule; {} is the platform's rule for all
 Seconds = dict[str, dict[str, float | None]]  # the name of a layer -> the name of a rule -> None if it is not usable
-
-
-def is_measured(platform: str) -> bool:
-    """Whether the rules of a platform ("cpu", "gpu", …) are to be measured."""
-    return platform in MEASURED
 
 
 def layers(
@@ -65,12 +65,12 @@ def layers(
     return found
 
 
-def measure(found: Mapping[str, Layer], device: jax.Device) -> Seconds:
-    """Seconds that one call of each rule takes for each layer on a device; None where it fails or mixes examples.
+def measure(found: Mapping[str, Layer], device: jax.Device, rules: Iterable[str]) -> Seconds:
+    """Seconds that one call of these rules takes for each layer on a device; None where it fails or mixes examples.
 
     Everything is compiled first, several programs at a time, then timed one after the other.
     """
-    tasks = list(itertools.product(found, weight_gradients.RULES))
+    tasks = list(itertools.product(found, rules))
     with ThreadPoolExecutor() as pool:
         programs = list(pool.map(lambda task: _compiled(found[task[0]], task[1], device), tasks))
     seconds: Seconds = {name: {} for name in found}
@@ -109,11 +109,12 @@ def kept(
     """
     path = folder / FILE
     if not is_spent:
-        if not is_measured(platform or device.platform):
+        rules = TRIED.get(platform or device.platform, ())
+        if not rules:
             if path.exists():  # from a start on other devices
                 workdir.remove(path)
             return {}
-        seconds = measure(find(), device) if processes.is_first() else {}
+        seconds = measure(find(), device, rules) if processes.is_first() else {}
         record = {"device": device.device_kind, "seconds": seconds, "rules": fastest(seconds)}
         workdir.atomic_write_json(path, record)
     elif not path.exists():
@@ -123,8 +124,9 @@ def kept(
 
 
 def of_device(find: Callable[[], dict[str, Layer]], device: jax.Device) -> weight_gradients.Rule:
-    """The rule for a step that is not resumed: the fastest of each layer, where the platform's devices are measured."""
-    choice = fastest(measure(find(), device)) if is_measured(device.platform) else {}
+    """The rule for a step that is not resumed: of each layer the fastest usable one that the platform tries."""
+    rules = TRIED.get(device.platform, ())
+    choice = fastest(measure(find(), device, rules)) if rules else {}
     return weight_gradients.by_table(choice, weight_gradients.of_platform(device.platform))
 
 

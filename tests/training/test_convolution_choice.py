@@ -37,7 +37,8 @@ def timed(monkeypatch):
     """Times that a test makes up, for layers by their number; counts how often they are asked for."""
     asked = []
 
-    def made_up(found, device):
+    def made_up(found, device, rules):
+        assert rules == tuple(weight_gradients.RULES)
         asked.append(list(found))
         return {name: {"compiler": 1.0 + i % 2, "channels": 3.0, "offsets": 1.5} for i, name in enumerate(found)}
 
@@ -77,7 +78,7 @@ def test_every_rule_is_timed_and_one_that_mixes_examples_is_not_usable(params, m
     monkeypatch.setattr(weight_gradients, "RULES", rules)
     monkeypatch.setattr(convolution_choice, "REPEAT_SECONDS", 1e-4)
     name, layer = next(iter(layers(loss, params, SHAPE, SETTINGS).items()))
-    seconds = measure({name: layer}, jax.devices()[0])
+    seconds = measure({name: layer}, jax.devices()[0], rules)
     assert list(seconds) == [name] and fastest(seconds) == {name: "offsets"}
     assert 0 < seconds[name]["offsets"] < 1 and seconds[name]["mixing"] is None and seconds[name]["failing"] is None
 
@@ -100,6 +101,23 @@ def test_a_step_of_several_rules_agrees_with_vmap(params):
         for method, convolution in (("bookkeeping", rule), ("vmap", None))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, wanted)
+
+
+def test_a_tpu_tries_its_rule_in_the_runs_microbatch(tmp_path, params, monkeypatch):
+    """And takes the one that keeps examples apart by its form for a layer whose program lets a NaN through."""
+    sizes = []
+
+    def leaking(x, dy, size, params):
+        sizes.append(size)
+        gradients = weight_gradients.by_offsets(x, dy, size, params)
+        return gradients + 0 * jnp.sum(x) if dy.shape[-1] == 1 else gradients
+
+    monkeypatch.setattr(weight_gradients, "RULES", {"compiler": leaking, "offsets": weight_gradients.by_offsets})
+    monkeypatch.setattr(convolution_choice, "REPEAT_SECONDS", 1e-4)
+    found = layers(loss, params, SHAPE, SETTINGS)
+    choice = kept(tmp_path, False, lambda: found, jax.devices()[0], "tpu")
+    assert set(sizes) == {SETTINGS.microbatch}
+    assert choice == {name: "offsets" if layer.dy.shape[-1] == 1 else "compiler" for name, layer in found.items()}
 
 
 def test_until_budget_is_spent_the_choice_is_made_afresh_and_then_kept(tmp_path, params, timed):
@@ -147,7 +165,7 @@ def test_a_run_goes_on_with_the_choice_it_began_with(tmp_path, monkeypatch, time
                 raise Stopped
         return state
 
-    monkeypatch.setattr(convolution_choice, "MEASURED", ("cpu",))
+    monkeypatch.setattr(convolution_choice, "TRIED", {"cpu": tuple(weight_gradients.RULES)})
     monkeypatch.setattr(finetune, "convolution_rule", lambda *args: used.append(args[0]) or rule_of(*args))
     monkeypatch.setattr(finetune.loop, "train", train)
     monkeypatch.setattr(finetune.dp_sgd, "check_objective", lambda *args: None)
