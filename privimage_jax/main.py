@@ -64,6 +64,10 @@ def main(argv: list[str]) -> int:
         sentence = "ended by SIGTERM; its work is saved, and the same command continues where it stopped."
         print(f"privimage: {sentence}", file=sys.stderr)
         return _ended(preemption.STATUS, sentence)
+    except SystemExit:  # nothing here calls it; a module that the config names may
+        sentence = "code that the config names ended the program (sys.exit); let it raise an error or return."
+        print(f"privimage: error: {sentence}", file=sys.stderr)
+        return _ended(2, sentence)
     except KeyboardInterrupt:
         sentence = "interrupted; the same command continues where it stopped."
         print(f"privimage: {sentence}", file=sys.stderr)

@@ -141,6 +141,19 @@ def test_help_is_no_mistake(privimage):
         assert all(f"{name} " in out for name in COMMANDS)
 
 
+def test_code_that_ends_the_program_is_no_success(privimage, tmp_path, monkeypatch):
+    (tmp_path / "ending.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    privimage(
+        *(
+            "run",
+            f"--config={CONFIGS / 'quickstart.py'}",
+            f"--workdir={tmp_path / 'run'}",
+            "--config.generator=ending:A",
+        )
+    ).refuses("code that the config names ended the program")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_help_of_its_own(privimage, name):
     out = privimage(name, "-h").succeeds().out

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import inspect
 import math
-import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset
@@ -120,23 +120,45 @@ def _read(source: Source, chunk: np.ndarray, settings: Settings) -> Iterator[Exa
     """
     read = 0
     with _failures(settings):
-        for image, label in source.read(chunk):
+        for pair in source.read(chunk):
             read += 1
             if read > len(chunk):
                 break
-            yield image, operator.index(label)
+            yield pair if settings.source in SOURCES else _checked_pair(pair, chunk[read - 1], settings)
     if read != len(chunk):
         more = f"more pairs than the {len(chunk)} asked for"
         count = more if read > len(chunk) else f"{read} pairs where {len(chunk)} were asked for"
         raise UserError(f"{settings.key}.source={settings.source} yields {count}; give one for each index, in order.")
 
 
+def _checked_pair(pair: Any, index: int, settings: Settings) -> tuple[Any, int]:
+    """A pair from a source from elsewhere, if it is an image and a label as `Source.read` must give them."""
+    name = f"{settings.key}.source={settings.source} yields for example {index}"
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UserError(f"{name} no pair (image, label), but a {type(pair).__name__}; give one.")
+    image, label = pair
+    if isinstance(label, bool | np.bool_) or not isinstance(label, int | np.integer):
+        raise UserError(f"{name} the label {label!r}, which is no whole number; give the number of a class.")
+    if isinstance(image, np.ndarray):
+        is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+        if image.dtype != np.uint8 or not is_picture or not image.size:
+            what = f"an array {image.dtype} {list(image.shape)}"
+            raise UserError(f"{name} {what}; give uint8 [H, W] or [H, W, C] of 1, 3 or 4 channels, or a PIL image.")
+    elif not isinstance(image, Image.Image):
+        raise UserError(f"{name} a {type(image).__name__} in place of an image; give a uint8 array or a PIL image.")
+    return image, int(label)
+
+
 def _check_source(source: Source, settings: Settings) -> None:
     """Refuses what no honest set holds: names that would disturb terminals and files, and numbers that fill memory."""
-    if not isinstance(source, Source) or type(source.n) is not int or source.n < 0:
+    if not isinstance(source, Source):
         raise UserError(
             f"{settings.key}.source={settings.source} opens no privimage_jax.data.sources.base.Source; return one."
         )
+    if type(source.n) is not int or source.n < 0:
+        raise UserError(f"{settings.key}.source={settings.source} has n={source.n!r}; let n be its number of examples.")
+    if not source.class_names:
+        raise UserError(f"{settings.key}.source={settings.source} has no class_names; list at least one.")
     fingerprints.fingerprint(source.fingerprint)  # fails here, not after all is decoded, where it is not JSON-able
     if source.n > MAX_EXAMPLES:
         raise UserError(

@@ -101,7 +101,7 @@ def with_outside(names: Sequence[str]) -> dict[str, Measure]:
     for name in names:
         found = import_strings.load_record(name, "config.evaluate.measures", Measure)
         key = f"config.evaluate.measures: {name}"
-        if found.of is None or not re.fullmatch(r"[a-z][a-z0-9_]*", found.name):
+        if not callable(found.of) or not re.fullmatch(r"[a-z][a-z0-9_]*", found.name):
             raise UserError(f"{key} needs a name in lower case and a function `of`; give both.")
         if taken := _stem(found.name, (*table, *_FACTS)):
             raise UserError(f"{key} has the name {found.name!r}, which belongs to {taken}; rename it.")

@@ -35,9 +35,9 @@ def code_version(config: ConfigDict, *stages: Stage) -> str:
         settings |= one.settings(config)
     named = _import_strings(settings)
     if "generator" in settings:
-        named.add(generators.path(config.generator))
+        named[generators.path(config.generator)] = "generator"
     files = {
-        *(import_strings.source_file(name, "config") for name in named),
+        *(import_strings.source_file(name, f"config.{key}") for name, key in named.items()),
         *(_file(stage.module) for stage in stages),
     }
     versions = [f"{module.__name__} {module.__version__}" for module in (privimage_jax, jax, jaxlib, flax, optax, np)]
@@ -88,7 +88,11 @@ def _file(module: str) -> Path | None:
     return None
 
 
-def _import_strings(settings: dict[str, Any]) -> set[str]:
-    """The import strings among the settings."""
-    texts = [text for value in settings.values() for text in (value if isinstance(value, tuple | list) else [value])]
-    return {text for text in texts if import_strings.is_one(text)}
+def _import_strings(settings: dict[str, Any]) -> dict[str, str]:
+    """Import string -> the setting that holds it."""
+    return {
+        text: key
+        for key, value in settings.items()
+        for text in (value if isinstance(value, tuple | list) else [value])
+        if import_strings.is_one(text)
+    }

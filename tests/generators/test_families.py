@@ -38,6 +38,12 @@ def test_a_family_from_elsewhere_goes_through_the_whole_pipeline(config, tmp_pat
     assert described["config"]["generator"] == LINEAR and described["config"]["extra.learning_rate"] == 2.0
 
 
+def test_a_missing_one_is_named_with_its_setting(config, tmp_path):
+    config.generator = "nowhere:Decoder"
+    with pytest.raises(UserError, match="^config.generator: nowhere:Decoder cannot be loaded"):
+        code_version(config)
+
+
 def test_its_code_is_part_of_a_replays_identity(config, tmp_path, monkeypatch):
     before = code_version(config)
     (tmp_path / "linear_copy.py").write_text("from linear import *\n")

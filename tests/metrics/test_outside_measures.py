@@ -46,6 +46,7 @@ def test_it_is_computed_shown_and_compared(config, tmp_path):
     [
         ("nowhere:SPREAD", "nowhere:SPREAD cannot be loaded"),
         ("spread:ratio", "spread:ratio is a function; give a privimage_jax"),
+        ("spread:NOTHING", "spread:NOTHING needs a name in lower case and a function"),
         ("spread:NAMELESS", "spread:NAMELESS needs a name in lower case"),
         ("spread:TAKEN", "spread:TAKEN has the name 'fid', which belongs to fid"),
         ("spread:LABEL", "spread:LABEL has the name 'private', which belongs to private"),
@@ -55,6 +56,7 @@ def test_it_is_computed_shown_and_compared(config, tmp_path):
 def test_a_wrong_record_is_told(config, tmp_path, name, culprit):
     with open(tmp_path / "spread.py", "a") as file:
         file.write("import dataclasses\n")
+        file.write("NOTHING = dataclasses.replace(SPREAD, of=5)\n")
         for title, named in (("NAMELESS", ""), ("TAKEN", "fid"), ("LABEL", "private"), ("LONGER", "fid_of_mine")):
             file.write(f"{title} = dataclasses.replace(SPREAD, name={named!r})\n")
     with pytest.raises(UserError, match=culprit):
