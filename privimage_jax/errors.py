@@ -6,6 +6,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def one_line(text: str) -> str:
+    """The beginning of a text that others wrote, as a part of a sentence."""
+    return " ".join(text.split())[:200].rstrip(".")
+
+
 class UserError(ValueError):
     """A wrong input, configuration or environment.
 

@@ -10,7 +10,7 @@ import jax
 from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.cluster import processes
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.run.code_version import code_version
@@ -125,7 +125,7 @@ def named_failures(setting: str, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(str(error))
         raise UserError(
             f"config.{setting}={name} fails with {type(error).__name__}: {reason}; correct the model or its arguments."
         ) from error

@@ -20,7 +20,7 @@ from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.sources.base import Example, Settings, Source
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.data.transforms import fit
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 from privimage_jax.storage import fingerprints
 
 PARTS = ("train", "test")
@@ -108,7 +108,7 @@ def _failures(settings: Settings) -> Iterator[None]:
     except Exception as error:
         if settings.source in SOURCES:
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"{settings.key}.source={settings.source} fails ({reason}); correct it.") from error
 
 

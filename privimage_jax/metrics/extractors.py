@@ -17,7 +17,7 @@ import numpy as np
 
 from privimage_jax.config import INCEPTION_WEIGHTS
 from privimage_jax.data.dataset import Subset
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 from privimage_jax.metrics import weight_files
 from privimage_jax.metrics.features import Outputs, extract, forward_both
 from privimage_jax.models.inception import InceptionV3, variables_from_torch
@@ -56,7 +56,7 @@ class Extractor:
         try:
             outputs = jax.eval_shape(self.apply, images)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200].rstrip(".")
+            reason = one_line(str(error))
             raise UserError(
                 f"config.evaluate.extractors: {self.name} fails on images {list(image_shape)} with "
                 f"{type(error).__name__}: {reason}; correct it."

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 from privimage_jax.metrics.features import Outputs
 from privimage_jax.metrics.measure import Measure, Sets
 from privimage_jax.metrics.measures import MEASURES
@@ -68,7 +68,7 @@ def _number(key: str, each: Measure, sets: Sets) -> float | None:
         value = each.of(sets)
         number = None if value is None else float(value)
     except Exception as error:  # of a measure from elsewhere
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"config.evaluate.measures: {key} fails ({reason}); correct it.") from error
     if number is not None and not math.isfinite(number):
         raise UserError(f"config.evaluate.measures: {key} gives {number}; let it give a finite number, or None.")

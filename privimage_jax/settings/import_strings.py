@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 
 PATTERN = r"[\w.]+:\w+"
 Record = TypeVar("Record")
@@ -49,7 +49,7 @@ def load_module(name: str, key: str) -> ModuleType:
         remedy = "correct it"
         if isinstance(error, ModuleNotFoundError):
             remedy = "it must be installed or lie in the current directory or on PYTHONPATH"
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"{key}: {name} cannot be loaded ({reason}); {remedy}.") from error
 
 

@@ -7,7 +7,7 @@ import os
 import pkgutil
 from typing import Any
 
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 from privimage_jax.targets import gpus, tpus
 from privimage_jax.targets.machine import Machine
 
@@ -76,7 +76,7 @@ def devices(machine: Machine) -> list[Any]:
                 topology=gpus.layout(machine.devices),
             )
     except Exception as error:  # of the plugin's own kinds
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(str(error))
         raise UserError(
             f"the compiler refuses --target={machine.name} ({reason}); give another target, or mend its description."
         ) from None
