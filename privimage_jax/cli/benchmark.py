@@ -4,7 +4,15 @@ import os
 
 from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
-from privimage_jax.cli.parsing import CONFIG, check_batch_sizes, check_writable, configured, numbers, precisions
+from privimage_jax.cli.parsing import (
+    CONFIG,
+    check_batch_sizes,
+    check_writable,
+    configured,
+    numbers,
+    precisions,
+    with_defaults,
+)
 from privimage_jax.errors import UserError
 
 
@@ -18,7 +26,7 @@ def run(arguments: list[str]) -> None:
         "methods": "",
     }
     config, values = configured(arguments, optional=[*lists, "out"])
-    given = {name: default if values[name].value is None else values[name].value for name, default in lists.items()}
+    given = with_defaults(values, lists)
     batch_sizes, noise_multiplicities = (numbers(name, given[name]) for name in ("batch_sizes", "noise_multiplicities"))
     formats, repeats, out = precisions(given["precisions"]), numbers("repeats", given["repeats"]), values.out
     if len(repeats) > 1:

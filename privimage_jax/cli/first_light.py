@@ -5,7 +5,16 @@ from pathlib import Path
 
 from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
-from privimage_jax.cli.parsing import CONFIG, PRECISIONS, check_batch_sizes, configured, numbers, positive, precisions
+from privimage_jax.cli.parsing import (
+    CONFIG,
+    PRECISIONS,
+    check_batch_sizes,
+    configured,
+    numbers,
+    positive,
+    precisions,
+    with_defaults,
+)
 from privimage_jax.errors import UserError
 
 
@@ -18,10 +27,11 @@ def run(arguments: list[str]) -> None:
         "repeats": "3",
     }
     config, values = configured(arguments, "out", optional=[*lists, "minutes", "part"])
-    given = {name: default if values[name].value is None else values[name].value for name, default in lists.items()}
-    given_numbers = {name: numbers(name, given[name]) for name in lists if name != "precisions"}
+    given = with_defaults(values, lists)
+    batch_sizes, multiplicities = (numbers(name, given[name]) for name in ("batch_sizes", "noise_multiplicities"))
+    repeats = numbers("repeats", given["repeats"])[0]
     minutes = positive("minutes", values.minutes or "8", "how long it may take, as in --minutes=8")
-    check_batch_sizes(config, given_numbers["batch_sizes"])
+    check_batch_sizes(config, batch_sizes)
     out = Path(values.out).expanduser().absolute()
     if os.path.lexists(out) and not out.is_dir():
         raise UserError(f"--out={values.out} is no folder; give the path of one.")
@@ -32,12 +42,7 @@ def run(arguments: list[str]) -> None:
     from privimage_jax.light import driver
     from privimage_jax.light.parts import Settings
 
-    settings = Settings(
-        given_numbers["batch_sizes"],
-        given_numbers["noise_multiplicities"],
-        precisions(given["precisions"]),
-        given_numbers["repeats"][0],
-    )
+    settings = Settings(batch_sizes, multiplicities, precisions(given["precisions"]), repeats)
     if values.part:
         driver.run_part(config, settings, out, values.part)
     else:

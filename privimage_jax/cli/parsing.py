@@ -100,6 +100,11 @@ def configured(arguments: list[str], *required: str, **accepted: Any) -> tuple[C
     return configs.check(values.config), values
 
 
+def with_defaults(values: Any, defaults: dict[str, str]) -> dict[str, str]:
+    """Flag -> its text; where it was not given, that of `defaults`."""
+    return {name: text if values[name].value is None else values[name].value for name, text in defaults.items()}
+
+
 def numbers(name: str, text: str, most: int = 10**6) -> list[int]:
     """The whole numbers from 1 to `most` of a flag, such as "8,64"."""
     parts = text.split(",")

@@ -3,16 +3,16 @@
 import os
 from pathlib import Path
 
-from privimage_jax.cli import run as pipeline
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import check_writable, parse
+from privimage_jax.cli.run import up_to
 
 
 def run(arguments: list[str]) -> None:
     """The stage for one run; without its flags, finished runs side by side."""
     named = {argument.lstrip("-").partition("=")[0].split(".")[0] for argument in arguments if argument.startswith("-")}
     if named & {"config", "workdir"} or not arguments:
-        pipeline.up_to("report")(arguments)
+        up_to("report")(arguments)
         return
     values, paths = parse(arguments, optional=["out"], positional="the PATH of one or more finished workdirs", most=100)
     from privimage_jax.commands import compare
