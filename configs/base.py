@@ -20,8 +20,16 @@ def data_section() -> ConfigDict:
     data.test_split = "test"  # the part held out for evaluation: a TFDS split or a subfolder
     data.test_fraction = 0.2  # share held out for evaluation where the source has no test part of its own
     data.validation_fraction = 0.0  # >0: evaluate on this share of the training part instead (to choose settings)
-    data.image_key = "image"  # tfds: the feature that holds the image
-    data.label_key = "label"  # tfds: the feature that holds the label; "attributes/Male" reads a nested one
+    data.image_key = "image"  # tfds, parquet: the feature or column of the image; npz: its array ("image" = the usual)
+    data.label_key = "label"  # the same of the label; "attributes/Male" reads a nested one; "" = unlabelled
+    data.labels = (
+        "auto"  # where labels of pictures are: auto | folders | json | none | table:FILE:FILE_COLUMN:CLASS_COLUMN
+    )
+    data.first_label = 0  # the number of the first class, where labels are numbers
+    data.person = ""  # whose image: column:NAME | array:NAME | level:N (a folder's) | pattern:REGEX (of names), or ""
+    data.links = ""  # folder: the one folder outside path into which symbolic links may lead; "" = none
+    data.intensity = "full"  # what becomes 0 and 255: full (the type's whole range) | LOW:HIGH | per_image (its own)
+    data.accept = ()  # findings of `privimage inspect` that shall not stop the run, by name
     data.class_names = ()  # the declared list of classes (public); () = as the source names them
     data.crop = 0  # side of the square cut from the centre before resizing, in pixels; 0 = the largest
     data.max_examples = 0  # keep only so many images of the training part; 0 = all

@@ -29,7 +29,18 @@ from privimage_jax.settings.rules import (
     one_of,
 )
 
-PLACES = ("path", "data_dir", "workdir", "cache", "residency", "inception_weights")
+PLACES = (  # what tells where data lie, or what the operator saw in them: never published
+    "path",
+    "data_dir",
+    "workdir",
+    "cache",
+    "residency",
+    "inception_weights",
+    "labels",
+    "person",
+    "links",
+    "accept",
+)
 INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
     "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
     "https://github.com/mseitzer/pytorch-fid"
@@ -226,7 +237,7 @@ def section(config: ConfigDict, *names: str) -> dict[str, Any]:
 
 
 def public_settings(config: ConfigDict) -> dict[str, Any]:
-    """Every setting as a flat dict, but paths, which may tell where sensitive data lie."""
+    """Every setting as a flat dict, but `PLACES`."""
     return {key: value for key, value in flatten(config) if key.rsplit(".", 1)[-1] not in PLACES}
 
 

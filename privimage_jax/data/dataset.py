@@ -1,8 +1,10 @@
 """The record in which every labelled image set travels."""
 
+import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +52,27 @@ class Subset:
         return np.asarray(self[:], dtype)
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What was found where a set was read; for the operator alone, as it tells of sensitive files.
+
+    Attributes:
+      source: its kind.
+      labels_from: where the labels were found.
+      parts: number of examples of each part that the source holds apart, by the part's name.
+      sizes: number of stored images of each size, such as "28×28".
+      depths: number of stored images of each kind of pixels, such as "8-bit grey".
+      notes: sentences on what was passed over.
+    """
+
+    source: str = ""
+    labels_from: str = ""
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A labelled image set.
@@ -60,6 +83,8 @@ class Dataset:
       labels: int32 [N], each an index into `class_names`.
       class_names: the declared list of classes; one without images is fine.
       name: what reports call the set.
+      people: int32 [N], equal for images of the same person, numbered from 0; None where each image is its own.
+      facts: what was found where it was read.
 
     Raises:
       ValueError: arrays of other shapes or types, or a label outside the list of classes.
@@ -69,6 +94,8 @@ class Dataset:
     labels: np.ndarray
     class_names: tuple[str, ...]
     name: str
+    people: np.ndarray | None = None
+    facts: Facts = Facts()
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:

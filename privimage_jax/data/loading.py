@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from privimage_jax.data import cache
-from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.dataset import Dataset, Facts
 from privimage_jax.data.sources.base import Example, Settings, Source
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.data.transforms import fit
@@ -26,7 +26,7 @@ from privimage_jax.storage import fingerprints
 PARTS = ("train", "test")
 MAX_EXAMPLES = 1 << 26
 MAX_NAME = 200  # characters of a class name
-_FORMAT = 1  # raise it when the same settings give other pixels, so that old caches are not used
+_FORMAT = 2  # raise it when the same settings give other pixels, so that old caches are not used
 _CHUNK = 128  # examples decoded by one thread at a time
 
 
@@ -85,8 +85,10 @@ def load(
         return _decode(source, indices, settings, shape, on_progress)
 
     if cache_dir is not None and settings.cache:
-        facts = {name: value for name, value in vars(settings).items() if name != "kwargs" or value}
-        identity = [_FORMAT, facts, part, shape, source.n, source.class_names, source.fingerprint]
+        asked = {
+            name: value for name, value in vars(settings).items() if name != "accept" and (name != "kwargs" or value)
+        }
+        identity = [_FORMAT, asked, part, shape, source.n, source.class_names, source.fingerprint]
         kind = settings.source
         if kind not in SOURCES:
             identity.append(hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest())
@@ -95,7 +97,14 @@ def load(
         images, labels = cache.load_or_make(folder, len(indices), shape, len(source.class_names), make)
     else:
         images, labels = (np.concatenate(arrays) for arrays in zip(*make(), strict=True))
-    return Dataset(images, labels, source.class_names, source.name)
+    facts = Facts(settings.source, source.labels_from, dict(source.parts), notes=source.notes)
+    people = None if source.people is None else _numbered(source.people[indices])
+    return Dataset(images, labels, source.class_names, source.name, people, facts)
+
+
+def _numbered(people: np.ndarray) -> np.ndarray:
+    """Persons' names [N] as numbers int32 [N], in the order of their names."""
+    return np.unique(people, return_inverse=True)[1].astype(np.int32)
 
 
 @contextlib.contextmanager

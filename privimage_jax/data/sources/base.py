@@ -1,5 +1,6 @@
 """What a source of labelled images is, and the settings that pick one."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ class Settings:
     validation_fraction: float
     image_key: str
     label_key: str
+    labels: str
+    first_label: int
+    person: str
+    links: str
+    intensity: str
+    accept: tuple[str, ...]
     class_names: tuple[str, ...]
     crop: int
     max_examples: int
@@ -59,7 +66,8 @@ class Settings:
             accepts, accepted = RULES[name]
             if not accepts(values[name]):
                 raise UserError(f"{key}.{name}={values[name]!r} is not accepted; give {accepted}.")
-        values["class_names"] = tuple(values["class_names"])
+        for name in ("class_names", "accept"):
+            values[name] = tuple(values[name])
         values["kwargs"] = ConfigDict(values["kwargs"]).to_dict()
         return cls(**values, key=key)
 
@@ -103,6 +111,10 @@ class Source:
       read: from indices [B] to B pairs (image, label); an image is a PIL image or uint8 [H, W] or [H, W, C]. Large
         pictures are decoded one by one, as they are asked for.
       fingerprint: JSON-able value that changes when the stored examples do (names, sizes, times of the files).
+      labels_from: where the labels were found, as the user is told: "class folders", "the column dx of labels.csv".
+      parts: number of examples of each part that the source itself holds apart, by the part's name.
+      people: text [n], whose image each example is; None where that is not known, and each is its own.
+      notes: sentences for the operator: what was found and passed over, such as a part that is not read.
     """
 
     name: str
@@ -111,6 +123,10 @@ class Source:
     divided: bool
     read: Callable[[np.ndarray], Iterable[Example]]
     fingerprint: Any
+    labels_from: str = ""
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    people: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 def numbered_classes(settings: Settings, count: int | None, names: Sequence[str] = ()) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ Importing this loads none of them.
 
 import dataclasses
 import importlib
+import math
+import re
 from types import ModuleType
 
 from privimage_jax.settings import import_strings
@@ -35,15 +37,60 @@ class Spec:
         return importlib.import_module(self.module)
 
 
-_HERE, _PARTS = "privimage_jax.data.sources", ("split", "test_split")
+_HERE, _PARTS, _ANY = "privimage_jax.data.sources", ("split", "test_split"), ("first_label", "person", "intensity")
 SOURCES: dict[str, Spec] = {
-    "tfds": Spec(f"{_HERE}.tfds", "a prepared TFDS set", ("name", *_PARTS, "image_key", "label_key"), ("name", "path")),
-    "folder": Spec(f"{_HERE}.folder", "a folder of class folders", _PARTS, ("path",), declares_classes=False),
-    "zip": Spec(f"{_HERE}.zip", "a zip of class folders", _PARTS, ("path",), declares_classes=False),
-    "npz": Spec(f"{_HERE}.npz", "arrays", (*_PARTS, "label_key"), ("path",), declares_classes=False),
+    "tfds": Spec(
+        f"{_HERE}.tfds",
+        "a prepared TFDS set",
+        ("name", *_PARTS, "image_key", "label_key", "intensity"),
+        ("name", "path"),
+    ),
+    "folder": Spec(
+        f"{_HERE}.folder",
+        "a folder of pictures",
+        (*_PARTS, *_ANY, "labels", "links"),
+        ("path",),
+        declares_classes=False,
+    ),
+    "zip": Spec(f"{_HERE}.zip", "a zip of pictures", (*_PARTS, *_ANY, "labels"), ("path",), declares_classes=False),
+    "npz": Spec(
+        f"{_HERE}.npz", "arrays", (*_PARTS, *_ANY, "image_key", "label_key"), ("path",), declares_classes=False
+    ),
     "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits"),
     "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
 }
+
+FINDINGS = (  # that stop a run unless `accept` names them
+    "nearly_black",
+    "nearly_white",
+    "constant",
+    "duplicates_across_parts",
+    "part_folders",
+    "unlabelled",
+)
+_LABELS = re.compile(r"auto|folders|json|none|table:[^:]+:[^:]+:[^:]+")
+_PERSON = re.compile(r"(column|array):.+|level:[1-9][0-9]?|pattern:.+", re.DOTALL)
+
+
+def _is_intensity(text: str) -> bool:
+    """Whether the text is full, per_image or LOW:HIGH."""
+    if text in ("full", "per_image"):
+        return True
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        return False
+    return math.isfinite(high - low) and low < high
+
+
+def _is_person(text: str) -> bool:
+    """Whether the text says where the person of an image is found; a pattern has one group."""
+    kind, _, value = text.partition(":")
+    try:
+        return not text or bool(_PERSON.fullmatch(text)) and (kind != "pattern" or re.compile(value).groups == 1)
+    except re.error:
+        return False
+
 
 RULES: dict[str, Rule] = {  # of the sections config.data and config.public
     "source": (
@@ -58,6 +105,14 @@ RULES: dict[str, Rule] = {  # of the sections config.data and config.public
     "per_class": POSITIVE,
     "style": one_of("handwriting", "print"),
     "residency": one_of("auto", "replicated", "sharded"),
+    "labels": (
+        lambda v: bool(_LABELS.fullmatch(v)),
+        "auto, folders, json, none or table:FILE:FILE_COLUMN:CLASS_COLUMN",
+    ),
+    "first_label": AT_LEAST_0,
+    "person": (_is_person, '"", column:NAME, array:NAME, level:N or pattern:REGEX with one group'),
+    "intensity": (_is_intensity, "full, per_image or LOW:HIGH, such as 0:4095"),
+    "accept": (lambda v: set(v) <= set(FINDINGS), f"a list of {', '.join(FINDINGS)}, or ()"),
     "class_names": (
         lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v),
         "a list of distinct names, or ()",
