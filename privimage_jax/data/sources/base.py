@@ -148,7 +148,7 @@ def numbered_classes(settings: Settings, count: int | None, names: Sequence[str]
     if not declared:
         if count is None:
             raise UserError(f"{settings.key}.class_names is empty and the source has no list of classes; declare one.")
-        return tuple(names) or tuple(str(i) for i in range(count))
+        return tuple(names) or tuple(str(settings.first_label + i) for i in range(count))
     if count is not None and len(declared) != count:
         raise UserError(
             f"{settings.key}.class_names declares {len(declared)} classes and the source has {count}; "
@@ -160,6 +160,57 @@ def numbered_classes(settings: Settings, count: int | None, names: Sequence[str]
             f"list them as {', '.join(list(names)[:10])}{', …' if len(names) > 10 else ''}, or leave it empty."
         )
     return declared
+
+
+def shifted_labels(labels: np.ndarray, n_classes: int | None, settings: Settings, where: str) -> np.ndarray:
+    """Labels counted from 0, from those that a source counts from `first_label`.
+
+    Where the set has a list of classes, some of them may have no image. Where it has none, the labels are the list:
+    give those of all parts, and a list that would begin with an empty class is refused.
+
+    >>> ratings = Settings.from_section({"first_label": 1})
+    >>> shifted_labels(np.array([1, 3, 2]), None, ratings, "ratings.csv")
+    array([0, 2, 1])
+
+    Args:
+      labels: int [N], as the source counts them.
+      n_classes: number of classes of the declared list or the source's own; None if there is neither.
+      settings: which set it is.
+      where: what error messages call the place of the labels.
+
+    Returns:
+      int64 [N], each below `n_classes`.
+
+    Raises:
+      UserError: naming a label outside the classes, and `first_label` where another one makes all of them fit.
+    """
+    first, setting = settings.first_label, f"{settings.key}.first_label"
+    if not len(labels):
+        return np.zeros(0, np.int64)
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < first:
+        least = f"{lowest} at {int(labels.argmin())}"
+        if first and lowest >= 0:
+            raise UserError(f"{where} holds the label {least}, below {setting}={first}; set it to {lowest}.")
+        raise UserError(f"{where} holds the negative label {least}; number classes from {first}.")
+    if highest - first >= (n_classes or MAX_CLASSES):
+        found = f"{where} holds the label {highest} at {int(labels.argmax())}"
+        if n_classes is None:
+            raise UserError(f"{found}, which is no class number; number classes from {first}.")
+        if highest - first == n_classes and lowest > first:
+            raise UserError(
+                f"{where} numbers its {n_classes} classes from {first + 1} to {highest}; set {setting}={first + 1}."
+            )
+        raise UserError(
+            f"{found}, outside the {n_classes} classes ({first} to {first + n_classes - 1}); "
+            f"repair it or extend {settings.key}.class_names."
+        )
+    if n_classes is None and lowest > first:
+        raise UserError(
+            f"{where} holds labels from {lowest} to {highest} and none of {first}; set {setting}={lowest}, "
+            f"or declare {settings.key}.class_names if lower classes have no images."
+        )
+    return labels.astype(np.int64) - first
 
 
 def stamp(path: Path) -> list:
