@@ -6,6 +6,7 @@ No entry is unpacked beyond the size it announces. Arrays must be plain numbers 
 code) and must be as long as their headers say, so that a header cannot ask for memory that the file does not fill.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -26,6 +27,7 @@ MAX_LIST_BYTES = 1 << 28  # of the list of entries, which is held in memory: som
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack without a limit
 _TAIL_BYTES = (1 << 16) + 98  # where the end records are
 _LOCAL_HEADER_BYTES = 30
+_UTF8 = 0x800  # flag of an entry whose name is UTF-8 for certain
 _MAX_DEPTH = 64  # folders within each other
 
 
@@ -50,6 +52,7 @@ def open_archive(path: Path, where: str, remedy: str, kind: str = ".zip") -> zip
                 raise reading.Unreadable(f"lists {listed:,} bytes of names, more than the {MAX_LIST_BYTES:,} allowed")
             archive = _opened(file, kind)
             _check_size(archive, size)
+            _mend_names(archive)
             _check_entries(archive)
     except BaseException:
         file.close()
@@ -197,6 +200,22 @@ def _check_size(archive: zipfile.ZipFile, size: int) -> None:
             f"would unpack to {unpacked:,} bytes, more than the {allowed:,} allowed for its size (a folder has no such "
             "limit)"
         )
+
+
+def _mend_names(archive: zipfile.ZipFile) -> None:
+    """Puts slashes between folders where Windows PowerShell 5 put backslashes, and reads the UTF-8 of macOS as such.
+
+    Neither says in the archive that it does so. Entries keep the name by which their content is found.
+    """
+    entries = archive.infolist()
+    windows = not any("/" in entry.filename for entry in entries)
+    for entry in entries:
+        if windows:
+            entry.filename = entry.filename.replace("\\", "/")
+        if not entry.flag_bits & _UTF8:
+            with contextlib.suppress(UnicodeError):
+                entry.filename = entry.filename.encode("cp437").decode("utf-8")
+    archive.NameToInfo = {entry.filename: entry for entry in entries}
 
 
 def _check_entries(archive: zipfile.ZipFile) -> None:
