@@ -68,7 +68,7 @@ FINDINGS = (  # that stop a run unless `accept` names them
     "part_folders",
     "unlabelled",
 )
-_LABELS = re.compile(r"auto|folders|json|none|table:[^:]+:[^:]+:[^:]+")
+_LABELS = re.compile(r"auto|folders|json|none|table:[^:]+:[^:]*:[^:]+")
 _PERSON = re.compile(r"(column|array):.+|level:[1-9][0-9]?|pattern:.+", re.DOTALL)
 
 
