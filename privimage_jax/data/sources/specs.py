@@ -56,6 +56,13 @@ SOURCES: dict[str, Spec] = {
     "npz": Spec(
         f"{_HERE}.npz", "arrays", (*_PARTS, *_ANY, "image_key", "label_key"), ("path",), declares_classes=False
     ),
+    "idx": Spec(
+        f"{_HERE}.idx",
+        "MNIST's files",
+        ("name", *_PARTS, "first_label", "label_key"),
+        ("path",),
+        declares_classes=False,
+    ),
     "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits"),
     "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
 }
