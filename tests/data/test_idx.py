@@ -96,7 +96,7 @@ def test_missing_files_and_parts(tmp_path):
     with pytest.raises(UserError, match="holds no files such as train-images-idx3-ubyte.gz; set it to the folder"):
         read(tmp_path)
     write_mnist(tmp_path)
-    with pytest.raises(UserError, match="no images of the part 'val' .it has t10k, train"):
+    with pytest.raises(UserError, match="no part 'val' .it has t10k, train.; correct config.data.split"):
         read(tmp_path, split="val")
     with pytest.raises(UserError, match="config.data.person=array:x is nothing that source=idx has; leave it empty"):
         read(tmp_path, person="array:x")

@@ -1,12 +1,12 @@
 """Classes from labels as they are stored: numbers, texts, or one column a class."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from privimage_jax.data.labels.listing import same_name
 from privimage_jax.data.sources.base import MAX_CLASSES, Settings, numbered_classes, shifted_labels
 from privimage_jax.errors import UserError
 
@@ -95,20 +95,20 @@ def classes_of(
     """
     listed = tuple(own_names) or settings.class_names
     texts = sorted({text for part in every for text in part.texts})
-    if texts and not ({_composed(text) for text in texts} & {_composed(name) for name in listed}):
+    if texts and not ({same_name(text) for text in texts} & {same_name(name) for name in listed}):
         every, labels = [_as_numbers(part) for part in every], _as_numbers(labels)
     if not labels.texts:
         return _numbered(labels.numbers, every, own_names, settings, what)
     if len(texts) > MAX_CLASSES:
         raise UserError(f"{what} holds {len(texts):,} different texts, which are no class names; name another column.")
     class_names = numbered_classes(settings, None, own_names) if own_names else (settings.class_names or tuple(texts))
-    index = {_composed(name): number for number, name in enumerate(listed or class_names)}
+    index = {same_name(name): number for number, name in enumerate(listed or class_names)}
     for text in labels.texts:
-        if _composed(text) not in index:
+        if same_name(text) not in index:
             raise UserError(
                 f"{what} holds {text[:200]!r}, which is not in {settings.key}.class_names; declare or remove it."
             )
-    return np.array([index[_composed(text)] for text in labels.texts], np.int64)[labels.numbers], class_names
+    return np.array([index[same_name(text)] for text in labels.texts], np.int64)[labels.numbers], class_names
 
 
 def _numbered(
@@ -127,8 +127,3 @@ def _as_numbers(labels: Labels) -> Labels:
     if not labels.texts or not all(re.fullmatch(r"-?[0-9]{1,9}", text, re.ASCII) for text in labels.texts):
         return labels
     return Labels(np.array([int(text) for text in labels.texts], np.int64)[labels.numbers])
-
-
-def _composed(name: str) -> str:
-    """A name in the one form in which names are compared: macOS stores accents as letters of their own."""
-    return unicodedata.normalize("NFC", name)

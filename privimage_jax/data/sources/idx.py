@@ -18,6 +18,7 @@ import numpy as np
 
 from privimage_jax.data.sources import class_labels
 from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, person_by, stamp
+from privimage_jax.data.sources.files import check_file
 from privimage_jax.errors import UserError
 from privimage_jax.storage import gzips, reading
 
@@ -40,13 +41,12 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
     person_by(settings)
     folder = settings.existing_path("a folder of files such as train-images-idx3-ubyte.gz")
     where = f"{settings.key}.path={folder}"
-    set_name, parts = _choose(_find(folder, where), settings, where)
+    set_name, parts = _choose(_find(folder, settings, where), settings, where)
     training = _named(parts, settings.split)
     held_out = _named(parts, settings.test_split)
     if training is None:
-        raise UserError(
-            f"{where} has no images of the part {settings.split!r} (it has {', '.join(parts)}); correct {settings.key}.split."
-        )
+        held = ", ".join(parts)
+        raise UserError(f"{where} has no part {settings.split!r} (it has {held}); correct {settings.key}.split.")
     chosen = held_out if held_out and part == "test" else training
     sides = {name: _header(files.images, 3) for name, files in parts.items()}
     labels = {name: _labels(files.labels, sides[name][0]) for name, files in parts.items()}
@@ -84,7 +84,7 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
     )
 
 
-def _find(folder: Path, where: str) -> dict[str, dict[str, _Part]]:
+def _find(folder: Path, settings: Settings, where: str) -> dict[str, dict[str, _Part]]:
     """The files in a folder: set (such as "emnist-letters", or "") -> part -> its files.
 
     Raises:
@@ -96,6 +96,7 @@ def _find(folder: Path, where: str) -> dict[str, dict[str, _Part]]:
     with reading.user_errors(where, "check its permissions"):
         for path in sorted(folder.iterdir(), reverse=True):  # a packed file before the same unpacked, which is taken
             if found := _FILE.fullmatch(path.name):
+                check_file(path, settings)
                 key = (found["set"] or "").removesuffix("-"), found["part"]
                 files.setdefault(key, {})[found["kind"]] = path
     if not files:

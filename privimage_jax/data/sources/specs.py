@@ -58,11 +58,12 @@ SOURCES: dict[str, Spec] = {
     ),
     "idx": Spec(
         f"{_HERE}.idx",
-        "MNIST's files",
-        ("name", *_PARTS, "first_label", "label_key"),
+        "MNIST's own files",
+        ("name", *_PARTS, "first_label", "label_key", "intensity", "links"),
         ("path",),
         declares_classes=False,
     ),
+    "cifar": Spec(f"{_HERE}.cifar", "CIFAR's own files", ("label_key", "intensity", "links"), ("path",)),
     "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits"),
     "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
 }
