@@ -8,6 +8,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 
 AUDIT = ["jax-privacy"]
+PARQUET = ["pyarrow"]
 PEERS = [*AUDIT, "torch", "opacus"]
 # The compiler for TPUs, which needs none; jax pins the version that it fits. It is made for this platform alone.
 TARGETS = ['jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"']
@@ -43,10 +44,22 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, *TARGETS, "hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
+        "test": [
+            *AUDIT,
+            *PARQUET,
+            *TARGETS,
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "pytest-xdist",
+            "pyyaml",
+            "ruff",
+            "selenium",
+        ],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": ["tensorflow"],
+        "parquet": PARQUET,
         "peers": PEERS,
         "targets": TARGETS,
     },

@@ -17,14 +17,13 @@ from PIL import Image
 
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset, Facts
-from privimage_jax.data.sources.base import Example, Settings, Source
+from privimage_jax.data.sources.base import MAX_EXAMPLES, Example, Settings, Source
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.data.transforms import fit
 from privimage_jax.errors import UserError, one_line
 from privimage_jax.storage import fingerprints
 
 PARTS = ("train", "test")
-MAX_EXAMPLES = 1 << 26
 MAX_NAME = 200  # characters of a class name
 _FORMAT = 2  # raise it when the same settings give other pixels, so that old caches are not used
 _CHUNK = 128  # examples decoded by one thread at a time
