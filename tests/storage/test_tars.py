@@ -78,6 +78,8 @@ def lying(size: bytes) -> bytes:
         (tar_bytes({"a": b"1"})[:1024] + tar_bytes({"a": b"2"}), "holds 'a' twice"),
         (tar_bytes({"a": b"1" * 2000})[:1000], "ends within 'a'"),
         (tar_bytes({"a": b"1"})[:300], "is cut short"),
+        (tar_bytes({"a": b"1"})[:1024], "is cut short"),
+        (b"", "is cut short"),
         (lying(b"\x80" + b"\xff" * 11), "size is no number"),
         (lying(b"77777777777\0"), "ends within 'a'"),
         (lying(b"-0000000001\0"), "size is no number"),

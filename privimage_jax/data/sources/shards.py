@@ -60,8 +60,8 @@ def find(settings: Settings, endings: tuple[str, ...], what: str) -> Shards:
     if len(parts) > 1 and "" in parts:
         odd = parts[""][0].relative_to(root)
         raise UserError(
-            f"{where}: the name of {odd} tells no part such as {settings.split}, and those of other files do; rename or "
-            "remove it."
+            f"{where}: the name of {odd} tells no part such as {settings.split}, and those of other files do; "
+            "rename or remove it."
         )
     return _divide(parts, settings, where)
 

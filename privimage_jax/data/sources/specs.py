@@ -70,6 +70,13 @@ SOURCES: dict[str, Spec] = {
         ("path",),
         declares_classes=False,
     ),
+    "webdataset": Spec(
+        f"{_HERE}.webdataset",
+        "tar files of pictures",
+        (*_PARTS, *_ANY, "image_key", "label_key", "links"),
+        ("path",),
+        declares_classes=False,
+    ),
     "cifar": Spec(f"{_HERE}.cifar", "CIFAR's own files", ("label_key", "intensity", "links"), ("path",)),
     "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits"),
     "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
