@@ -73,6 +73,12 @@ def test_rows_are_read_in_any_order(tmp_path, monkeypatch):
 def test_other_columns_and_types(tmp_path):
     content = table(range(4), ["a", "b", "b", "a"], image="img", label="kind")
     path = write(tmp_path / "set.parquet", content)
+    for kinds in (
+        pa.array(["a", "b", "b", "a"]).dictionary_encode(),
+        pa.array(["a", "b", "b", "a"], pa.large_string()),
+    ):
+        write(path, content.set_column(1, "kind", kinds))
+        assert read(path, label_key="kind").labels.tolist() == [0, 1, 1, 0]
     dataset = read(path, label_key="kind")
     assert dataset.class_names == ("a", "b") and dataset.labels.tolist() == [0, 1, 1, 0] and dataset.name == "set"
     assert read(path, label_key="kind", class_names=("b", "c", "a")).labels.tolist() == [2, 0, 0, 2]
@@ -124,7 +130,7 @@ def test_wrong_tables_are_named(tmp_path, case):
 def test_files_that_do_not_belong_together(tmp_path):
     write(tmp_path / "0.parquet", table(range(2)))
     write(tmp_path / "1.parquet", table(range(2), ["a", "b"]))
-    with pytest.raises(UserError, match="the column 'label' holds texts, and numbers in other files"):
+    with pytest.raises(UserError, match="the column 'label' holds texts in some of the files only"):
         read(tmp_path)
     write(tmp_path / "1.parquet", table(range(2), label="kind"))
     with pytest.raises(UserError, match="1.parquet: the column 'label' is missing"):

@@ -1,12 +1,11 @@
 """Shards: tar files of pictures and their labels."""
 
 import gzip
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
+from hostile import tar_bytes, written
 from prepared import picture, png
 
 from privimage_jax.data import load
@@ -17,13 +16,7 @@ from privimage_jax.errors import UserError
 
 def write(path, members):
     """A tar file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
+    return written(path, tar_bytes(members))
 
 
 def samples(rows, label=lambda i: {"cls": b"%d\n" % (i % 2)}, name="{:03}"):

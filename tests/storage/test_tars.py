@@ -5,25 +5,13 @@ import tarfile
 import tracemalloc
 
 import pytest
+from hostile import tar_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from privimage_jax.storage import reading, tars
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
-
-
-def tar_bytes(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT, **change) -> bytes:
-    """A tar file; `change` sets fields of each member."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            for field, value in change.items():
-                setattr(member, field, value)
-            archive.addfile(member, io.BytesIO(content))
-    return out.getvalue()
 
 
 def found(content: bytes) -> dict[str, bytes]:

@@ -201,36 +201,44 @@ def _values(tables: Sequence[_Table], key: str) -> class_labels.Labels:
     Raises:
       UserError: if it holds anything else, or nothing in one of its rows.
     """
+    numbers: list[np.ndarray] = []
+    index: dict[str, int] = {}
+    for table in tables:
+        what = f"{table.path}: the column {key!r}"
+        with reading.user_errors(what, _REMEDY):
+            if key not in table.schema.names:
+                raise reading.Unreadable("is missing")
+            numbers += _of_file(table, key, index, what)
+    texts = [_is_text(table.schema.field(key).type) for table in tables]
+    if len(set(texts)) > 1:
+        raise UserError(f"{tables[0].path}: the column {key!r} holds texts in some of the files only; {_REMEDY}.")
+    return class_labels.Labels(np.concatenate([np.zeros(0, np.int64), *numbers]), tuple(index))
+
+
+def _of_file(table: _Table, key: str, index: dict[str, int], what: str) -> list[np.ndarray]:
+    """The values of a column as numbers, in pieces; texts are numbered by `index`, which grows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbers: list[np.ndarray] = [np.zeros(0, np.int64)]
-    index: dict[str, int] = {}
-    for table in tables:
-        with reading.user_errors(f"{table.path}: the column {key!r}", _REMEDY):
-            if key not in table.schema.names:
-                raise reading.Unreadable("is missing")
-            kind = table.schema.field(key).type
-            is_text = _is_text(kind)
-            if not is_text and not (
-                pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)
-            ):
-                raise reading.Unreadable(f"holds {kind}, neither whole numbers nor texts")
-            with pq.ParquetFile(table.path, read_dictionary=[key] if is_text else []) as file:
-                for batch in file.iter_batches(_LABEL_ROWS, columns=[key], use_threads=False):
-                    column = batch.column(0)
-                    if column.null_count:
-                        raise reading.Unreadable("has rows without a value")
-                    if is_text:
-                        column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-                        codes = [index.setdefault(text, len(index)) for text in column.dictionary.to_pylist()]
-                        numbers.append(np.array(codes, np.int64)[column.indices.to_numpy(zero_copy_only=False)])
-                    else:
-                        values = column.to_numpy(zero_copy_only=False)
-                        numbers.append(class_labels.of_array(values, len(values), f"{table.path}: {key!r}").numbers)
-    if index and len(numbers[1:]) and not all(_is_text(table.schema.field(key).type) for table in tables):
-        raise UserError(f"{tables[0].path}: the column {key!r} holds texts, and numbers in other files; {_REMEDY}.")
-    return class_labels.Labels(np.concatenate(numbers), tuple(index))
+    kind = table.schema.field(key).type
+    is_text = _is_text(kind)
+    if not (is_text or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        raise reading.Unreadable(f"holds {kind}, neither whole numbers nor texts")
+    numbers = []
+    with pq.ParquetFile(table.path, read_dictionary=[key] if is_text else []) as file:
+        for batch in file.iter_batches(_LABEL_ROWS, columns=[key], use_threads=False):
+            column = batch.column(0)
+            if column.null_count:
+                raise reading.Unreadable("has rows without a value")
+            if is_text:
+                codes = [index.setdefault(text, len(index)) for text in column.dictionary.to_pylist()]
+                numbers.append(np.array(codes, np.int64)[column.indices.to_numpy(zero_copy_only=False)])
+            else:
+                values = column.to_numpy(zero_copy_only=False)
+                numbers.append(class_labels.of_array(values, len(values), what).numbers)
+    if sum(map(len, numbers)) != sum(table.groups):
+        raise reading.Unreadable("holds other rows than announced")
+    return numbers
 
 
 def _is_text(kind: Any) -> bool:
