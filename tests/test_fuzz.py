@@ -3,7 +3,20 @@
 import fuzz
 from planted_readers import PLANTED
 
-QUICK = ["folder", "zip", "npz", "tfds", "config", "ledger", "checkpoint", "generator", "semantics", "histogram"]
+QUICK = [
+    "folder",
+    "table",
+    "dataset_json",
+    "zip",
+    "npz",
+    "tfds",
+    "config",
+    "ledger",
+    "checkpoint",
+    "generator",
+    "semantics",
+    "histogram",
+]
 QUICK += ["synthetic", "subset", "cache", "metrics", "weights", "comparison"]
 SEED = 20
 

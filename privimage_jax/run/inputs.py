@@ -86,7 +86,8 @@ class DataSets:
         derived.check_against_n(config, sensitive.n)
         if needs_public:
             data.check_compatible(sensitive, self.public)
-            derived.check_against_classes(config, sensitive.n_classes, self.public.n_classes)
+            with_images = len(np.unique(self.public.labels))
+            derived.check_against_classes(config, sensitive.n_classes, self.public.n_classes, with_images)
         if config.evaluate.enabled and self.held_out.n < 2:
             raise UserError(
                 f"the held-out part of config.data has {self.held_out.n} image; hold out at least 2 by "

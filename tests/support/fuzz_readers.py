@@ -80,6 +80,24 @@ def read_folder(folder: Path) -> None:
     load({"source": "folder", "path": str(folder / "set"), "test_fraction": 0.0}, "train", 8, 3, None)
 
 
+def make_table(folder: Path) -> None:
+    for name in ("0", "1"):
+        hostile.written(folder / "set" / f"{name}.png", hostile.picture_bytes("PNG"))
+    hostile.written(folder / "set" / "classes.csv", b'file,label,who\n0,a,x\n"1.png",b,y\n')
+
+
+def read_table(folder: Path) -> None:
+    section = {"source": "folder", "path": str(folder / "set"), "test_fraction": 0.0}
+    load(section, "train", 8, 3, None)
+    load(section | {"labels": "table:classes.csv:file:label", "person": "column:who"}, "train", 8, 3, None)
+
+
+def make_dataset_json(folder: Path) -> None:
+    hostile.written(folder / "set" / "00000" / "0.png", hostile.picture_bytes("PNG"))
+    hostile.written(folder / "set" / "00000" / "1.png", hostile.picture_bytes("PNG"))
+    hostile.written(folder / "set" / "dataset.json", b'{"labels": [["00000/0.png", 0], ["00000/1.png", 1]]}')
+
+
 def make_zip(folder: Path) -> None:
     picture = hostile.picture_bytes("PNG")
     hostile.written(folder / "set.zip", hostile.zip_bytes({"a/0.png": picture, "b/1.png": picture}))
@@ -370,6 +388,8 @@ def of_run(make, read, *more, **other) -> Reader:
 
 READERS = {
     "folder": Reader(make_folder, read_folder),
+    "table": Reader(make_table, read_table, named=True),
+    "dataset_json": Reader(make_dataset_json, read_folder, named=True),
     "zip": Reader(make_zip, read_zip, named=True),
     "npz": Reader(make_npz, read_npz, named=True),
     "tfds": Reader(make_tfds, read_tfds),
