@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image
 
+from privimage_jax.data.pictures import Picture
 from privimage_jax.data.sources.base import Example, Settings, Source, stamp
 from privimage_jax.data.sources.folder import arrange
 from privimage_jax.data.transforms import MAX_FILE_BYTES, decode_image
@@ -49,7 +49,7 @@ def _wrapping_folder(names: set[str], settings: Settings) -> str:
     return only if only in names and holds_folders and not meant else ""
 
 
-def _read(archive: zipfile.ZipFile, name: str, where: str) -> Image.Image:
+def _read(archive: zipfile.ZipFile, name: str, where: str) -> Picture:
     with reading.user_errors(f"{where} is damaged: {name}", _REMEDY):
         content = read_entry(archive, name)
     return decode_image(content, f"{name} in {where.partition('=')[2]}")
