@@ -20,8 +20,8 @@ def data_section() -> ConfigDict:
     data.test_split = "test"  # the part held out for evaluation: a TFDS split or a subfolder
     data.test_fraction = 0.2  # share held out for evaluation where the source has no test part of its own
     data.validation_fraction = 0.0  # >0: evaluate on this share of the training part instead (to choose settings)
-    data.image_key = "image"  # tfds, parquet: the feature or column of the image; npz: its array ("image" = the usual)
-    data.label_key = "label"  # the same of the label; "attributes/Male" reads a nested one; "" = unlabelled
+    data.image_key = "image"  # the feature, column, array or member that holds the images; "image" = the usual ones
+    data.label_key = "label"  # the same of the labels; tfds: "attributes/Male" reads a nested one; "" = unlabelled
     data.labels = (
         "auto"  # where labels of pictures are: auto | folders | json | none | table:FILE:FILE_COLUMN:CLASS_COLUMN
     )

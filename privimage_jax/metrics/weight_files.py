@@ -1,25 +1,23 @@
 """Named arrays from files of network weights: safetensors, and a state dict as PyTorch saves it, now or before 1.6.
 
-Such files come from strangers, and a PyTorch file is a pickle, which can name any function to be called. Here it may
-name those few that make up arrays, whose stand-ins only note what they were asked for; so no code of a file runs, and
-PyTorch need not be installed.
+A PyTorch file is a pickle. Here it may name those few things that make up arrays, whose stand-ins only note what they
+were asked for (`storage/pickles.py`); so no code of a file runs, and PyTorch need not be installed.
 """
 
 import collections
 import hashlib
 import io
 import math
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from privimage_jax.storage import archives, reading
+from privimage_jax.storage import archives, pickles, reading
 
 MAX_BYTES = 1 << 30
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
@@ -99,7 +97,7 @@ def _from_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     return _arrays(state, lambda storage: archives.read_entry(archive, f"{roots[0]}data/{storage.key}"))
 
 
-def _from_pickles(file: BinaryIO) -> dict[str, np.ndarray]:
+def _from_pickles(file: io.BytesIO) -> dict[str, np.ndarray]:
     """A PyTorch file before 1.6: pickles of a mark, a version, sizes of C types, the state and the storages' keys; then
     of each storage how many numbers it has and the numbers."""
     if _Unpickler(file).load() != _MAGIC:
@@ -131,11 +129,10 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-class _Unpickler(pickle._Unpickler):  # the one in C sets memory aside for whatever memo index a file names
-    """Reads dicts, lists, tuples, numbers, texts and notes on arrays; refuses everything else."""
+class _Unpickler(pickles.Unpickler):
+    """Reads what a state dict is made of, and notes on arrays."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        # Made anew for every file, which could attach things to them.
+    def __init__(self, file: io.BytesIO):
         known = {
             "collections.OrderedDict": collections.OrderedDict,
             "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: Tensor(
@@ -144,9 +141,7 @@ class _Unpickler(pickle._Unpickler):  # the one in C sets memory aside for whate
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
             **{f"torch.{storage}": dtype for storage, dtype in _STORAGES.items()},
         }
-        if f"{module}.{name}" not in known:
-            raise reading.Unreadable(f"holds {f'{module}.{name}'[:80]!r}, which is no part of an array")
-        return known[f"{module}.{name}"]
+        super().__init__(file, known)
 
     def persistent_load(self, identity: Any) -> Storage:
         kind, dtype, key, _, _, *view = identity
@@ -154,24 +149,6 @@ class _Unpickler(pickle._Unpickler):  # the one in C sets memory aside for whate
         if kind != "storage" or not known or any(view):
             raise reading.Unreadable("holds an array of a kind that is not supported")
         return Storage(dtype, key)
-
-
-def _shallow(load: Callable) -> Callable:
-    """Tuples of tuples of tuples are in no file of weights, and hashing them could take for ever."""
-
-    def checked(self: Any) -> None:
-        load(self)
-        inner = [value for value in self.stack[-1] if isinstance(value, tuple)]
-        if any(isinstance(value, tuple) for values in inner for value in values):
-            raise reading.Unreadable("nests too deeply")
-
-    return checked
-
-
-_TUPLES = [code[0] for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)]
-_Unpickler.dispatch = pickle._Unpickler.dispatch | {
-    code: _shallow(pickle._Unpickler.dispatch[code]) for code in _TUPLES
-}
 
 
 def _checked(state: Any) -> dict[str, Tensor]:

@@ -215,6 +215,28 @@ def shifted_labels(labels: np.ndarray, n_classes: int | None, settings: Settings
     return labels.astype(np.int64) - first
 
 
+def person_by(settings: Settings, *kinds: str) -> tuple[str, str]:
+    """Kind and value of the setting `person`, or two empty texts: a source that cannot obey it must not pass it over.
+
+    >>> person_by(Settings.from_section({"person": "array:patient"}), "array")
+    ('array', 'patient')
+
+    Args:
+      settings: which set it is.
+      kinds: those that the source knows.
+
+    Raises:
+      UserError: for another kind.
+    """
+    kind, _, value = settings.person.partition(":")
+    if kind and kind not in kinds:
+        ways = f"give {' or '.join(f'{kind}:…' for kind in kinds)}, or leave it empty" if kinds else "leave it empty"
+        raise UserError(
+            f"{settings.key}.person={settings.person} is nothing that source={settings.source} has; {ways}."
+        )
+    return kind, value
+
+
 def stamp(path: Path) -> list:
     """Name, size in bytes and modification time in nanoseconds of a file, for a fingerprint."""
     status = path.stat()

@@ -56,6 +56,14 @@ SOURCES: dict[str, Spec] = {
     "npz": Spec(
         f"{_HERE}.npz", "arrays", (*_PARTS, *_ANY, "image_key", "label_key"), ("path",), declares_classes=False
     ),
+    "idx": Spec(
+        f"{_HERE}.idx",
+        "MNIST's own files",
+        ("name", *_PARTS, "first_label", "label_key", "intensity", "links"),
+        ("path",),
+        declares_classes=False,
+    ),
+    "cifar": Spec(f"{_HERE}.cifar", "CIFAR's own files", ("label_key", "intensity", "links"), ("path",)),
     "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits"),
     "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
 }
