@@ -9,6 +9,9 @@ HERE = pathlib.Path(__file__).parent
 
 AUDIT = ["jax-privacy"]
 PEERS = [*AUDIT, "torch", "opacus"]
+# What TensorFlow Datasets imports to download and prepare a set, and requires nowhere: the first for files on Google
+# Drive. The suite prepares a set with them, and without TensorFlow.
+PREPARE = ["beautifulsoup4", "importlib-resources"]
 # The compiler for TPUs, which needs none; jax pins the version that it fits. It is made for this platform alone.
 TARGETS = ['jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"']
 
@@ -43,10 +46,10 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, *TARGETS, "hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
+        "test": [*AUDIT, *PREPARE, *TARGETS, "hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "prepare": ["tensorflow"],
+        "prepare": [*PREPARE, "tensorflow"],
         "peers": PEERS,
         "targets": TARGETS,
     },
