@@ -10,13 +10,13 @@ import jax
 from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.cluster import processes
-from privimage_jax.errors import UserError, one_line
+from privimage_jax.errors import UserError, is_out_of_memory, one_line
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
-from privimage_jax.run.stage import Stage, all_stages, enabled_stages
+from privimage_jax.run.stage import Stage, all_stages, enabled_stages, value
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
 from privimage_jax.stages.parts import utility
 from privimage_jax.storage import workdir
@@ -154,10 +154,28 @@ def _run_stage(stage: Stage, inputs: Inputs) -> None:
     headline(stage.name, "running")
     begin = time.monotonic()
     precision = inputs.config.precision if stage.follows_precision else "float32"
-    with jax.default_matmul_precision(PRECISIONS[precision]):
+    with _memory_explained(stage, inputs), jax.default_matmul_precision(PRECISIONS[precision]):
         stage.load().run(inputs)
     run.mark_done(stage.name, record)
     headline(stage.name, "done", f"{time.monotonic() - begin:.1f} s")
+
+
+@contextlib.contextmanager
+def _memory_explained(stage: Stage, inputs: Inputs) -> Iterator[None]:
+    """Turns a lack of memory, of a device or of this machine, into a `UserError` that names the stage's settings."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        in_use = {"clipping.microbatch": inputs.microbatch}  # where the config leaves it open
+        lower = [f"config.{key}={in_use.get(key) or value(inputs.config, key)}" for key in stage.memory_settings]
+        advice = f"give less than {' or '.join(lower)}" if lower else "use a machine or devices with more of it"
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(
+            f"memory ran out in the stage {stage.name} ({reason}); {advice}, and run the same command again: what the "
+            "stages before have done is kept."
+        ) from error
 
 
 def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 from privimage_jax.cluster import distributed
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 from privimage_jax.targets import topologies
 
 XLA_FLAGS = (
@@ -34,8 +34,13 @@ def start(cache_dir: Path | None = None, place: distributed.Place | None = None)
     warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
     try:
         jax.devices()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"jax finds no device ({reason}); correct JAX_PLATFORMS or the installation.") from None
+    except (RuntimeError, AssertionError) as error:  # the latter where a platform that is asked for has no device
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        wanted = f" for JAX_PLATFORMS={asked}" if asked else ""
+        reason = one_line((str(error).splitlines() or ["none is there, or the packages for it are not installed"])[0])
+        raise UserError(
+            f"jax finds no device{wanted} ({reason}); correct JAX_PLATFORMS, or install jax for the devices of this "
+            "machine, as by `source launch/environment.sh cuda` (or tpu)."
+        ) from None
     if jax.default_backend() == "gpu":
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # no program is too small to be kept
