@@ -66,7 +66,7 @@ def load(
     with failures(settings):
         module = spec.load()
         source = module.open_source(settings, "train" if settings.validation_fraction else part, image_size)
-        _check_source(source, settings)
+        stored = _check_source(source, settings)
     indices = choose(settings, source.n, source.divided, part)
     if not len(indices):
         raise UserError(
@@ -82,7 +82,7 @@ def load(
         asked = {
             name: value for name, value in vars(settings).items() if name != "accept" and (name != "kwargs" or value)
         }
-        identity = [_FORMAT, asked, part, shape, source.n, source.class_names, source.fingerprint]
+        identity = [_FORMAT, asked, part, shape, source.n, source.class_names, stored]
         kind = settings.source
         if kind not in SOURCES:
             identity.append(hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest())
@@ -105,8 +105,11 @@ def _numbered(people: np.ndarray) -> np.ndarray:
     return np.unique(people, return_inverse=True)[1].astype(np.int32)
 
 
-def _check_source(source: Source, settings: Settings) -> None:
-    """Refuses what no honest set holds: names that would disturb terminals and files, and numbers that fill memory."""
+def _check_source(source: Source, settings: Settings) -> str:
+    """Refuses what no honest set holds: names that would disturb terminals and files, and numbers that fill memory.
+
+    Returns the digest of the source's fingerprint.
+    """
     if not isinstance(source, Source):
         raise UserError(
             f"{settings.key}.source={settings.source} opens no privimage_jax.data.sources.base.Source; return one."
@@ -115,7 +118,7 @@ def _check_source(source: Source, settings: Settings) -> None:
         raise UserError(f"{settings.key}.source={settings.source} has n={source.n!r}; let n be its number of examples.")
     if not source.class_names:
         raise UserError(f"{settings.key}.source={settings.source} has no class_names; list at least one.")
-    fingerprints.fingerprint(source.fingerprint)  # fails here, not after all is decoded, where it is not JSON-able
+    stored = fingerprints.fingerprint(source.fingerprint)  # fails here, not after all is decoded, if it is no JSON
     if source.n > MAX_EXAMPLES:
         raise UserError(
             f"{settings.key}.source={settings.source} holds {source.n:,} examples; a set may have {MAX_EXAMPLES:,}."
@@ -126,6 +129,7 @@ def _check_source(source: Source, settings: Settings) -> None:
                 f"{settings.key}: the class name {name[:MAX_NAME]!r} is empty, has characters that cannot be printed, "
                 f"or has more than {MAX_NAME}; rename the class or declare {settings.key}.class_names."
             )
+    return stored
 
 
 def choose(settings: Settings, n: int, divided: bool, part: str) -> np.ndarray:

@@ -155,7 +155,7 @@ def _netpbm(image: Any, content: bytes, codec: str, top: int, name: str) -> Pict
         if len(content) - start < width * height * channels * dtype.itemsize:
             raise UnreadableImage(name, "is cut short")
         values = np.frombuffer(content, dtype, width * height * channels, start).astype(dtype.newbyteorder("="))
-        values = values.reshape(height, width, channels)
+        values = np.minimum(values, top).reshape(height, width, channels)
     elif channels == 3 and bits == 16:
         raise UnreadableImage(name, "has 16-bit colour written as text", formats.TO_DEEP_PNG)
     else:  # numbers as text, which Pillow has spread over the whole range

@@ -30,7 +30,7 @@ _PIXEL_BYTES = 8  # while a picture is decoded: Pillow's four, and those of a co
 _LARGE = 1 << 26  # bytes, from which on memory is looked at before it is asked for
 
 
-def decode_image(content: Path | bytes, name: str) -> Picture:
+def decode_image(content: str | Path | bytes, name: str) -> Picture:
     """Reads one picture file (a path, or the file's bytes), upright; `name` is what error messages call it.
 
     Raises:
@@ -44,7 +44,9 @@ def decode_image(content: Path | bytes, name: str) -> Picture:
     except UserError:
         raise
     except OSError as error:
-        raise UnreadableImage(name, f"cannot be opened ({error.strerror or error})") from None
+        raise UnreadableImage(
+            name, f"cannot be read ({error.strerror or error})", "check {them} and the disk"
+        ) from None
     except reading.Unreadable as error:
         raise UnreadableImage(name, str(error)) from None
     except MemoryError as error:

@@ -91,7 +91,7 @@ def test_exif_orientation_is_obeyed():
 
 
 def test_bad_files(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="missing.png is not a readable image: it cannot be opened .No such file"):
+    with pytest.raises(UserError, match="missing.png is not a readable image: it cannot be read .No such file"):
         decode_image(tmp_path / "missing.png", "missing.png")
     whole = io.BytesIO()
     Image.new("RGB", (40, 40)).save(whole, "JPEG")

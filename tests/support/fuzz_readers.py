@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 from unittest import mock
 
+import deep_pictures
 import hostile
 import numpy as np
 import pipelines
@@ -74,10 +75,16 @@ def make_folder(folder: Path) -> None:
     for index, kind in enumerate(KINDS):
         name = CLASSES[index % 2]
         hostile.written(folder / "set" / name / f"{index}.{kind.lower()}", hostile.picture_bytes(kind))
+    deep = np.arange(8 * 8 * 3, dtype=np.uint16).reshape(8, 8, 3) * 300
+    for name, content in (("8.png", deep_pictures.png(deep)), ("9.tif", deep_pictures.tiff(deep[..., 0]))):
+        hostile.written(folder / "set" / "a" / name, content)
+    hostile.written(folder / "set" / "b" / "10.pgm", b"P5 8 8 4095\n" + deep[..., 0].tobytes())
 
 
 def read_folder(folder: Path) -> None:
-    load({"source": "folder", "path": str(folder / "set"), "test_fraction": 0.0}, "train", 8, 3, None)
+    for intensity in ("full", "0:4095", "per_image"):
+        section = {"source": "folder", "path": str(folder / "set"), "test_fraction": 0.0, "intensity": intensity}
+        load(section, "train", 8, 3, None)
 
 
 def make_table(folder: Path) -> None:
