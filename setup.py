@@ -8,6 +8,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 
 AUDIT = ["jax-privacy"]
+PARQUET = ["pyarrow"]
 PEERS = [*AUDIT, "torch", "opacus"]
 # What TensorFlow Datasets imports to download and prepare a set, and requires nowhere: the first for files on Google
 # Drive. The suite prepares a set with them, and without TensorFlow.
@@ -47,10 +48,11 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, *PREPARE, *TARGETS, *CHECKS],
+        "test": [*AUDIT, *PARQUET, *PREPARE, *TARGETS, *CHECKS],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": [*PREPARE, "tensorflow"],
+        "parquet": PARQUET,
         "peers": PEERS,
         "targets": TARGETS,
     },

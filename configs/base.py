@@ -12,12 +12,14 @@ CLASSIFIERS = ("cnn", "resnet9", "resnet18", "resnet50", "resnet110", "wide_resn
 def data_section() -> ConfigDict:
     """Where a labelled image set comes from; the same keys serve the sensitive and the public set."""
     data = ConfigDict()
-    data.source = "tfds"  # tfds | folder | zip | npz | digits | glyphs | package.module:NAME of a Spec
-    data.name = ""  # tfds: the name of the set, such as "mnist"
+    data.source = (
+        "tfds"  # tfds|folder|zip|npz|idx|cifar|parquet|webdataset|digits|glyphs, or package.module:NAME of a Spec
+    )
+    data.name = ""  # tfds: the name of the set, such as "mnist"; idx: of one of several, such as "emnist-letters"
     data.data_dir = ""  # tfds: the folder of all prepared sets ("" = TFDS's default)
-    data.path = ""  # a folder, .zip or .npz file; tfds: the folder of one prepared set, in place of name and data_dir
-    data.split = "train"  # the training part: a TFDS split or a subfolder
-    data.test_split = "test"  # the part held out for evaluation: a TFDS split or a subfolder
+    data.path = ""  # the set's folder or file; tfds: the folder of one prepared set, in place of name and data_dir
+    data.split = "train"  # the training part: a TFDS split, a subfolder, a part of arrays' or shards' names
+    data.test_split = "test"  # the same of the part held out for evaluation
     data.test_fraction = 0.2  # share held out for evaluation where the source has no test part of its own
     data.validation_fraction = 0.0  # >0: evaluate on this share of the training part instead (to choose settings)
     data.image_key = "image"  # the feature, column, array or member that holds the images; "image" = the usual ones
@@ -27,7 +29,7 @@ def data_section() -> ConfigDict:
     )
     data.first_label = 0  # the number of the first class, where labels are numbers
     data.person = ""  # whose image: column:NAME | array:NAME | level:N (a folder's) | pattern:REGEX (of names), or ""
-    data.links = ""  # folder: the one folder outside path into which symbolic links may lead; "" = none
+    data.links = ""  # folder, shards: the one folder outside path into which symbolic links may lead; "" = none
     data.intensity = "full"  # what becomes 0 and 255: full (the type's whole range) | LOW:HIGH | per_image (its own)
     data.accept = ()  # findings of `privimage inspect` that shall not stop the run, by name
     data.class_names = ()  # the declared list of classes (public); () = as the source names them

@@ -1,7 +1,7 @@
 # Sourced by the other scripts, or by you: makes (once) the virtual environment with the pinned packages and puts it
 # first on PATH.
 # usage: source launch/environment.sh [extra]     from the checkout's root
-# extra: test, peers, prepare, targets, cuda or tpu
+# extra: test, parquet, peers, prepare, targets, cuda or tpu
 # PYTHON chooses the interpreter (3.11 or newer), PRIVIMAGE_VENV the folder of the environment.
 
 privimage_environment() {

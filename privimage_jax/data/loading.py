@@ -13,13 +13,12 @@ from ml_collections import ConfigDict
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset, Facts
 from privimage_jax.data.decoding import decode, failures
-from privimage_jax.data.sources.base import Settings, Source
+from privimage_jax.data.sources.base import MAX_EXAMPLES, Settings, Source
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.errors import UserError
 from privimage_jax.storage import fingerprints, memory
 
 PARTS = ("train", "test")
-MAX_EXAMPLES = 1 << 26
 MAX_NAME = 200  # characters of a class name
 _FORMAT = 3  # raise it when the same settings give other pixels, so that old caches are not used
 

@@ -56,10 +56,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
     end, at = file.seek(0, os.SEEK_END), 0
     seen: set[str] = set()
     further: dict[str, str] = {}  # of the next file: its path and size, where they do not fit into its header
-    while at < end:
-        header = _read(file, at, _BLOCK)
-        if not any(header):
-            break
+    while any(header := _read(file, at, _BLOCK)):  # a block of zeros is the end; without it, files may be missing
         kind, size, name = _parsed(header)
         at += _BLOCK
         if kind in (b"x", b"g", b"L"):

@@ -74,7 +74,7 @@ def test_channels_first_and_flat_rows_are_told(tmp_path):
     first = IMAGES.transpose(0, 3, 1, 2)
     dataset = read(tmp_path, arrays={"images": first, "labels": LABELS})
     np.testing.assert_array_equal(dataset.images, IMAGES)
-    assert dataset.facts.notes[0].endswith("'images' has its channels first, as its shape [6, 3, 8, 8] says")
+    assert dataset.facts.notes == ("the array images has its channels first, as its shape [6, 3, 8, 8] says",)
     dataset = read(tmp_path, arrays={"data": first.reshape(6, 192), "labels": LABELS})
     np.testing.assert_array_equal(dataset.images, IMAGES)
     assert "flat rows, read as all of red, all of green and all of blue of 8×8 pixels" in dataset.facts.notes[0]

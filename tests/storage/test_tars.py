@@ -5,25 +5,13 @@ import tarfile
 import tracemalloc
 
 import pytest
+from hostile import tar_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from privimage_jax.storage import reading, tars
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
-
-
-def tar_bytes(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT, **change) -> bytes:
-    """A tar file; `change` sets fields of each member."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            for field, value in change.items():
-                setattr(member, field, value)
-            archive.addfile(member, io.BytesIO(content))
-    return out.getvalue()
 
 
 def found(content: bytes) -> dict[str, bytes]:
@@ -78,6 +66,8 @@ def lying(size: bytes) -> bytes:
         (tar_bytes({"a": b"1"})[:1024] + tar_bytes({"a": b"2"}), "holds 'a' twice"),
         (tar_bytes({"a": b"1" * 2000})[:1000], "ends within 'a'"),
         (tar_bytes({"a": b"1"})[:300], "is cut short"),
+        (tar_bytes({"a": b"1"})[:1024], "is cut short"),
+        (b"", "is cut short"),
         (lying(b"\x80" + b"\xff" * 11), "size is no number"),
         (lying(b"77777777777\0"), "ends within 'a'"),
         (lying(b"-0000000001\0"), "size is no number"),

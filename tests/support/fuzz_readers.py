@@ -1,18 +1,22 @@
 """The inputs that `fuzz.py` spoils: for every reader of the program, an honest input and how it is read."""
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
 import math
 import os
+import pickle
 import random
 import re
 import shutil
 import struct
+import tarfile
 from pathlib import Path
 from unittest import mock
 
+import cifar_files
 import deep_pictures
 import hostile
 import numpy as np
@@ -131,6 +135,67 @@ def read_tfds(folder: Path) -> None:
     path = str(folder / "tiny" / "1.0.0")
     load({"source": "tfds", "path": path, "test_split": "", "test_fraction": 0.0}, "train", 8, 3, None)
     load({"source": "tfds", "name": "tiny", "data_dir": str(folder)}, "test", 8, 3, None)
+
+
+def make_idx(folder: Path) -> None:
+    for part, pack in (("train", gzip.compress), ("t10k", bytes)):
+        for kind, array in (("images", IMAGES[..., 0]), ("labels", LABELS.astype(np.uint8))):
+            content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+            name = f"{part}-{kind}-idx{array.ndim}-ubyte{'.gz' if pack is gzip.compress else ''}"
+            hostile.written(folder / name, pack(content))
+
+
+def read_idx(folder: Path) -> None:
+    for part in ("train", "test"):
+        load({"source": "idx", "path": str(folder)}, part, 8, 1, None)
+
+
+def make_cifar(folder: Path) -> None:
+    cifar_files.write_cifar10(folder / "a")
+    cifar_files.write_cifar100(folder / "b")
+    cifar_files.packed(cifar_files.write_binary(folder / "c"))
+    cifar_files.write_cifar10(folder / "d", lambda value: pickle.dumps(value, 5))
+    shutil.rmtree(folder / "c")
+
+
+def read_cifar(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        load({"source": "cifar", "path": str(path)}, "train", 8, 3, None)
+
+
+def make_parquet(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    noted = json.dumps({"info": {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}})
+    for part, compression in (("train", "snappy"), ("test", "none")):
+        images = [{"bytes": hostile.picture_bytes(kind), "path": kind} for kind in KINDS[:4]]
+        table = pa.table({"image": images, "label": LABELS, "who": list("abcd")})
+        table = table.replace_schema_metadata({"huggingface": noted})
+        pq.write_table(table, folder / f"{part}-0.parquet", compression=compression, row_group_size=3)
+
+
+def read_parquet(folder: Path) -> None:
+    section = {"source": "parquet", "path": str(folder), "person": "column:who"}
+    for part in ("train", "test"):
+        load(section, part, 8, 3, None)
+
+
+def make_webdataset(folder: Path) -> None:
+    for part, form in (("train", tarfile.PAX_FORMAT), ("test", tarfile.GNU_FORMAT)):
+        members = {}
+        for i, kind in enumerate(KINDS[:4]):
+            members |= {f"{i}.{kind.lower()}": hostile.picture_bytes(kind), f"{i}.cls": b"%d" % LABELS[i]}
+            members |= {f"{i}.json": json.dumps({"age": i, "who": CLASSES[i % 2]}).encode()}
+        members |= {f"{'d' * 99}/{'e' * 99}.png": members["0.png"], f"{'d' * 99}/{'e' * 99}.cls": b"1"}
+        members |= {f"{'d' * 99}/{'e' * 99}.json": members["0.json"]}
+        hostile.written(folder / f"{part}-0.tar", hostile.tar_bytes(members, form))
+
+
+def read_webdataset(folder: Path) -> None:
+    section = {"source": "webdataset", "path": str(folder), "person": "column:who"}
+    load(section, "train", 8, 3, None)
+    load(section | {"label_key": "age"}, "test", 8, 3, None)
 
 
 # What a user writes
@@ -400,6 +465,10 @@ READERS = {
     "zip": Reader(make_zip, read_zip, named=True),
     "npz": Reader(make_npz, read_npz, named=True),
     "tfds": Reader(make_tfds, read_tfds),
+    "idx": Reader(make_idx, read_idx),
+    "cifar": Reader(make_cifar, read_cifar),
+    "parquet": Reader(make_parquet, read_parquet),
+    "webdataset": Reader(make_webdataset, read_webdataset),
     "config": Reader(make_config, read_config, give_settings, program=True, named=True),
     "ledger": Reader(make_ledger, read_ledger, chain, named=True),
     "checkpoint": of_run(make_checkpoints, read_checkpoints, seal),

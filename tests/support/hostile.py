@@ -1,11 +1,13 @@
 """Files as an attacker makes them: small valid seeds, and ways to spoil them."""
 
+import gzip
 import io
 import json
 import pathlib
 import random
 import stat
 import struct
+import tarfile
 import zipfile
 
 import numpy as np
@@ -155,6 +157,40 @@ def mutated_zip(seed: bytes, chance: random.Random) -> bytes:
     return zip_bytes(entries, method)
 
 
+def mutated_tar(seed: bytes, chance: random.Random) -> bytes:
+    """A tar file with changes: to its bytes, or to one of its headers under a checksum that fits."""
+    if chance.random() < 0.4:
+        return mutated(seed, chance)
+    content, at, headers = bytearray(seed), 0, []
+    while any(content[at : at + 512]):
+        headers.append(at)
+        at += 512 + -(-int(content[at + 124 : at + 135], 8) // 512) * 512
+    at = chance.choice(headers)
+    match chance.randrange(5):
+        case 0:
+            content[at + 156] = chance.choice(b"0123456LKSxgZ")
+        case 1:
+            size = (b"77777777777\0", b"\x80" + b"\xff" * 11, b"-0000000001\0", b"%011o\0" % chance.getrandbits(20))
+            content[at + 124 : at + 136] = chance.choice(size)
+        case 2:
+            name = chance.choice((b"../a.png", b"/a.png", b"a\x1b[2J.png", b"\xff.png", b"a.cls", b"d/d/a.png", b""))
+            content[at : at + 100] = name.ljust(100, b"\0")
+        case 3:
+            content[at + 345 : at + 500] = b"d/" * 77 + b"\0"
+        case _:
+            content[at + 512 : at + 512] = chance.choice((b"30 path=../a.png\n", b"9" * 19 + b" path=a\n")) + bytes(512)
+    content[at + 148 : at + 156] = b" " * 8
+    content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+    return bytes(content)
+
+
+def mutated_gzip(seed: bytes, chance: random.Random) -> bytes:
+    """A packed file with changes: to its bytes, or to what it holds."""
+    if chance.random() < 0.3:
+        return mutated(seed, chance)
+    return gzip.compress(mutated(gzip.decompress(seed), chance), 1)
+
+
 def mutated_lines(seed: bytes, chance: random.Random) -> bytes:
     """A file of JSON lines with changes: to its bytes, to a value of one line, to the lines' number or order."""
     *lines, _ = seed.split(b"\n")
@@ -174,6 +210,7 @@ def mutated_lines(seed: bytes, chance: random.Random) -> bytes:
 def spoilt(name: str, seed: bytes, chance: random.Random) -> bytes:
     """The content of a file, changed in a way that its reader does not notice at once: `name` tells its kind."""
     kinds = {"json": mutated_json, "jsonl": mutated_lines, "zip": mutated_zip, "npz": mutated_zip}
+    kinds |= {"tar": mutated_tar, "gz": mutated_gzip}
     try:
         return kinds.get(name.rpartition(".")[2], mutated)(seed, chance)
     except Exception:  # it has been spoilt before, and is none of its kind
@@ -202,6 +239,19 @@ def npy_bytes(header: str, content: bytes = b"", version: tuple[int, int] = (1, 
     """An .npy file with any header."""
     text = header.encode("latin1") + b"\n"
     return b"\x93NUMPY" + bytes(version) + struct.pack("<H" if version == (1, 0) else "<L", len(text)) + text + content
+
+
+def tar_bytes(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT, **change) -> bytes:
+    """A tar file; `change` sets fields of each member."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for field, value in change.items():
+                setattr(member, field, value)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
 
 
 def npz_bytes(**arrays: np.ndarray) -> bytes:

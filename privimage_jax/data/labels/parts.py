@@ -1,9 +1,9 @@
 """Which folders of a tree are the training part and the held-out part, in the spellings that people use."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from privimage_jax.data.labels.listing import Listing, Top, same_name, some
+from privimage_jax.data.labels.listing import Listing, same_name, some
 from privimage_jax.data.sources.base import Settings
 from privimage_jax.errors import UserError
 
@@ -65,14 +65,14 @@ def find_parts(listing: Listing, root: str, settings: Settings, by_folders: bool
       UserError: where folders may be parts or classes, and the settings do not say which.
     """
     tops = listing.tops(root)
-    training = _pick(tops, settings.split)
+    training = pick(tops, settings.split)
     declared = set(map(same_name, settings.class_names))
     if training is None or (by_folders and declared and {same_name(name) for name in tops} <= declared):
         return Parts(root)
     candidates = {name: top for name, top in tops.items() if name != training}
-    held_out = _pick(candidates, settings.test_split)
+    held_out = pick(candidates, settings.test_split)
     if held_out is None and kind_of(settings.test_split) == "test":
-        held_out = _pick(candidates, "validation")
+        held_out = pick(candidates, "validation")
     notes = []
     if by_folders and tops[training].below:
         unlabelled = [name for name, top in candidates.items() if not top.below and (kind_of(name) or name == held_out)]
@@ -90,12 +90,13 @@ def find_parts(listing: Listing, root: str, settings: Settings, by_folders: bool
     return Parts(f"{root}{training}/", None if held_out is None else f"{root}{held_out}/", tuple(notes))
 
 
-def _pick(tops: Mapping[str, Top], wanted: str) -> str | None:
-    """The folder that a setting names: exactly, or in another spelling of a usual name."""
-    if wanted in tops:
+def pick(names: Iterable[str], wanted: str) -> str | None:
+    """The part that a setting names: exactly, or in another spelling of a usual name."""
+    known = set(names)
+    if wanted in known:
         return wanted
     kind = kind_of(wanted)
-    return min((name for name in tops if kind and kind_of(name) == kind), default=None)
+    return min((name for name in known if kind and kind_of(name) == kind), default=None)
 
 
 def _which(listing: Listing, settings: Settings, training: str, foreign: list[str]) -> str:

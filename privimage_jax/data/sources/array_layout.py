@@ -19,7 +19,7 @@ class Layout:
 
     Attributes:
       picture: from one row of the array to [H, W] or [H, W, C].
-      note: for the operator, where the layout was told from the shape alone; else "".
+      note: what the array has, where the layout was told from the shape alone; else "".
     """
 
     picture: Callable[[np.ndarray], np.ndarray]
@@ -34,9 +34,9 @@ def layout_of(shape: tuple[int, ...], dtype: np.dtype, settings: Settings, what:
     - [N, L] is flat: grey where L is a square, else colour where L is three squares, in CIFAR's order: all of red, all
       of green, all of blue.
 
-    >>> colour = layout_of((10, 3072), np.dtype("uint8"), Settings.from_section({}), "the array data")
+    >>> colour = layout_of((10, 3072), np.dtype("uint8"), Settings.from_section({}), "set.npz")
     >>> colour.picture(np.arange(3072))[0, 1].tolist(), colour.note
-    ([1, 1025, 2049], 'the array data has flat rows, read as all of red, all of green and all of blue of 32×32 pixels')
+    ([1, 1025, 2049], 'flat rows, read as all of red, all of green and all of blue of 32×32 pixels')
 
     Args:
       shape: of the array.
@@ -49,20 +49,18 @@ def layout_of(shape: tuple[int, ...], dtype: np.dtype, settings: Settings, what:
     """
     _check_type(dtype, settings, what)
     if len(shape) == 2 and (side := _side(shape[1])):
-        return Layout(
-            lambda row: row.reshape(side, side), f"{what} has flat rows, read as grey of {side}×{side} pixels"
-        )
+        return Layout(lambda row: row.reshape(side, side), f"flat rows, read as grey of {side}×{side} pixels")
     if len(shape) == 2 and shape[1] % 3 == 0 and (side := _side(shape[1] // 3)):
         return Layout(
             lambda row: np.ascontiguousarray(row.reshape(3, side, side).transpose(1, 2, 0)),
-            f"{what} has flat rows, read as all of red, all of green and all of blue of {side}×{side} pixels",
+            f"flat rows, read as all of red, all of green and all of blue of {side}×{side} pixels",
         )
     if 0 not in shape[1:] and (len(shape) == 3 or (len(shape) == 4 and shape[3] in CHANNELS)):
         return Layout(lambda row: row)
     if 0 not in shape[1:] and len(shape) == 4 and shape[1] in CHANNELS:
         return Layout(
             lambda row: np.ascontiguousarray(row.transpose(1, 2, 0)),
-            f"{what} has its channels first, as its shape {list(shape)} says",
+            f"its channels first, as its shape {list(shape)} says",
         )
     raise UserError(
         f"{what} has the shape {list(shape)}; store [N, H, W], or [N, H, W, C] with C = 1, 3 or 4, or name another "

@@ -16,6 +16,7 @@ from privimage_jax.data.sources.specs import RULES
 from privimage_jax.errors import UserError
 from privimage_jax.settings.rules import check_type
 
+MAX_EXAMPLES = 1 << 26  # of a set
 MAX_CLASSES = 1 << 16  # that files alone may announce; a larger number is no class number
 
 

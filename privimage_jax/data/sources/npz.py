@@ -69,7 +69,8 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
             yield layout.picture(pixels[i]), int(labels[i])
 
     unread = [name for name in parts if name not in (settings.split, settings.test_split)]
-    notes = [layout.note, *(f"the part {name} is not read" for name in unread)]
+    notes = [f"the array {chosen.images} has {layout.note}"] if layout.note else []
+    notes += [f"the part {name} is not read" for name in unread]
     return Source(
         name=path.stem,
         class_names=class_names,
@@ -80,7 +81,7 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
         labels_from=f"the array {chosen.labels}" if chosen.labels else "none: one class",
         parts={name: _length(arrays, held) for name, held in parts.items()} if len(parts) > 1 else {},
         people=_people(arrays, split, shape[0], settings, where),
-        notes=tuple(note for note in notes if note),
+        notes=tuple(notes),
     )
 
 
