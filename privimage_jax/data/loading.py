@@ -97,9 +97,16 @@ def load(
         images, labels = cache.load_or_make(folder, len(indices), shape, len(source.class_names), make)
     else:
         images, labels = (np.concatenate(arrays) for arrays in zip(*make(), strict=True))
-    facts = Facts(settings.source, source.labels_from, dict(source.parts), notes=source.notes)
+    facts = Facts(settings.source, source.labels_from, _parts(source, settings), notes=source.notes)
     people = None if source.people is None else _numbered(source.people[indices])
     return Dataset(images, labels, source.class_names, source.name, people, facts)
+
+
+def _parts(source: Source, settings: Settings) -> dict[str, int]:
+    """Number of examples of each part, by the source's own names or else as they are divided here."""
+    if source.parts or (source.divided and not settings.validation_fraction):
+        return dict(source.parts)
+    return {part: len(choose(settings, source.n, source.divided, part)) for part in PARTS}
 
 
 def _numbered(people: np.ndarray) -> np.ndarray:
