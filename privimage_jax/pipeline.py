@@ -13,6 +13,7 @@ from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, is_out_of_memory, one_line
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
+from privimage_jax.run import inspection
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
@@ -58,7 +59,8 @@ def run(inputs: Inputs, last: str | None = None) -> None:
     _compare_processes(inputs)
     inputs.workdir.create()
     with inputs.workdir.lock():
-        inputs.data.check(needs_public=any(stage.sees("public") for stage in stages))
+        needs_public = any(stage.sees("public") for stage in stages)
+        inputs.data.check(needs_public)
         _ = inputs.plan  # an impossible budget is an error before anything runs
         microbatch = check_models(inputs)
         prints = fingerprints(inputs)
@@ -67,6 +69,7 @@ def run(inputs: Inputs, last: str | None = None) -> None:
         )
         _refuse_changed_spending(inputs, stages, prints)
         open_ledger(inputs.workdir).check_terms(terms(inputs))
+        inspection.before_a_run(inputs, needs_public)
         workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
             _run_stage(stage, inputs.of(stage, prints[stage.name], microbatch))

@@ -14,6 +14,12 @@ XLA_FLAGS = (
 )
 
 
+def quieten() -> None:
+    """What libraries that read images need to keep silent, also where jax does not start."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
+
+
 def start(cache_dir: Path | None = None, place: distributed.Place | None = None) -> None:
     """What must happen before jax starts; a user's own XLA_FLAGS come last and win.
 
@@ -21,7 +27,7 @@ def start(cache_dir: Path | None = None, place: distributed.Place | None = None)
     them by measuring, so that another compilation may choose others.
     """
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    quieten()
     topologies.quieten_libtpu()
     if place is not None:
         distributed.start(place)
@@ -31,7 +37,6 @@ def start(cache_dir: Path | None = None, place: distributed.Place | None = None)
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
         jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
     warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where a platform that is asked for has no device

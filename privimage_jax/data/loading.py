@@ -94,9 +94,18 @@ def load(
         except MemoryError as error:
             what = f"{settings.key}: the {len(indices):,} decoded images of {settings.source}={source.name}"
             raise memory.shortage(what, needed=len(indices) * math.prod(shape)) from error
-    facts = Facts(settings.source, source.labels_from, dict(source.parts), decoded.sizes, decoded.depths, source.notes)
+    facts = Facts(
+        settings.source, source.labels_from, _parts(source, settings), decoded.sizes, decoded.depths, source.notes
+    )
     people = None if source.people is None else _numbered(source.people[indices])
     return Dataset(decoded.images, decoded.labels, source.class_names, source.name, people, facts)
+
+
+def _parts(source: Source, settings: Settings) -> dict[str, int]:
+    """Number of examples of each part, by the source's own names or else as they are divided here."""
+    if source.parts or (source.divided and not settings.validation_fraction):
+        return dict(source.parts)
+    return {part: len(choose(settings, source.n, source.divided, part)) for part in PARTS}
 
 
 def _numbered(people: np.ndarray) -> np.ndarray:
