@@ -10,8 +10,12 @@ HERE = pathlib.Path(__file__).parent
 AUDIT = ["jax-privacy"]
 PARQUET = ["pyarrow"]
 PEERS = [*AUDIT, "torch", "opacus"]
+# What TensorFlow Datasets imports to download and prepare a set, and requires nowhere: the first for files on Google
+# Drive. The suite prepares a set with them, and without TensorFlow.
+PREPARE = ["beautifulsoup4", "importlib-resources"]
 # The compiler for TPUs, which needs none; jax pins the version that it fits. It is made for this platform alone.
 TARGETS = ['jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"']
+CHECKS = ["hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"]
 
 setuptools.setup(
     name="privimage-jax",
@@ -44,21 +48,10 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [
-            *AUDIT,
-            *PARQUET,
-            *TARGETS,
-            "hypothesis",
-            "mypy",
-            "pytest",
-            "pytest-xdist",
-            "pyyaml",
-            "ruff",
-            "selenium",
-        ],
+        "test": [*AUDIT, *PARQUET, *PREPARE, *TARGETS, *CHECKS],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "prepare": ["tensorflow"],
+        "prepare": [*PREPARE, "tensorflow"],
         "parquet": PARQUET,
         "peers": PEERS,
         "targets": TARGETS,

@@ -249,11 +249,14 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
         for spec in specs.SOURCES.values()
         for key in set(spec.reads) - set(specs.spec_of(config[name].source, f"config.{name}.source").reads)
     }
-    off = tuple(f"{name}." for name in ("class_histogram", "sampler_choice") if not config[name].enabled)
+    off = [
+        name for name, section in config.items() if isinstance(section, ConfigDict) and not section.get("enabled", 1)
+    ]
+    unused |= {key for name in off for key, _ in flatten(config[name], f"{name}.") if key != f"{name}.enabled"}
     return {
         key: value
         for key, value in public_settings(config).items()
-        if key not in unused and not key.startswith(("log.", "audit.", *off))
+        if key not in unused and not key.startswith(("log.", "audit."))
     }
 
 

@@ -1,4 +1,6 @@
-"""The one exception for mistakes a user can mend, and how it is told."""
+"""The one exception for mistakes a user can mend, how it is told, and how a lack of memory is known."""
+
+import errno
 
 
 def printable(text: str) -> str:
@@ -9,6 +11,20 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The beginning of a text that others wrote, as a part of a sentence."""
     return " ".join(text.split())[:200].rstrip(".")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy, jax or the system says that memory ran out, of a device or of the host.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
+    (True, False)
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # By its name, as importing jax takes long. Its kernels have several texts for the same.
+    if any(cls.__name__ == "JaxRuntimeError" for cls in type(error).__mro__):
+        return any(text in str(error).lower() for text in ("resource_exhausted", "out of memory", "out_of_memory"))
+    return isinstance(error, MemoryError)
 
 
 class UserError(ValueError):

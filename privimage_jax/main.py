@@ -4,7 +4,6 @@ The configuration is checked before anything heavy is imported, so that a wrong 
 second.
 """
 
-import contextlib
 import logging
 import os
 import sys
@@ -15,10 +14,12 @@ from typing import Any
 
 from absl import logging as absl_logging
 
+import privimage_jax
+from privimage_jax.cli import streams
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.table import COMMANDS, overview
 from privimage_jax.cluster import preemption, processes
-from privimage_jax.errors import UserError, printable
+from privimage_jax.errors import UserError, is_out_of_memory, one_line, printable
 
 INTERRUPTED = 130  # as shells report SIGINT
 GRACE_SECONDS = 3.0  # for the news that another process has failed
@@ -26,11 +27,12 @@ GRACE_SECONDS = 3.0  # for the news that another process has failed
 
 def entry_point() -> None:
     """The console script: runs a command and exits with its status."""
+    streams.prepare()
     sys.unraisablehook = report_unraisable
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # likewise of tasks that fail beside the first
     status = main(sys.argv)
     if status in (preemption.STATUS, INTERRUPTED):  # devices may still be computing, and jax's own end then crashes
-        _flush()
+        streams.flush()
         os._exit(status)
     sys.exit(status)
 
@@ -40,7 +42,8 @@ def main(argv: list[str]) -> int:
 
     Returns:
       0 when it is done, 2 for a mistake that the user can mend (one sentence on standard error), 75 after SIGTERM
-      (for a scheduler: start the same command again), 130 when interrupted.
+      (for a scheduler: start the same command again), 130 when interrupted, 141 when whoever read the standard output
+      has gone.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)  # of libraries; what they raise is told in one sentence
     try:
@@ -51,34 +54,53 @@ def main(argv: list[str]) -> int:
             asked.run(argv[2:])
         sys.stdout.flush()
     except UserError as error:
-        print(f"privimage: error: {printable(str(error))}", file=sys.stderr)
-        return _ended(2, str(error))
-    except OSError as error:  # what is not about a file of the run, such as a closed or full standard output
+        return _refused(str(error))
+    except BrokenPipeError:  # as by `| head`, which has what it wanted
+        streams.discard()
+        return _ended(streams.CUT_OFF, "what read the standard output has gone.")
+    except OSError as error:  # what is not about a file of the run, such as a full standard output
+        if error.filename is None:
+            streams.discard()
+        if is_out_of_memory(error):
+            return _refused(_memory(error))
         culprit = "" if error.filename is None else f" ({error.filename})"
-        sentence = f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
-        print(f"privimage: error: {printable(sentence)}", file=sys.stderr)
-        if error.filename is None and sys.__stdout__ is not None:  # nothing is to be flushed in vain at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-        return _ended(2, sentence)
+        return _refused(
+            f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
+        )
     except preemption.Preempted:
         sentence = "ended by SIGTERM; its work is saved, and the same command continues where it stopped."
-        print(f"privimage: {sentence}", file=sys.stderr)
-        return _ended(preemption.STATUS, sentence)
+        return _told(preemption.STATUS, sentence)
     except SystemExit:  # nothing here calls it; a module that the config names may
-        sentence = "code that the config names ended the program (sys.exit); let it raise an error or return."
-        print(f"privimage: error: {sentence}", file=sys.stderr)
-        return _ended(2, sentence)
+        return _refused("code that the config names ended the program (sys.exit); let it raise an error or return.")
     except KeyboardInterrupt:
-        sentence = "interrupted; the same command continues where it stopped."
-        print(f"privimage: {sentence}", file=sys.stderr)
-        return _ended(INTERRUPTED, sentence)
+        return _told(INTERRUPTED, "interrupted; the same command continues where it stopped.")
     except Exception as error:
+        if is_out_of_memory(error):
+            return _refused(_memory(error))
         if processes.current().count == 1:
             raise
         time.sleep(GRACE_SECONDS)  # what fails here because another process has gone ends meanwhile, with a sentence
         traceback.print_exc()
-        return _ended(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (a bug, or out of memory).")
+        return _ended(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (a bug).")
     return 0
+
+
+def _memory(error: Exception) -> str:
+    """What to do where memory runs out outside a stage, which would name its own settings."""
+    reason = one_line(str(error)) or type(error).__name__
+    return f"the memory does not suffice ({reason}); ask for less, or use a machine that has more."
+
+
+def _refused(sentence: str) -> int:
+    """The status of a mistake, which is told as an error."""
+    streams.complain(f"error: {printable(sentence)}")
+    return _ended(2, sentence)
+
+
+def _told(status: int, sentence: str) -> int:
+    """The status of a command that was ended from outside."""
+    streams.complain(sentence)
+    return _ended(status, sentence)
 
 
 def _ended(status: int, sentence: str) -> int:
@@ -86,15 +108,9 @@ def _ended(status: int, sentence: str) -> int:
     team = processes.current()
     if team.count > 1:
         team.fail(sentence, status)
-        _flush()
+        streams.flush()
         os._exit(status)
     return status
-
-
-def _flush() -> None:
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
 
 
 def report_unraisable(unraisable: Any) -> None:
@@ -115,6 +131,8 @@ def _command(argv: list[str]) -> Command | str:
     name, asks = argv[1], bool({"-h", "--help"} & set(argv))
     if name in ("help", "-h", "--help"):
         return overview()
+    if name == "--version":
+        return f"privimage {privimage_jax.__version__}"
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command; {known}.")
     return COMMANDS[name].help if asks else COMMANDS[name]

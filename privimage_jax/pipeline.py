@@ -10,13 +10,14 @@ import jax
 from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.cluster import processes
-from privimage_jax.errors import UserError, one_line
+from privimage_jax.errors import UserError, is_out_of_memory, one_line
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
+from privimage_jax.run import inspection
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
-from privimage_jax.run.stage import Stage, all_stages, enabled_stages
+from privimage_jax.run.stage import Stage, all_stages, enabled_stages, value
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
 from privimage_jax.stages.parts import utility
 from privimage_jax.storage import workdir
@@ -58,7 +59,8 @@ def run(inputs: Inputs, last: str | None = None) -> None:
     _compare_processes(inputs)
     inputs.workdir.create()
     with inputs.workdir.lock():
-        inputs.data.check(needs_public=any(stage.sees("public") for stage in stages))
+        needs_public = any(stage.sees("public") for stage in stages)
+        inputs.data.check(needs_public)
         _ = inputs.plan  # an impossible budget is an error before anything runs
         microbatch = check_models(inputs)
         prints = fingerprints(inputs)
@@ -67,6 +69,7 @@ def run(inputs: Inputs, last: str | None = None) -> None:
         )
         _refuse_changed_spending(inputs, stages, prints)
         open_ledger(inputs.workdir).check_terms(terms(inputs))
+        inspection.before_a_run(inputs, needs_public)
         workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
             _run_stage(stage, inputs.of(stage, prints[stage.name], microbatch))
@@ -154,10 +157,28 @@ def _run_stage(stage: Stage, inputs: Inputs) -> None:
     headline(stage.name, "running")
     begin = time.monotonic()
     precision = inputs.config.precision if stage.follows_precision else "float32"
-    with jax.default_matmul_precision(PRECISIONS[precision]):
+    with _memory_explained(stage, inputs), jax.default_matmul_precision(PRECISIONS[precision]):
         stage.load().run(inputs)
     run.mark_done(stage.name, record)
     headline(stage.name, "done", f"{time.monotonic() - begin:.1f} s")
+
+
+@contextlib.contextmanager
+def _memory_explained(stage: Stage, inputs: Inputs) -> Iterator[None]:
+    """Turns a lack of memory, of a device or of this machine, into a `UserError` that names the stage's settings."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        in_use = {"clipping.microbatch": inputs.microbatch}  # where the config leaves it open
+        lower = [f"config.{key}={in_use.get(key) or value(inputs.config, key)}" for key in stage.memory_settings]
+        advice = f"give less than {' or '.join(lower)}" if lower else "use a machine or devices with more of it"
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(
+            f"memory ran out in the stage {stage.name} ({reason}); {advice}, and run the same command again: what the "
+            "stages before have done is kept."
+        ) from error
 
 
 def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Mapping[str, str]) -> None:

@@ -117,12 +117,12 @@ def test_what_depends_on_the_classes():
     config = base.get_config()
     config.selection.k2 = 7
     with pytest.raises(UserError, match=r"k2=7 .* give a k2 of at most 6"):
-        derived.check_against_classes(config, 10, 62)
+        derived.check_against_classes(config, 10, 62, 62)
     config.selection.ratio = 0.05
     assert derived.k2(config, 10, 1000) == 5
     config.query.k1 = 1001
     with pytest.raises(UserError, match=r"query\.k1=1001"):
-        derived.check_against_classes(config, 10, 1000)
+        derived.check_against_classes(config, 10, 1000, 1000)
 
 
 def test_sections_leave_out_where_things_lie():

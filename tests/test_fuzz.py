@@ -5,6 +5,8 @@ from planted_readers import PLANTED
 
 QUICK = [
     "folder",
+    "table",
+    "dataset_json",
     "zip",
     "npz",
     "tfds",

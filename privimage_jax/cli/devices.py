@@ -5,13 +5,19 @@ import warnings
 from pathlib import Path
 
 from privimage_jax.cluster import distributed
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, one_line
 from privimage_jax.targets import topologies
 
 XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs
     "--xla_gpu_exclude_nondeterministic_ops=true",  # a replayed DP-SGD step must be bit-identical, see docs/recovery.md
 )
+
+
+def quieten() -> None:
+    """What libraries that read images need to keep silent, also where jax does not start."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
 
 
 def start(cache_dir: Path | None = None, place: distributed.Place | None = None) -> None:
@@ -21,7 +27,7 @@ def start(cache_dir: Path | None = None, place: distributed.Place | None = None)
     them by measuring, so that another compilation may choose others.
     """
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    quieten()
     topologies.quieten_libtpu()
     if place is not None:
         distributed.start(place)
@@ -31,11 +37,15 @@ def start(cache_dir: Path | None = None, place: distributed.Place | None = None)
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
         jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
     warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # it only saves time
-    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags in pictures that can be read all the same
     try:
         jax.devices()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"jax finds no device ({reason}); correct JAX_PLATFORMS or the installation.") from None
+    except (RuntimeError, AssertionError) as error:  # the latter where a platform that is asked for has no device
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        wanted = f" for JAX_PLATFORMS={asked}" if asked else ""
+        reason = one_line((str(error).splitlines() or ["none is there, or the packages for it are not installed"])[0])
+        raise UserError(
+            f"jax finds no device{wanted} ({reason}); correct JAX_PLATFORMS, or install jax for the devices of this "
+            "machine, as by `source launch/environment.sh cuda` (or tpu)."
+        ) from None
     if jax.default_backend() == "gpu":
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # no program is too small to be kept

@@ -7,6 +7,7 @@ from privimage_jax.cli import (
     export,
     first_light,
     forecast,
+    inspect,
     ledger,
     prepare,
     report,
@@ -15,7 +16,7 @@ from privimage_jax.cli import (
 )
 from privimage_jax.cli.command import Command
 
-_OTHERS = (report, budget, ledger, export, prepare, benchmark, forecast, first_light, audit, sweep)
+_OTHERS = (report, inspect, budget, ledger, export, prepare, benchmark, forecast, first_light, audit, sweep)
 COMMANDS: dict[str, Command] = {
     command.name: command for command in (run.RUN, *run.STAGE_COMMANDS, *(module.COMMAND for module in _OTHERS))
 }

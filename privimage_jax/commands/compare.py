@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax.commands import export, ledger
+from privimage_jax.commands import export, internal_page, ledger
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.report import comparison
@@ -29,7 +29,7 @@ def write(paths: Sequence[str], target: Path) -> None:
       UserError: for a workdir that is given twice or holds no finished run, and for a place that the page must not
         take.
     """
-    _check_target(target)
+    internal_page.check_target(target, _is_ours)
     runs = [Workdir(path) for path in paths]
     roots = [run.root.resolve() for run in runs]
     if twice := [path for path, root in zip(paths, roots, strict=True) if roots.count(root) > 1]:
@@ -42,17 +42,9 @@ def write(paths: Sequence[str], target: Path) -> None:
     print(f"wrote {target}, which is not private: keep it internal")
 
 
-def _check_target(target: Path) -> None:
-    """Refuses a folder that is handed over, and a file that is something else."""
-    for folder in target.parents:
-        if (folder / "ledger.jsonl").exists():
-            raise UserError(f"--out={target} lies in the release {folder}; this page is not private: choose another.")
-    if target.exists():
-        with reading.user_errors(target, "give another file by --out"):
-            with reading.open_regular(target) as file:
-                ours = is_page(comparison.KIND, file.read(MARKED_BYTES))
-            if not ours:
-                raise reading.Unreadable("exists and is not a page of this kind")
+def _is_ours(path: Path) -> bool:
+    with reading.open_regular(path) as file:
+        return is_page(comparison.KIND, file.read(MARKED_BYTES))
 
 
 def _names(runs: Sequence[Workdir]) -> list[str]:

@@ -32,6 +32,7 @@ class EvaluationInputs:
       sets: of images, to be shown side by side.
       class_names: the declared classes.
       training: of each stage that trained, its title and metrics.
+      trouble: what went wrong without ending the run, one sentence each.
       table: the measures by their names.
     """
 
@@ -40,6 +41,7 @@ class EvaluationInputs:
     sets: Sequence[ImageSet]
     class_names: Sequence[str]
     training: Sequence[tuple[str, dict[str, curves.Metric]]]
+    trouble: Sequence[str] = ()
     table: Mapping[str, Measure] = dataclasses.field(default_factory=lambda: measures.MEASURES)
 
 
@@ -47,6 +49,7 @@ def render(inputs: EvaluationInputs) -> str:
     """The whole page: one HTML document that needs no other file and no network."""
     body = template("evaluation.html").substitute(
         title=text.escape(inputs.title),
+        trouble=_trouble(inputs.trouble),
         numbers="".join(
             _row(name, number, measures.describe(name, inputs.table))
             for name, number in measures.numbers(inputs.results).items()
@@ -56,6 +59,11 @@ def render(inputs: EvaluationInputs) -> str:
         training="".join(_training(title, metrics) for title, metrics in inputs.training if metrics),
     )
     return document("evaluation", f"{inputs.title} · evaluation, not private", body, NOT_PRIVATE)
+
+
+def _trouble(sentences: Sequence[str]) -> str:
+    items = "".join(f"<p>{text.escape(sentence)}</p>" for sentence in sentences)
+    return f'<div class="warning" role="note"><h2>What went wrong</h2>{items}</div>' if items else ""
 
 
 def _row(name: str, number: float, known: Measure | None) -> str:

@@ -37,6 +37,25 @@ def bar(share: float) -> str:
     return f'<span class="bar"><i style="width:{100 * share:.1f}%"></i></span>'
 
 
+def columns(counts: np.ndarray, label: str, most: int = 64) -> str:
+    """A histogram as inline SVG that fills its room: columns side by side, the longest as high as the room.
+
+    Args:
+      counts: of each bin, `[N]`, all at least 0; neighbours are added up until there are at most `most` columns.
+      label: what is counted, for those who cannot see it.
+    """
+    counts = np.array([part.sum() for part in np.array_split(counts, min(most, len(counts)))])
+    heights = 100 * counts / max(1, counts.max(initial=0))
+    rects = "".join(
+        f'<rect x="{place}" y="{100 - height:.1f}" width="1" height="{height:.1f}"/>'
+        for place, height in enumerate(heights)
+    )
+    return (
+        f'<svg class="columns" viewBox="0 0 {len(counts)} 100" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(label)}">{rects}</svg>'
+    )
+
+
 def curve(title: str, x: np.ndarray, y: np.ndarray, last: int, span: tuple[float, float] | None = None) -> str:
     """One curve with its extremes as a figure: an inline SVG that fills its room, and words around it.
 

@@ -7,12 +7,12 @@ import zlib
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from privimage_jax import data
 from privimage_jax.data import Dataset
+from privimage_jax.data.inspection import findings
 from privimage_jax.errors import UserError
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
@@ -20,13 +20,13 @@ from privimage_jax.settings import derived
 from privimage_jax.storage.workdir import Workdir, make_dir
 from privimage_jax.training.mesh import make_mesh, platform
 from privimage_jax.training.precision import resolve
-from privimage_jax.training.writers import headline, progress
+from privimage_jax.training.writers import progress
 
 
 class DataSets:
-    """The image sets of a run, each read on first use and kept."""
+    """The image sets of a run, each read on first use and kept; without a folder as cache, in memory alone."""
 
-    def __init__(self, config: ConfigDict, cache: Path):
+    def __init__(self, config: ConfigDict, cache: Path | None):
         self._config = config
         self._cache = cache
 
@@ -68,7 +68,7 @@ class DataSets:
             )
 
     def check(self, needs_public: bool = True) -> None:
-        """Reads every set and checks what depends on it; all errors of data come from here, before any mechanism runs.
+        """Reads every set and checks what depends on it and on a setting, before any mechanism runs.
 
         Args:
           needs_public: whether the config runs a stage that looks at the public set.
@@ -76,37 +76,49 @@ class DataSets:
         Raises:
           UserError: naming what is wrong with the data or with a setting that does not fit it.
         """
-        config, sensitive = self._config, self.sensitive
-        declared = config.data.n
-        if declared and declared != sensitive.n:
+        self.check_counts()
+        self.check_fit(needs_public)
+
+    def check_counts(self) -> None:
+        """Reads the sensitive training images and checks what their number decides.
+
+        Raises:
+          UserError: naming a setting that does not fit it.
+        """
+        declared = self._config.data.n
+        if declared and declared != self.sensitive.n:
             raise UserError(
-                f"config.data.n={declared}, but the sensitive training part has {sensitive.n} images; "
+                f"config.data.n={declared}, but the sensitive training part has {self.sensitive.n} images; "
                 "give the true number, or 0 to count them."
             )
-        derived.check_against_n(config, sensitive.n)
+        derived.check_against_n(self._config, self.sensitive.n)
+
+    def check_fit(self, needs_public: bool = True) -> None:
+        """Checks whether all sets fit each other and the settings; arguments and errors as of `check`."""
+        config, sensitive = self._config, self.sensitive
         if needs_public:
             data.check_compatible(sensitive, self.public)
-            derived.check_against_classes(config, sensitive.n_classes, self.public.n_classes)
+            self._check_classes()
         if config.evaluate.enabled and self.held_out.n < 2:
             raise UserError(
                 f"the held-out part of config.data has {self.held_out.n} image; hold out at least 2 by "
                 "config.data.test_fraction, or give config.evaluate.enabled=False."
             )
-        self._warn_about_empty_classes()
         if config.evaluate.enabled and self.held_out.class_names != sensitive.class_names:
             raise UserError(
                 f"the held-out part of config.data has the classes {', '.join(self.held_out.class_names)}, but the "
                 f"training part has {', '.join(sensitive.class_names)}; give both the same classes."
             )
 
-    def _warn_about_empty_classes(self) -> None:
-        """Tells the operator, and nobody else, of classes without images."""
-        present = set(np.unique(self.sensitive.labels).tolist())
-        names = self.sensitive.class_names
-        if empty := [name for number, name in enumerate(names) if number not in present]:
-            headline(
-                "data", "warning", f"no sensitive image is of class {', '.join(empty)}; it is generated all the same."
-            )
+    def _check_classes(self) -> None:
+        config, public = self._config, self.public
+        with_images = len(np.unique(public.labels))
+        try:
+            derived.check_against_classes(config, self.sensitive.n_classes, public.n_classes, with_images)
+        except UserError:
+            for finding in findings.of_semantics(public, is_declared=bool(config.public.class_names)):
+                raise UserError(finding.message) from None  # the classes are wrong, and not what is to be made of them
+            raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,6 +55,8 @@ class Stage:
       depends_on: what of the data decides its result: of "classes", "public", "sensitive", "held_out".
       enabled: whether the config runs it.
       mechanism: what spends budget, if anything does. Its data always decide the result.
+      memory_settings: the settings that decide how much memory it takes, to be lowered where there is too little;
+        changing one is not refused after the stage has spent.
       follows_precision: whether matrix products run as `config.precision` says; measures are exact, whatever that is.
       after: for a stage from outside the package, the one that it follows.
     """
@@ -67,6 +69,7 @@ class Stage:
     depends_on: tuple[str, ...] = ("classes",)
     enabled: Callable[[ConfigDict], bool] = lambda config: True
     mechanism: Mechanism | None = None
+    memory_settings: tuple[str, ...] = ()
     follows_precision: bool = True
     after: str = "sample"
 
@@ -123,9 +126,14 @@ def value(config: ConfigDict, key: str) -> Any:
 
 
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
-    """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it."""
+    """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it.
+
+    Without the microbatch, which changes no more than the order of float32 sums, as the number of devices does: whoever
+    ran out of memory may lower it and go on.
+    """
     names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
-    return {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
+    settings = {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
+    return {key: value for key, value in settings.items() if key != "clipping.microbatch"}
 
 
 def _sampler_settings(config: ConfigDict) -> dict[str, Any]:
@@ -165,6 +173,7 @@ STAGES: tuple[Stage, ...] = (
         writes=("internal/train-query/network",),
         depends_on=("public",),
         enabled=_needs_network,
+        memory_settings=("query_net.batch_size",),
     ),
     Stage(
         name="query",
@@ -191,6 +200,7 @@ STAGES: tuple[Stage, ...] = (
         writes=("internal/select/subset.npz", "release/semantics.json"),
         depends_on=("classes", "public"),
         enabled=lambda config: _asks_semantics(config) or config.pretrain.steps > 0,
+        memory_settings=("public.max_examples",),
     ),
     Stage(
         name="pretrain",
@@ -198,6 +208,7 @@ STAGES: tuple[Stage, ...] = (
         settings=of_generator("precision", "seed", "pretrain", *_IMAGES, "data.class_names"),
         reads=lambda config: ("select",) if config.pretrain.steps else (),
         writes=("internal/pretrain/params",),
+        memory_settings=("pretrain.batch_size",),
     ),
     Stage(
         name="finetune",
@@ -206,6 +217,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda config: ("pretrain",),
         writes=("release/generator",),
         mechanism=Mechanism("DP-SGD fine-tuning", "finetune.enabled"),
+        memory_settings=("clipping.microbatch",),
     ),
     Stage(
         name="choose-sampler",
@@ -215,6 +227,7 @@ STAGES: tuple[Stage, ...] = (
         writes=("release/sampler.json",),
         enabled=lambda config: config.sampler_choice.enabled,
         mechanism=Mechanism("sampler choice", "sampler_choice.enabled", "sampler_choice.noise_multiplier"),
+        memory_settings=("sample.batch_size", "sampler_choice.n"),
     ),
     Stage(
         name="sample",
@@ -222,6 +235,7 @@ STAGES: tuple[Stage, ...] = (
         settings=of_generator("precision", "seed", "sample", *_IMAGES),
         reads=lambda config: ("finetune", "class-histogram", "choose-sampler"),
         writes=("release/synthetic.npz",),
+        memory_settings=("sample.batch_size", "sample.n"),
     ),
     Stage(
         name="evaluate",
@@ -232,6 +246,7 @@ STAGES: tuple[Stage, ...] = (
         depends_on=("classes", "sensitive", "held_out"),
         enabled=lambda config: config.evaluate.enabled,
         follows_precision=False,
+        memory_settings=("evaluate.max_images", "evaluate.classifier_batch_size"),
     ),
     Stage(
         name="report",

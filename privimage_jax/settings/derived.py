@@ -46,8 +46,14 @@ def check_against_n(config: ConfigDict, n: int) -> None:
         )
 
 
-def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) -> None:
+def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int, with_images: int) -> None:
     """Checks what depends on the declared classes of the sensitive and the public set.
+
+    Args:
+      config: whose settings are checked.
+      n_classes: of the sensitive set.
+      n_semantics: classes of the public set.
+      with_images: how many of these have images; no other is picked.
 
     Raises:
       UserError: if k1 or k2 asks for more semantics than there are, or the class weights do not fit.
@@ -59,10 +65,10 @@ def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) 
         )
     if config.selection.method == "all":
         return
-    picks, most = k2(config, n_classes, n_semantics), n_semantics // n_classes
+    picks, most = k2(config, n_classes, n_semantics), with_images // n_classes
     if not most:
         raise UserError(
-            f"the public set has {n_semantics} classes for {n_classes} sensitive ones, and each of these needs one of "
+            f"the public set has {with_images} classes for {n_classes} sensitive ones, and each of these needs one of "
             "its own; choose a public set with more classes or config.selection.method=all."
         )
     if config.selection.ratio and picks < 1:
@@ -73,7 +79,7 @@ def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int) 
     if picks > most:
         raise UserError(
             f"config.selection.k2={picks} semantics for each of {n_classes} classes need {picks * n_classes} "
-            f"public classes, but the public set has {n_semantics}; give a k2 of at most {most}."
+            f"public classes, but the public set has {with_images} with images; give a k2 of at most {most}."
         )
     if config.selection.method == "semantic" and config.query.k1 > n_semantics:
         raise UserError(

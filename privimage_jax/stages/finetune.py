@@ -21,9 +21,10 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.plan import NOISE, Plan
 from privimage_jax.run.stage import named
+from privimage_jax.run.trouble import Trouble
 from privimage_jax.stages import pretrain
 from privimage_jax.storage import fingerprints
-from privimage_jax.training import convolution_choice, loop, memory, residency
+from privimage_jax.training import convolution_choice, divergence, loop, memory, residency
 from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.checkpoint import Checkpoints
 from privimage_jax.training.mesh import place, platform, replicated
@@ -183,6 +184,17 @@ def _train(
     _check_model(inputs, mechanism, generator, params, convolutions)
     dp = dp_settings(config, plan.n, plan.noise_multiplier, inputs.microbatch)
     draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
+    trouble = Trouble(inputs)
+
+    def tell(kind: str, sentence: str) -> None:
+        trouble.tell(kind, f"{sentence}: fine-tuning diverges; {remedy(config)}.")
+
+    watch = divergence.Watch(mechanism.folder / "metrics" / "metrics.csv", tell)
+
+    def after(begin: int, end: int, metrics: dict[str, float]) -> None:
+        check_processed(begin, end, metrics)
+        watch(begin, end, metrics)
+
     block = config.finetune.block or -(-plan.steps // 10)
     reserved = step_range.reserved
 
@@ -205,10 +217,21 @@ def _train(
         log,
         draw=lambda state: draw.grid(trained_params(generator, state), grid_key, generator.n_classes),
         before=reserve,
-        after=check_processed,
+        after=after,
         block=block,
     )
-    return jax.device_get(trained_params(generator, state))
+    trained = jax.device_get(trained_params(generator, state))
+    if not divergence.all_finite(trained):
+        tell("parameters", "a parameter is not finite")
+    return trained
+
+
+def remedy(config: ConfigDict) -> str:
+    """What an operator can do about a fine-tuning that diverges, as the end of a sentence."""
+    return (
+        "the run goes on, as ending it is your decision (docs/troubleshooting.md says what it costs); next time give "
+        f"less than config.finetune.learning_rate={config.finetune.learning_rate:g}"
+    )
 
 
 def trained_params(generator: Generator, state: State) -> Params:

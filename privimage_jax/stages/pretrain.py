@@ -4,10 +4,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from privimage_jax import generators
+from privimage_jax.data.dataset import Subset
+from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.base import Generator, Params, State
 from privimage_jax.generators.sampler import Sampler
@@ -15,7 +18,7 @@ from privimage_jax.privacy import records
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import selection
-from privimage_jax.training import loop, residency
+from privimage_jax.training import divergence, loop, residency
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
@@ -23,21 +26,76 @@ from privimage_jax.training.writers import headline
 
 STAGE = named("pretrain")
 
+Images = np.ndarray | Subset
+COMPARED, PIECE = 64, 16  # public images on which the result is compared with the start, and how many at a time
+
 
 def run(inputs: Inputs) -> None:
-    """Writes the averaged parameters to `internal/pretrain/params`; with 0 steps these are the initial ones."""
+    """Writes the averaged parameters to `internal/pretrain/params`; with 0 steps these are the initial ones.
+
+    Raises:
+      UserError: if the loss is not finite or pre-training has diverged, see `check_result`.
+    """
     generator = generators.build(inputs.config, inputs.sensitive.n_classes)
     state = generator.public_state(generator.init(inputs.key("initial weights")))
     state = meshes.place(state, meshes.replicated(inputs.mesh))
     if inputs.config.pretrain.steps:
-        state = _train(inputs, generator, state)
+        images, labels = selection.load(inputs)
+        before = public_loss(generator, state["ema"], images, labels)
+        state = _train(inputs, generator, state, images, labels)
+        check_result(state["ema"], before, public_loss(generator, state["ema"], images, labels), remedy(inputs.config))
     save_tree(STAGE.artefact(inputs.workdir), jax.device_get(state["ema"]))
     Checkpoints(inputs.folder(STAGE.name) / "checkpoints").clear()
 
 
-def _train(inputs: Inputs, generator: Generator, state: State) -> State:
+def remedy(config: ConfigDict) -> str:
+    """What to do where pre-training goes wrong, as the end of a sentence."""
+    return (
+        f"give less than config.pretrain.learning_rate={config.pretrain.learning_rate:g} and run the same command "
+        "again: the stages before keep their results, and fine-tuning has spent nothing"
+    )
+
+
+def public_loss(generator: Generator, params: Params, images: Images, labels: Images) -> float:
+    """The loss that fine-tuning is going to minimise, as a mean over some public images.
+
+    Images and draws are the same at each call, so that two parameters are compared by nothing else.
+    """
+    rows = np.linspace(0, len(labels) - 1, min(COMPARED, len(labels))).astype(int)
+    rows = np.resize(rows, -(-len(rows) // PIECE) * PIECE)  # one shape is compiled, however few images there are
+    per_example_loss = jax.jit(generator.per_example_loss)
+    losses = []
+    for number, piece in enumerate(rows.reshape(-1, PIECE)):
+        batch = {"image": np.asarray(images[piece]), "label": np.asarray(labels[piece])}
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), PIECE)
+        losses.append(per_example_loss(params, batch, keys))
+    return float(np.mean(jax.device_get(losses)))
+
+
+def check_result(params: Params, before: float, after: float, remedy: str) -> None:
+    """Refuses parameters that fine-tuning would spend budget on in vain.
+
+    Args:
+      params: the result.
+      before: `public_loss` at the start.
+      after: that of the result.
+      remedy: the end of the sentence.
+
+    Raises:
+      UserError: if a parameter or the loss is not finite, or the loss is more than `divergence.FACTOR` times that at
+        the start.
+    """
+    if not divergence.all_finite(jax.device_get(params)):
+        raise UserError(f"a parameter of the pre-trained generator is not finite; {remedy}.")
+    if divergence.has_diverged(after, abs(before)):
+        raise UserError(
+            f"pre-training has diverged: the loss on public images was {before:.3g} at the start and is {after:.3g}; "
+            f"{remedy}."
+        )
+
+
+def _train(inputs: Inputs, generator: Generator, state: State, images: Images, labels: Images) -> State:
     config, folder = inputs.config, inputs.folder(STAGE.name)
-    images, labels = selection.load(inputs)
     arguments = {
         "data": residency.place(
             {"image": images, "label": labels}, inputs.mesh, config.public.residency, "config.public.residency"
@@ -57,6 +115,7 @@ def _train(inputs: Inputs, generator: Generator, state: State) -> State:
         folder,
         config.log,
         draw=lambda state: draw.grid(state["ema"], grid_key, generator.n_classes),
+        after=divergence.stop_if_not_finite(STAGE.name, remedy(config)),
     )
 
 

@@ -35,11 +35,12 @@ def run(inputs: Inputs) -> None:
         rows, labels = np.arange(public.n), np.full(public.n, n_classes, np.int32)  # n_classes means "no label"
     else:
         k2 = derived.k2(inputs.config, n_classes, n_semantics)
+        with_images = np.unique(public.labels)  # no other is ever picked
         if section.method == "semantic":
             histogram = query.load(inputs)
-            picked = pick(histogram, k2, section.assignment)
+            picked = pick(histogram, k2, section.assignment, with_images)
         else:
-            picked = pick_random(n_classes, n_semantics, k2, [inputs.config.seed, 0x5E1EC7, section.seed])
+            picked = pick_random(n_classes, with_images, k2, [inputs.config.seed, 0x5E1EC7, section.seed])
         rows, labels = relabel(public.labels, picked)
     if len(rows) == 0:
         raise UserError("no public image belongs to a picked semantic; raise config.selection.k2.")
@@ -60,37 +61,39 @@ def run(inputs: Inputs) -> None:
     )
 
 
-def pick(histogram: np.ndarray, k2: int, assignment: str) -> np.ndarray:
+def pick(histogram: np.ndarray, k2: int, assignment: str, among: np.ndarray) -> np.ndarray:
     """The semantics of each class, no semantic given to two classes.
 
     Args:
       histogram: noisy counts, int64 [classes, semantics].
-      k2: semantics per class; classes * k2 must not exceed the number of semantics.
+      k2: semantics per class; classes * k2 must not exceed the number of semantics to pick from.
       assignment: "sequential" (PrivImage, algorithm 1: class 0 picks its strongest first) or "optimal" (maximises the
         total noisy count over all classes).
+      among: int64, the semantics to pick from, in rising order.
 
     Returns:
       int64 [classes, k2], each row from the strongest to the weakest; ties go to the lower semantic.
     """
+    histogram = histogram[:, among]
     n_classes, n_semantics = histogram.shape
     if assignment == "optimal":
         seats = np.repeat(np.arange(n_classes), k2)
         chosen = linear_sum_assignment(histogram[seats], maximize=True)[1].reshape(n_classes, k2)
         order = np.argsort(-np.take_along_axis(histogram, chosen, 1), axis=1, kind="stable")
-        return np.take_along_axis(chosen, order, 1)
+        return among[np.take_along_axis(chosen, order, 1)]
     free = np.ones(n_semantics, bool)
     picked = np.empty((n_classes, k2), np.int64)
     for row, counts in enumerate(histogram):
         ranked = np.argsort(-counts, kind="stable")
         picked[row] = ranked[free[ranked]][:k2]
         free[picked[row]] = False
-    return picked
+    return among[picked]
 
 
-def pick_random(n_classes: int, n_semantics: int, k2: int, seed: Sequence[int]) -> np.ndarray:
+def pick_random(n_classes: int, among: np.ndarray, k2: int, seed: Sequence[int]) -> np.ndarray:
     """As many semantics as `pick` takes, int64 [classes, k2], drawn without a look at any image."""
     generator = np.random.default_rng(np.random.SeedSequence(seed))
-    return generator.permutation(n_semantics)[: n_classes * k2].reshape(n_classes, k2)
+    return among[generator.permutation(len(among))[: n_classes * k2].reshape(n_classes, k2)]
 
 
 def relabel(public_labels: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

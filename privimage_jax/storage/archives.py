@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from privimage_jax.errors import UserError
-from privimage_jax.storage import reading
+from privimage_jax.storage import memory, reading
 
 FREE_BYTES = 1 << 30  # any archive may unpack to this much…
 MAX_RATIO = 200  # …and to so many times its size; pictures compress far less
@@ -122,17 +122,14 @@ class Arrays:
                 f"{self._where} has no array {name!r} (it has {', '.join(self.headers) or 'none'}); {self._remedy}."
             )
         shape, dtype = self.headers[name]
-        n_bytes, memory = math.prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if n_bytes > memory:
-            raise UserError(
-                f"{self._where} holds {name!r} of {n_bytes:,} bytes, and this machine has {memory:,} bytes of memory; "
-                "store the images as files in a folder."
-            )
-        with (
-            reading.user_errors(f"{self._where} is damaged: its array {name!r}", self._remedy),
-            self._archive.open(f"{name}.npy") as file,
-        ):
-            return np.lib.format.read_array(file, allow_pickle=False)
+        what, n_bytes = f"{self._where}: its array {name!r}", math.prod(shape) * dtype.itemsize
+        if n_bytes > memory.at_hand():
+            raise memory.shortage(what, needed=n_bytes)
+        with reading.user_errors(what, self._remedy), self._archive.open(f"{name}.npy") as file:
+            try:
+                return np.lib.format.read_array(file, allow_pickle=False)
+            except MemoryError as error:
+                raise memory.shortage(what, needed=n_bytes) from error
 
     def _header(self, entry: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
         if not entry.filename.endswith(".npy"):

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from privimage_jax.errors import UserError
+from privimage_jax.storage import memory
 
 MAX_JSON_BYTES = 1 << 26
+_PIECE = 1 << 20  # bytes
 
 
 class Unreadable(ValueError):
@@ -31,11 +33,17 @@ def open_regular(path: Path | str) -> io.BufferedReader:
       Unreadable: for anything else.
       OSError: as `open` does.
     """
+    return os.fdopen(_descriptor(path)[0], "rb")
+
+
+def _descriptor(path: Path | str) -> tuple[int, int]:
+    """A descriptor of a regular file, opened for reading, and its size in bytes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise Unreadable("is not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor, status.st_size
 
 
 def read_bytes(path: Path | str, limit: int) -> bytes:
@@ -45,8 +53,16 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
       Unreadable: if it is larger or no regular file.
       OSError: as `open` does.
     """
-    with open_regular(path) as file:
-        content = file.read(limit + 1)
+    descriptor, size = _descriptor(path)
+    try:  # four system calls a file: a set has a million of them
+        content = os.read(descriptor, min(size, limit) + 1)
+        if len(content) != size:  # it grows, is on a system that tells no sizes, or came in pieces
+            parts = [content]
+            while parts[-1] and sum(map(len, parts)) <= limit:
+                parts.append(os.read(descriptor, _PIECE))
+            content = b"".join(parts)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise Unreadable(f"has more than {limit:,} bytes")
     return content
@@ -124,5 +140,7 @@ def user_errors(path: Path | str, advice: str) -> Iterator[None]:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); {advice}.") from None
     except Unreadable as error:
         raise UserError(f"{path} {error}; {advice}.") from None
+    except MemoryError as error:
+        raise memory.shortage(f"reading {path}", error) from error
     except Exception as error:  # readers of damaged files raise almost any type
         raise UserError(f"{path} is damaged ({type(error).__name__}); {advice}.") from error

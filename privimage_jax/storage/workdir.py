@@ -125,9 +125,9 @@ def atomic_write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
         _note("renamed", path)
 
 
-def atomic_write_json(path: Path, value: Any) -> None:
+def atomic_write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     """Writes `value` as indented JSON with sorted keys, durably and all at once."""
-    atomic_write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    atomic_write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode)
 
 
 @write_on_process_zero

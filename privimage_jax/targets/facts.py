@@ -58,7 +58,7 @@ def gather(config: ConfigDict, n_classes: int = 0, public_n: int = 0, public_cla
         public_n = min(public_n, config.public.max_examples)
     derived.check_against_n(config, config.data.n)
     if _needs_public(config):
-        derived.check_against_classes(config, n_classes, public_classes)
+        derived.check_against_classes(config, n_classes, public_classes, public_classes)
     return Facts(config.data.n, n_classes, public_n, public_classes)
 
 

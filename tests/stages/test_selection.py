@@ -13,24 +13,34 @@ HISTOGRAMS = hnp.arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(6, 8)
 
 def test_sequential_lets_class_0_pick_first():
     histogram = np.array([[5, 9, 1], [6, 10, 2]])
-    np.testing.assert_array_equal(pick(histogram, 1, "sequential"), [[1], [0]])
+    np.testing.assert_array_equal(pick(histogram, 1, "sequential", np.arange(3)), [[1], [0]])
 
 
 def test_optimal_maximises_the_total():
     histogram = np.array([[9, 10, 0], [0, 9, 1]])
-    np.testing.assert_array_equal(pick(histogram, 1, "optimal"), [[0], [1]])
+    np.testing.assert_array_equal(pick(histogram, 1, "optimal", np.arange(3)), [[0], [1]])
 
 
 @given(HISTOGRAMS, st.integers(1, 2), st.sampled_from(["sequential", "optimal"]))
 def test_no_semantic_is_picked_twice(histogram, k2, assignment):
-    picked = pick(histogram, k2, assignment)
+    picked = pick(histogram, k2, assignment, np.arange(histogram.shape[1]))
     assert picked.shape == (len(histogram), k2)
     assert len(np.unique(picked)) == picked.size
 
 
+@given(HISTOGRAMS, st.sampled_from(["sequential", "optimal", "random"]), st.data())
+def test_a_semantic_without_images_is_never_picked(histogram, method, data):
+    n_classes, n_semantics = histogram.shape
+    absent = data.draw(st.sets(st.integers(0, n_semantics - 1), max_size=n_semantics - n_classes))
+    among = np.array([i for i in range(n_semantics) if i not in absent])
+    picked = pick_random(n_classes, among, 1, [0]) if method == "random" else pick(histogram, 1, method, among)
+    assert not absent & set(picked.ravel().tolist())
+    assert len(np.unique(picked)) == n_classes
+
+
 @given(hnp.arrays(np.int64, (2, 5), elements=st.integers(-9, 9)))
 def test_optimal_is_as_good_as_trying_everything(histogram):
-    picked = pick(histogram, 2, "optimal")
+    picked = pick(histogram, 2, "optimal", np.arange(5))
     total = np.take_along_axis(histogram, picked, 1).sum()
     best = max(
         histogram[0, list(a)].sum() + histogram[1, list(b)].sum()
@@ -41,7 +51,7 @@ def test_optimal_is_as_good_as_trying_everything(histogram):
 
 
 def test_a_blind_choice_takes_as_many_distinct_semantics_and_depends_on_its_seed():
-    choices = [pick_random(3, 62, 5, [0, 1, seed]) for seed in (0, 0, 1)]
+    choices = [pick_random(3, np.arange(62), 5, [0, 1, seed]) for seed in (0, 0, 1)]
     assert choices[0].shape == (3, 5) and len(np.unique(choices[0])) == 15
     np.testing.assert_array_equal(choices[0], choices[1])
     assert (choices[0] != choices[2]).any()

@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import cifar_files
+import deep_pictures
 import hostile
 import numpy as np
 import pipelines
@@ -78,10 +79,34 @@ def make_folder(folder: Path) -> None:
     for index, kind in enumerate(KINDS):
         name = CLASSES[index % 2]
         hostile.written(folder / "set" / name / f"{index}.{kind.lower()}", hostile.picture_bytes(kind))
+    deep = np.arange(8 * 8 * 3, dtype=np.uint16).reshape(8, 8, 3) * 300
+    for name, content in (("8.png", deep_pictures.png(deep)), ("9.tif", deep_pictures.tiff(deep[..., 0]))):
+        hostile.written(folder / "set" / "a" / name, content)
+    hostile.written(folder / "set" / "b" / "10.pgm", b"P5 8 8 4095\n" + deep[..., 0].tobytes())
 
 
 def read_folder(folder: Path) -> None:
-    load({"source": "folder", "path": str(folder / "set"), "test_fraction": 0.0}, "train", 8, 3, None)
+    for intensity in ("full", "0:4095", "per_image"):
+        section = {"source": "folder", "path": str(folder / "set"), "test_fraction": 0.0, "intensity": intensity}
+        load(section, "train", 8, 3, None)
+
+
+def make_table(folder: Path) -> None:
+    for name in ("0", "1"):
+        hostile.written(folder / "set" / f"{name}.png", hostile.picture_bytes("PNG"))
+    hostile.written(folder / "set" / "classes.csv", b'file,label,who\n0,a,x\n"1.png",b,y\n')
+
+
+def read_table(folder: Path) -> None:
+    section = {"source": "folder", "path": str(folder / "set"), "test_fraction": 0.0}
+    load(section, "train", 8, 3, None)
+    load(section | {"labels": "table:classes.csv:file:label", "person": "column:who"}, "train", 8, 3, None)
+
+
+def make_dataset_json(folder: Path) -> None:
+    hostile.written(folder / "set" / "00000" / "0.png", hostile.picture_bytes("PNG"))
+    hostile.written(folder / "set" / "00000" / "1.png", hostile.picture_bytes("PNG"))
+    hostile.written(folder / "set" / "dataset.json", b'{"labels": [["00000/0.png", 0], ["00000/1.png", 1]]}')
 
 
 def make_zip(folder: Path) -> None:
@@ -435,6 +460,8 @@ def of_run(make, read, *more, **other) -> Reader:
 
 READERS = {
     "folder": Reader(make_folder, read_folder),
+    "table": Reader(make_table, read_table, named=True),
+    "dataset_json": Reader(make_dataset_json, read_folder, named=True),
     "zip": Reader(make_zip, read_zip, named=True),
     "npz": Reader(make_npz, read_npz, named=True),
     "tfds": Reader(make_tfds, read_tfds),

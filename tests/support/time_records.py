@@ -59,11 +59,11 @@ def measured(what: str, on_devices: int = 0) -> Iterator[None]:
     print(f"{what}: {time.perf_counter() - begin:.1f} s, host memory {extra / 1e6:,.0f} MB", flush=True)
 
 
-def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def chunks() -> Iterator[cache.Decoded]:
     for start in range(0, N, CHUNK):
         size = min(CHUNK, N - start)
         images = np.random.default_rng(start).integers(0, 256, (size, SIDE, SIDE, 3), np.uint8)
-        yield images, np.arange(start, start + size, dtype=np.int32) % 10
+        yield cache.Decoded(images, np.arange(start, start + size, dtype=np.int32) % 10)
 
 
 def coarse(x: jax.Array) -> jax.Array:
@@ -76,7 +76,8 @@ def main() -> None:
     extract(coarse, np.zeros((512, SIDE, SIDE, 3), np.uint8))  # the compiler's own memory does not count
     with tempfile.TemporaryDirectory() as folder:
         with measured("written into the cache"):
-            images, labels = cache.load_or_make(Path(folder) / "set", N, (SIDE, SIDE, 3), 10, chunks)
+            decoded = cache.load_or_make(Path(folder) / "set", N, (SIDE, SIDE, 3), 10, chunks)
+        images, labels = decoded.images, decoded.labels
         dataset = Dataset(images, labels, tuple("0123456789"), "random")
         with measured("digested"):
             dataset.digest()

@@ -51,7 +51,8 @@ def test_a_resumed_run_writes_what_the_uninterrupted_one_wrote(tmp_path):
     run(4, 8)  # from the checkpoint of step 4, as if the last one had not been written
     with open(tmp_path / "metrics" / "metrics.csv", encoding="utf-8", newline="") as file:
         assert [(row["step"], row["value"]) for row in csv.DictReader(file)] == [
-            ("2", "1.5"),
+            ("1", "1.0"),  # that of the state at the start
+            ("2", "2.0"),
             ("4", "3.5"),
             ("6", "5.5"),
             ("8", "7.5"),

@@ -22,8 +22,10 @@ def find(listing: Listing, root: str, settings: Settings) -> Labelling:
     """
     if dataset_json.files(listing, root):
         return dataset_json.read(listing, root, settings)
+    if not (paths := tables.near(listing, root)):
+        return folders.read(listing, root, settings)
     names = Names(listing.pictures)
-    found = tables.candidates(listing, root, names)
+    found = tables.candidates(listing, paths, names)
     named = [(table, of, _file_column(table, of, names, listing)) for table, of in found]
     naming = [(table, of, column) for table, of, column in named if column is not None]
     for table, of, column in naming:

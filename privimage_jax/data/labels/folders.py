@@ -54,7 +54,8 @@ def _class_of(listing: Listing, root: str, settings: Settings) -> dict[str, str]
     refuse_strays(listing, root)
     level = _declared_level(listing, root, settings) if settings.class_names else _level(listing, root, settings)
     depth = root.count("/") + level
-    return {path: same_name(path.split("/")[depth]) for path in listing.pictures if path.startswith(root)}
+    class_of = {folder: same_name(f"{folder}/".split("/")[depth]) for folder in listing.holding}
+    return {path: class_of[path[: path.rindex("/")]] for path in listing.pictures if path.startswith(root)}
 
 
 def _declared_level(listing: Listing, root: str, settings: Settings) -> int:
@@ -89,8 +90,7 @@ def _level(listing: Listing, root: str, settings: Settings) -> int:
 def _names_by_level(listing: Listing, root: str) -> list[set[str]]:
     """The names of the folders at each level below `root` that holds all pictures."""
     start = root.count("/")
-    folders = {path.rpartition("/")[0] for path in listing.pictures if path.startswith(root)}
-    split = [folder.split("/")[start:] for folder in folders]
+    split = [folder.split("/")[start:] for folder in listing.holding if f"{folder}/".startswith(root)]
     return [{same_name(names[level]) for names in split} for level in range(min(map(len, split)))]
 
 

@@ -37,11 +37,18 @@ class Listing:
     clutter: frozenset[str]
     read: Callable[[str], bytes]
 
+    @functools.cached_property
+    def holding(self) -> frozenset[str]:
+        """Paths of the folders that pictures lie in; "" is the root."""
+        return frozenset(path.rpartition("/")[0] for path in self.pictures)
+
     def tops(self, root: str) -> "dict[str, Top]":
         """The folders directly below `root` ("" or a path with a slash at its end), by name, in alphabetical order."""
         direct: set[str] = set()
         deeper: dict[str, set[str]] = {}
-        for folder in {path.rpartition("/")[0] for path in self.pictures if path.startswith(root)}:
+        for folder in self.holding:
+            if not f"{folder}/".startswith(root):
+                continue
             top, _, rest = folder[len(root) :].partition("/")
             if rest:
                 deeper.setdefault(top, set()).add(rest.partition("/")[0])
@@ -51,6 +58,8 @@ class Listing:
 
     def loose(self, root: str) -> list[str]:
         """The pictures that lie directly in `root`."""
+        if root.rstrip("/") not in self.holding:
+            return []
         return [path for path in self.pictures if path.startswith(root) and "/" not in path[len(root) :]]
 
 
@@ -93,8 +102,7 @@ def make_listing(
         elif not is_clutter(name):
             (pictures if is_picture(name) else others).append(path)
     known = {folder for folder in folders if not _clutter_in(folder)}
-    for path in (*pictures, *others):
-        folder = path.rpartition("/")[0]
+    for folder in {path.rpartition("/")[0] for path in (*pictures, *others)}:
         while folder and folder not in known:
             known.add(folder)
             folder = folder.rpartition("/")[0]

@@ -61,17 +61,25 @@ def choose(listing: Listing, root: str, settings: Settings, names: Names) -> Cho
     return Choice(table, folder_of_row, file_column, class_column)
 
 
-def candidates(listing: Listing, root: str, names: Names) -> list[tuple[Table, list[str]]]:
-    """The tables in the folders around `root`, in it, and directly below it; files of one name are one table."""
-    paths: dict[str, list[str]] = {}
+def near(listing: Listing, root: str) -> list[str]:
+    """Paths of files that may be tables, in the folders around `root`, in it, and directly below it."""
+    found = []
     for path in listing.others:
         folder, _, name = path.rpartition("/")
-        near = root.startswith(f"{folder}/") or not folder or f"{folder}/".startswith(root)
+        beside = root.startswith(f"{folder}/") or not folder or f"{folder}/".startswith(root)
         ending = name[name.rindex(".") :].lower() if "." in name else ""
-        if near and ending in TABLES and folder.count("/") <= root.count("/"):
-            paths.setdefault(name, []).append(path)
+        if beside and ending in TABLES and folder.count("/") <= root.count("/"):
+            found.append(path)
+    return found
+
+
+def candidates(listing: Listing, paths: Sequence[str], names: Names) -> list[tuple[Table, list[str]]]:
+    """The tables among these files, and the folder of each row; files of one name are one table."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(path.rpartition("/")[2], []).append(path)
     found = []
-    for group in paths.values():
+    for group in groups.values():
         try:
             found.append(_stacked([_read(listing, path, names) for path in group], listing))
         except UserError:  # a text that is no table

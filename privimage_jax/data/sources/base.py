@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from privimage_jax.configs.base import data_section
+from privimage_jax.data.pictures import Picture
 from privimage_jax.data.sources.specs import RULES
 from privimage_jax.errors import UserError
 from privimage_jax.settings.rules import check_type
@@ -90,7 +91,7 @@ class Settings:
         return path
 
 
-Example = tuple[Image.Image | np.ndarray, int]
+Example = tuple[Picture | Image.Image | np.ndarray, int]
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ class Source:
       class_names: the list of classes that labels index.
       n: number of examples; of the asked part if `divided`, else of all parts together.
       divided: whether the source itself holds training and test examples apart.
-      read: from indices [B] to B pairs (image, label); an image is a PIL image or uint8 [H, W] or [H, W, C]. Large
-        pictures are decoded one by one, as they are asked for.
+      read: from indices [B] to B pairs (image, label), in order; an image is what `transforms.decode_image` returns, a
+        PIL image, or numbers [H, W] or [H, W, C]. Pictures are decoded one by one, as they are asked for: an
+        `UnreadableImage` is then that of the next index, and the others are asked for again.
       fingerprint: JSON-able value that changes when the stored examples do (names, sizes, times of the files).
       labels_from: where the labels were found, as the user is told: "class folders", "the column dx of labels.csv".
       parts: number of examples of each part that the source itself holds apart, by the part's name.

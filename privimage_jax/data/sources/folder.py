@@ -93,7 +93,7 @@ def _walk(root: Path, settings: Settings) -> _Found:
                         found.folders.add(name)
                         waiting.append((f"{name}/", depth + 1))
                     else:
-                        found.files[name] = _stamp(entry, root / name, allowed, settings)
+                        found.files[name] = _stamp(entry, allowed, settings)
         except OSError as error:
             raise UserError(
                 f"{settings.key}.path: {error.filename} cannot be read ({error.strerror}); repair or remove it."
@@ -101,7 +101,7 @@ def _walk(root: Path, settings: Settings) -> _Found:
     return found
 
 
-def _stamp(entry: os.DirEntry, path: Path, allowed: list[str], settings: Settings) -> str:
+def _stamp(entry: os.DirEntry, allowed: list[str], settings: Settings) -> str:
     """Size and time of a file, once it is known to be a regular one inside the allowed folders.
 
     Raises:
@@ -109,14 +109,14 @@ def _stamp(entry: os.DirEntry, path: Path, allowed: list[str], settings: Setting
     """
     if entry.is_symlink():
         if entry.is_dir():
-            raise UserError(f"{path} is a link to a folder; put the folder itself there.")
-        target = os.path.realpath(path)
+            raise UserError(f"{entry.path} is a link to a folder; put the folder itself there.")
+        target = os.path.realpath(entry.path)
         if not any(os.path.commonpath([folder, target]) == folder for folder in allowed):
             raise UserError(
-                f"{path} is a link that leads out of the folder; put the picture itself there, or give "
+                f"{entry.path} is a link that leads out of the folder; put the picture itself there, or give "
                 f"{settings.key}.links=FOLDER, the folder into which links may lead."
             )
     elif not entry.is_file() and is_picture(entry.name):  # opening a pipe would wait for ever
-        raise UserError(f"{path} is not a regular file; remove it.")
+        raise UserError(f"{entry.path} is not a regular file; remove it.")
     status = entry.stat()
     return f"{status.st_size} {status.st_mtime_ns}"

@@ -5,10 +5,10 @@ import zipfile
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from privimage_jax.data.labels.arrange import arrange
 from privimage_jax.data.labels.listing import make_listing
+from privimage_jax.data.pictures import Picture
 from privimage_jax.data.sources.base import Example, Settings, Source, stamp
 from privimage_jax.data.transforms import MAX_FILE_BYTES, decode_image
 from privimage_jax.errors import UserError
@@ -51,7 +51,7 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
     )
 
 
-def _read(archive: zipfile.ZipFile, name: str, where: str) -> Image.Image:
+def _read(archive: zipfile.ZipFile, name: str, where: str) -> Picture:
     with reading.user_errors(f"{where} is damaged: {name}", _REMEDY):
         content = read_entry(archive, name)
     return decode_image(content, f"{name} in {where.partition('=')[2]}")

@@ -7,8 +7,9 @@ from privimage_jax.metrics import measures
 from privimage_jax.report import evaluation
 from privimage_jax.report.curves import read_metrics
 from privimage_jax.report.gallery import ImageSet
+from privimage_jax.run import trouble
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.run.stage import named
+from privimage_jax.run.stage import enabled_stages, named
 from privimage_jax.storage import workdir
 
 TRAINING = (
@@ -32,6 +33,11 @@ def write(inputs: Inputs, results: dict[str, Any], sets: Sequence[ImageSet]) -> 
         results=results,
         sets=sets,
         class_names=inputs.sensitive.class_names,
+        trouble=[
+            f"{stage.name}: {sentence}"
+            for stage in enabled_stages(inputs.config)
+            for sentence in trouble.read(inputs.workdir, stage.name)
+        ],
         training=[
             (title, read_metrics(inputs.workdir.internal / stage / "metrics" / "metrics.csv", every))
             for stage, title in TRAINING

@@ -1,0 +1,42 @@
+"""`privimage inspect`: a look at the image sets before anything is spent."""
+
+from pathlib import Path
+
+from privimage_jax.cli import devices
+from privimage_jax.cli.command import Command
+from privimage_jax.cli.parsing import CONFIG, check_writable, configured
+from privimage_jax.errors import UserError
+
+ENDINGS = (".json", ".html")
+
+
+def run(arguments: list[str]) -> None:
+    """No device is touched."""
+    config, values = configured(arguments, optional=["out", "workdir"])
+    out = None
+    if values.out is not None:
+        out = Path(values.out).expanduser().absolute()
+        if out.suffix not in ENDINGS:
+            raise UserError(f"--out={values.out} has none of the endings {', '.join(ENDINGS)}; give a file with one.")
+        check_writable("out", str(out))
+    devices.quieten()
+    from privimage_jax.commands import inspect
+    from privimage_jax.storage.workdir import Workdir
+
+    inspect.run(config, out, None if values.workdir is None else Workdir(values.workdir))
+
+
+COMMAND = Command(
+    "inspect",
+    "look at the images before anything is spent: what was found, what looks wrong, whether a run would start",
+    f"""
+usage: privimage inspect --config FILE [--out FILE] [--workdir FOLDER]
+
+A run begins with the same look. It ends with status 2 where a run would be refused. Nothing of it is private.
+
+{CONFIG}
+--out FILE         FILE.json for machines, FILE.html for people: do not publish them
+--workdir FOLDER   of the run: keep the decoded images there, and write internal/inspection.html and .json
+""",
+    run,
+)

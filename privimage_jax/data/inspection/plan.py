@@ -1,0 +1,45 @@
+"""Whether there are as many images as the plan needs."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.inspection.findings import Finding, some
+
+LARGEST_RATE = 0.5  # q = B / N above which drawing batches at random hides hardly any image
+
+
+def of_sensitive(sensitive: Dataset, config: ConfigDict) -> Iterator[Finding]:
+    """Too few images for the batches of DP-SGD, or too few of a class for the noise of the query."""
+    batch_size = config.finetune.batch_size
+    if config.finetune.enabled and LARGEST_RATE * sensitive.n < batch_size <= sensitive.n:
+        seen = f"an expected batch of {batch_size:,} is more than half of the {sensitive.n:,} sensitive images"
+        remedy = "lower config.finetune.batch_size or add images"
+        yield Finding("few_images", f"{seen}, so that drawing it at random hides little; {remedy}.")
+    if config.selection.method != "semantic":
+        return
+    noise = config.query.noise_multiplier * config.query.k1**0.5
+    counts = np.bincount(sensitive.labels, minlength=sensitive.n_classes)
+    if small := [
+        f"{name} ({count:,})"
+        for name, count in zip(sensitive.class_names, counts, strict=True)
+        if 0 < count * config.query.k1 <= noise
+    ]:
+        seen = f"the query's noise of {noise:.3g} is as large as all counts of class {some(small)}"
+        remedy = "lower config.query.noise_multiplier or add images"
+        yield Finding("few_images", f"{seen}, so that its semantics are drawn blindly; {remedy}.")
+
+
+def of_public(public: Dataset, config: ConfigDict) -> Iterator[Finding]:
+    """Fewer public images than one batch of what they teach."""
+    wanted = {
+        "query_net": config.selection.method == "semantic" or config.evaluate.enabled,
+        "pretrain": config.pretrain.steps > 0,
+    }
+    for section, learns in wanted.items():
+        batch_size = config[section].batch_size
+        if learns and public.n < batch_size:
+            seen = f"the {public.n:,} public images are fewer than one batch, which repeats them"
+            yield Finding("few_images", f"{seen}; lower config.{section}.batch_size={batch_size} or add images.")

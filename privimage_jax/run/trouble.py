@@ -1,0 +1,40 @@
+"""What goes wrong in a stage and does not stop it: told at once, and kept for the internal page of the evaluation."""
+
+from typing import Any
+
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.storage import workdir
+from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.writers import headline
+
+_FILE = "trouble.json"
+
+
+class Trouble:
+    """The warnings of one stage, in `internal/<stage>/trouble.json`: they may tell of sensitive images.
+
+    Each kind is told once in a run, and kept as it was first told.
+    """
+
+    def __init__(self, inputs: Inputs):
+        """Takes up the file of an earlier start, if there is one."""
+        if inputs.stage is None:
+            raise ValueError("no stage runs, whose trouble it could be")
+        self._stage, self._path = inputs.stage.name, inputs.folder(inputs.stage.name) / _FILE
+        self._kept: dict[str, Any] = workdir.read_record(self._path)
+        self._told: set[str] = set()
+
+    def tell(self, kind: str, sentence: str) -> None:
+        """Warns the operator, and nobody else."""
+        if kind not in self._told:
+            headline(self._stage, "warning", sentence)
+            self._told.add(kind)
+        if kind not in self._kept:
+            self._kept[kind] = sentence
+            workdir.atomic_write_json(self._path, self._kept)
+
+
+def read(run: Workdir, stage: str) -> list[str]:
+    """What was told of a stage."""
+    kept = workdir.read_record(run.internal / stage / _FILE)
+    return [sentence for sentence in kept.values() if isinstance(sentence, str)]

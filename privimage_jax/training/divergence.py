@@ -1,0 +1,84 @@
+"""Trainings that went wrong: how that is known, of public ones and of fine-tuning.
+
+A public training is stopped where its loss is not finite, and its result is refused where it is worse than nothing. A
+training on sensitive images is never stopped: that would be a decision made by un-noised losses. It is watched, and
+what is seen is told to the operator alone. Both look at the metrics that the loop has fetched anyway.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from privimage_jax.errors import UserError
+from privimage_jax.training.writers import first_row
+
+FACTOR = 2.0  # a loss above so many times that of knowing nothing has diverged; a working training is far below 1
+NOT_FINITE = 0.5  # the share of gradients that are not finite above which the parameters are to blame, not the images
+
+After = Callable[[int, int, dict[str, float]], None]
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether every number of a tree of arrays is finite.
+
+    >>> all_finite({"kernel": np.ones(3), "step": 7}), all_finite({"kernel": np.array([1, np.inf])})
+    (True, False)
+    """
+    return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+def has_diverged(loss: float, reference: float) -> bool:
+    """Whether a loss is not finite, or worse than a reference by more than it is worth to go from `FACTOR` to 1.
+
+    >>> has_diverged(0.3, 1.0), has_diverged(2.1, 1.0), has_diverged(float("nan"), 1.0)
+    (False, True, True)
+
+    Args:
+      loss: of a trained network.
+      reference: of one that knows nothing; not negative.
+    """
+    return not loss <= FACTOR * reference
+
+
+def stop_if_not_finite(stage: str, remedy: str) -> After:
+    """For `loop.train(after=…)` of a public training: ends it where a metric is not finite.
+
+    Args:
+      stage: its name.
+      remedy: the setting to change, with what to do, as the end of a sentence.
+    """
+
+    def check(begin: int, end: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise UserError(f"the {name} of {stage} is {value:g} in the steps {begin} to {end}; {remedy}.")
+
+    return check
+
+
+class Watch:
+    """Follows a training that goes on whatever happens.
+
+    Args:
+      metrics: the file of its metrics, whose first row has the loss of the first step; missing before that step.
+      tell: called as tell(kind, sentence) at every pause at which something is wrong.
+    """
+
+    def __init__(self, metrics: Path, tell: Callable[[str, str], None]):
+        self._tell = tell
+        self._start = first_row(metrics).get("loss")
+
+    def __call__(self, begin: int, end: int, metrics: dict[str, float]) -> None:
+        """Looks at the means of the steps [begin, end), for `loop.train(after=…)`."""
+        loss, steps = metrics["loss"], f"in the steps {begin} to {end}"
+        if self._start is None:
+            self._start = loss
+        broken, drawn = metrics["nonfinite"], metrics["drawn"]
+        if drawn and broken > NOT_FINITE * drawn:
+            self._tell("gradients", f"{broken / drawn:.0%} of the gradients are not finite and count as zero {steps}")
+        elif has_diverged(loss, abs(self._start)):
+            self._tell("loss", f"the loss is {loss:.3g} {steps}, and was {self._start:.3g} at the start")

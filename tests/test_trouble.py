@@ -1,0 +1,166 @@
+"""What goes wrong while a run computes: public trouble stops it, private trouble is told, lack of memory is named."""
+
+import json
+import shutil
+
+import jax
+import pytest
+from pipelines import release_bytes, run, tiny_config
+
+from privimage_jax import pipeline
+from privimage_jax.configs import base
+from privimage_jax.errors import UserError
+from privimage_jax.run.stage import STAGES, value
+from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training import loop
+
+EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A folder with the tiny data, and a run whose query is spent and whose public images are picked."""
+    folder = tmp_path_factory.mktemp("asked")
+    return folder, run(tiny_config(folder), folder / "run", last="select")
+
+
+@pytest.fixture
+def copy(asked, tmp_path):
+    """A config of the tiny data and a workdir that may be changed."""
+    folder, workdir = asked
+    shutil.copytree(workdir.root, tmp_path / "run")
+    return tiny_config(folder), tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("rate", "found"), [(1e30, "the loss of train-query is nan in the steps 1 to 2"), (1e3, "has diverged: its loss")]
+)
+def test_a_query_network_that_diverges_spends_nothing(asked, tmp_path, rate, found):
+    config = tiny_config(asked[0])
+    config.query_net.learning_rate = rate
+    with pytest.raises(UserError, match=rf"{found}.*less than config\.query_net\.learning_rate=1"):
+        run(config, tmp_path / "run", last="query")
+    workdir = Workdir(tmp_path / "run")
+    assert workdir.done_mark("train-query") is None and not workdir.ledger.exists()
+    config.query_net.learning_rate = 0.01
+    assert run(config, tmp_path / "run", last="train-query").done_mark("train-query")
+
+
+def test_pre_training_that_diverges_keeps_what_the_query_spent(copy, capsys):
+    config, folder = copy
+    ledger = Workdir(folder).ledger.read_bytes()
+    for rate, found in ((1e30, "is inf in the steps 1 to 2"), (10.0, "has diverged: the loss on public images was")):
+        config.pretrain.learning_rate = rate
+        with pytest.raises(UserError, match=rf"{found}.* less than config\.pretrain\.learning_rate=1"):
+            run(config, folder, last="finetune")
+        assert Workdir(folder).done_mark("pretrain") is None
+    config.pretrain.learning_rate = 3e-4
+    capsys.readouterr()
+    workdir = run(config, folder, last="pretrain")
+    assert workdir.done_mark("pretrain") and workdir.ledger.read_bytes() == ledger
+    assert capsys.readouterr().out.count("skipped") == 3
+
+
+def test_fine_tuning_that_diverges_is_told_to_the_operator_alone(copy, capsys):
+    config, folder = copy
+    config.finetune.learning_rate = 1e30
+    workdir = run(config, folder)
+    out = capsys.readouterr().out
+    assert "100% of the gradients are not finite" in out and "less than config.finetune.learning_rate=1e+30" in out
+    assert out.index("gradients are not finite") < out.index("finetune  6/6"), "it was told while it happened"
+    assert "all 12 released images look the same" in out
+    page = (workdir.internal / "evaluation.html").read_text()
+    assert "gradients are not finite" in page and "released images look the same" in page
+    released = release_bytes(workdir)
+    assert "synthetic.npz" in released
+    assert not any(b"finite" in content or b"the same" in content for name, content in released.items())
+
+
+def test_a_run_without_trouble_speaks_of_none(copy):
+    config, folder = copy
+    workdir = run(config, folder)
+    assert not list(workdir.internal.rglob("trouble.json"))
+    assert "What went wrong" not in (workdir.internal / "evaluation.html").read_text()
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """`failing("pretrain", error)`: that stage raises the error, and those before it do nothing."""
+
+    def fail(name, error):
+        def stop(inputs):
+            raise error
+
+        for stage in STAGES:
+            monkeypatch.setattr(stage.load(), "run", stop if stage.name == name else lambda inputs: None)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "advice"),
+    [
+        ("train-query", EXHAUSTED, "give less than config.query_net.batch_size=20,"),
+        ("query", EXHAUSTED, "use a machine or devices with more of it"),
+        ("pretrain", MemoryError(), "(MemoryError); give less than config.pretrain.batch_size=8,"),
+        ("finetune", EXHAUSTED, "(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. more); "),
+        ("finetune", OSError(12, "Cannot allocate memory"), "give less than config.clipping.microbatch=1,"),
+        ("sample", ValueError("RESOURCE_EXHAUSTED, as somebody says"), None),
+        ("sample", MemoryError(), "config.sample.batch_size=6 or config.sample.n=12,"),
+        ("evaluate", MemoryError(), "config.evaluate.max_images=10000 or config.evaluate.classifier_batch_size=10,"),
+    ],
+)
+def test_a_lack_of_memory_names_the_stage_and_what_to_lower(asked, tmp_path, failing, stage, error, advice):
+    config = tiny_config(asked[0])
+    config.clipping.microbatch = 0  # chosen: a batch of 20 makes it 1
+    failing(stage, error)
+    if advice is None:
+        with pytest.raises(type(error)):
+            run(config, tmp_path / "run")
+        return
+    with pytest.raises(UserError) as refused:
+        run(config, tmp_path / "run")
+    assert str(refused.value).startswith(f"memory ran out in the stage {stage} (")
+    assert advice in str(refused.value)
+
+
+def test_what_to_lower_is_a_setting_of_the_stage():
+    config = base.get_config()
+    assert {type(value(config, key)) for stage in STAGES for key in stage.memory_settings} == {int}
+
+
+def test_memory_that_is_really_lacking(privimage, config, tmp_path):
+    command = ("train-query", "--config", config, "--workdir", tmp_path / "run")
+    result = privimage(*command, "--config.query_net.batch_size=1000000000")
+    result.refuses(
+        "memory ran out in the stage train-query (RESOURCE_EXHAUSTED", "config.query_net.batch_size=1000000000"
+    )
+
+
+def test_memory_that_lacks_outside_a_stage_is_a_sentence(privimage, config, monkeypatch, tmp_path):
+    def exhausted(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "check_models", exhausted)
+    privimage("run", "--config", config, "--workdir", tmp_path / "run").refuses(
+        "the memory does not suffice (MemoryError)"
+    )
+
+
+def test_a_smaller_microbatch_goes_on_where_memory_ran_out(copy, monkeypatch):
+    """Although the first block was reserved before: other sums of the same numbers are no other computation."""
+    config, folder = copy
+
+    def exhausted(*arguments, before, **more):
+        before(0, 1)
+        raise EXHAUSTED
+
+    run(config, folder, last="pretrain")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", exhausted)
+        with pytest.raises(UserError, match=r"memory ran out in the stage finetune .*clipping\.microbatch=8,"):
+            run(config, folder)
+    config.clipping.microbatch = 4
+    workdir = run(config, folder, last="finetune")
+    lines = [json.loads(line) for line in workdir.ledger.read_text().splitlines()]
+    assert [line["steps"] for line in lines if line["kind"] == "dp-sgd"] == [[0, 3], [3, 6]]
