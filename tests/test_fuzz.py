@@ -12,6 +12,7 @@ QUICK = [
     "tfds",
     "idx",
     "cifar",
+    "packed_cifar",
     "parquet",
     "webdataset",
     "config",

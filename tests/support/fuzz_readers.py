@@ -153,9 +153,13 @@ def read_idx(folder: Path) -> None:
 def make_cifar(folder: Path) -> None:
     cifar_files.write_cifar10(folder / "a")
     cifar_files.write_cifar100(folder / "b")
-    cifar_files.packed(cifar_files.write_binary(folder / "c"))
+    cifar_files.write_binary(folder / "c")
     cifar_files.write_cifar10(folder / "d", lambda value: pickle.dumps(value, 5))
-    shutil.rmtree(folder / "c")
+
+
+def make_packed_cifar(folder: Path) -> None:
+    cifar_files.packed(cifar_files.write_cifar10(folder / "a"))
+    shutil.rmtree(folder / "a")
 
 
 def read_cifar(folder: Path) -> None:
@@ -467,6 +471,7 @@ READERS = {
     "tfds": Reader(make_tfds, read_tfds),
     "idx": Reader(make_idx, read_idx),
     "cifar": Reader(make_cifar, read_cifar),
+    "packed_cifar": Reader(make_packed_cifar, read_cifar, named=True),
     "parquet": Reader(make_parquet, read_parquet),
     "webdataset": Reader(make_webdataset, read_webdataset),
     "config": Reader(make_config, read_config, give_settings, program=True, named=True),
