@@ -12,6 +12,7 @@ import time
 import tracemalloc
 import zipfile
 
+import cifar_files
 import hostile
 import numpy as np
 import pytest
@@ -138,8 +139,26 @@ def test_pipes_sockets_and_devices_are_not_opened(tmp_path, monkeypatch):
     os.mkfifo(path)
     refuses(lambda: decode_image(path, "1.png"), "1.png", "is not a regular file")
     refuses(lambda: decode_image(reading.Path("/dev/zero"), "zero"), "zero", "is not a regular file")
-    for source in ("zip", "npz"):
+    for source in ("zip", "npz", "parquet", "webdataset", "cifar"):
         refuses(lambda source=source: read_set(source, path), "1.png is not a regular file")
+
+
+FILES = {"idx": "train-images-idx3-ubyte", "cifar": "batches.meta", "parquet": "0.parquet", "webdataset": "0.tar"}
+
+
+@pytest.mark.parametrize("source", FILES)
+def test_files_of_sets_that_lie_elsewhere_or_are_none(tmp_path, source):
+    outside, folder = hostile.written(tmp_path / "outside", b""), tmp_path / "set"
+    if source == "cifar":
+        cifar_files.write_cifar10(folder)
+        (folder / FILES[source]).unlink()
+    folder.mkdir(exist_ok=True)
+    path = folder / FILES[source]
+    path.symlink_to(outside)
+    refuses(lambda: read_set(source, folder), f"{path} is a link that leads out of the folder")
+    path.unlink()
+    os.mkfifo(path)
+    refuses(lambda: read_set(source, folder), f"{path} is not a regular file")
 
 
 def test_folders_without_end(tmp_path):

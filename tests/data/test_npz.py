@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from privimage_jax.data import load
-from privimage_jax.data.sources import npz
-from privimage_jax.data.sources.base import Settings
 from privimage_jax.errors import UserError
 from privimage_jax.storage import archives
 
@@ -112,11 +110,19 @@ def test_the_first_label(tmp_path):
     assert read(tmp_path, arrays=arrays, first_label=1).class_names == ("1", "2", "3")
 
 
-def test_pixels_of_other_types_with_a_stated_intensity(tmp_path):
-    np.savez(tmp_path / "set.npz", images=IMAGES / 255, labels=LABELS)
-    section = {"source": "npz", "path": str(tmp_path / "set.npz"), "intensity": "0:1"}
-    source = npz.open_source(Settings.from_section(section), "train", 8)
-    np.testing.assert_array_equal(next(iter(source.read(np.array([3]))))[0], IMAGES[3] / 255)
+@pytest.mark.parametrize(
+    "images, intensity",
+    [
+        (IMAGES / 255, "0:1"),
+        (IMAGES.astype(np.float32), "0:255"),
+        (IMAGES.astype(np.int16) - 1000, "-1000:-745"),
+        (IMAGES.astype(np.uint16) * 257, "full"),
+    ],
+    ids=lambda value: getattr(value, "dtype", value),
+)
+def test_pixels_of_other_types(tmp_path, images, intensity):
+    dataset = read(tmp_path, arrays={"images": images, "labels": LABELS}, intensity=intensity)
+    np.testing.assert_array_equal(dataset.images, IMAGES)
 
 
 def test_people(tmp_path):
@@ -156,7 +162,8 @@ def test_names_and_unlabelled_sets(tmp_path):
         ({"images": None}, r"no array under a usual name such as .* \(it has labels\); name .* config.data.image_key"),
         ({"x": IMAGES}, "has images under several names, images and x .*; choose by config.data.image_key"),
         ({"images": IMAGES / 255}, "'images' is of the type float64; .* config.data.intensity=LOW:HIGH"),
-        ({"images": IMAGES.astype(np.uint16)}, "'images' is of the type uint16; .* config.data.intensity=LOW:HIGH"),
+        ({"images": IMAGES.astype(np.int16)}, "'images' is of the type int16; .* config.data.intensity=LOW:HIGH"),
+        ({"images": IMAGES.astype(str)}, "'images' is of the type <U3; store pixels as numbers"),
         ({"images": IMAGES[:, :, :, :2]}, r"shape \[6, 8, 8, 2\]"),
         ({"images": IMAGES[:, :2]}, None),  # 2 high, 8 wide
         ({"images": IMAGES.reshape(6, 96, 2)[:, :, 0]}, r"shape \[6, 96\]"),

@@ -114,7 +114,7 @@ WRONG = {
     "lists": ({"label": [[0], [1]]}, {}, "holds list.*, neither whole numbers nor texts"),
     "fractions": ({"label": [0.5, 1.0]}, {}, "'label' holds 0.5 at 0, which is no whole number"),
     "from 1": ({"label": [1, 2]}, {"class_names": ("a", "b")}, "set config.data.first_label=1"),
-    "no picture": ({"image": [b"<html>", b"<html>"]}, {}, "row 0 of group 0 in .* is not a readable image"),
+    "no picture": ({"image": [b"<html>", b"<html>"]}, {}, "row 0 of group 0 in .* is a web page"),
 }
 
 

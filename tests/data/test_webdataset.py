@@ -58,7 +58,7 @@ def test_pictures_are_read_in_any_order(tmp_path):
     source = webdataset.open_source(settings, "train", 8)
     order = np.array([5, 0, 3, 1, 4, 2])
     for (image, label), row in zip(source.read(order), order, strict=True):
-        np.testing.assert_array_equal(np.asarray(image), picture(row))
+        np.testing.assert_array_equal(np.asarray(image.pixels), picture(row))
         assert label == row % 2
 
 
@@ -131,7 +131,7 @@ WRONG = {
         {},
         "holds '001.cls' of 2,097,152 bytes, and 1,048,576 are the most",
     ),
-    "no image": ({"001.png": b"<html>"}, {}, "001.png in .*set.tar is not a readable image"),
+    "no image": ({"001.png": b"<html>"}, {}, "001.png in .*set.tar is not a readable image: it is a web page"),
 }
 
 

@@ -5,12 +5,16 @@ import pathlib
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cifar_files import write_cifar10
+from hostile import tar_bytes
+from hostile import written as write_file
 from idx_files import write_mnist
 from layouts import colours, pets, tree, zipped
 from PIL import Image
-from prepared import write_tfds
+from prepared import png, write_tfds
 
 from privimage_jax.data import load
 
@@ -50,6 +54,14 @@ def prepared(root):
     return root / "tiny" / "1.0.0"
 
 
+def table(root, **columns):
+    root.mkdir()
+    pq.write_table(pa.table(columns), root / "train-00000-of-00001.parquet")
+    return root
+
+
+RED, BLUE = (png(np.full((8, 8, 3), colour, np.uint8)) for colour in ((200, 0, 0), (0, 0, 200)))
+PICTURES = [{"bytes": content, "path": None} for content in (RED, BLUE)]
 REDS = np.zeros((2, 8, 8, 3), np.uint8)
 REDS[0, ..., 0] = REDS[1, ..., 2] = 200
 DX = "lesion,image_id,dx,patient\n1,anna_1,a,p1\n2,bo_2,b,p2\n"
@@ -108,6 +120,19 @@ CASES = {  # the beginning of a row -> what lies at PATH, and what is found
     "arrays of 0 and 1": (lambda root: written(f"{root}.npz", images=REDS // 200, labels=np.arange(2)), PAIR),
     "MNIST's original files": (lambda root: root.mkdir() or write_mnist(root) or root, None),
     "CIFAR's original files": (write_cifar10, None),
+    "Parquet files (Hugging Face)": (lambda root: table(root, image=PICTURES, label=[0, 1]), PAIR),
+    "Parquet files with other columns": (
+        lambda root: table(root, scan=[picture["bytes"] for picture in PICTURES], grade=["a", "b"], patient=[7, 8]),
+        TWO,
+    ),
+    "tar shards": (
+        lambda root: (
+            write_file(
+                root / "train-0.tar", tar_bytes({"1.png": RED, "1.cls": b"a", "2.png": BLUE, "2.cls": b"b"})
+            ).parent
+        ),
+        TWO,
+    ),
     "a set prepared by": (prepared, None),
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from privimage_jax.data.pictures import described
 from privimage_jax.data.sources.base import Settings
 from privimage_jax.errors import UserError
 
@@ -41,7 +42,7 @@ def layout_of(shape: tuple[int, ...], dtype: np.dtype, settings: Settings, what:
     Args:
       shape: of the array.
       dtype: of the array.
-      settings: pixels other than uint8 need a stated `intensity`.
+      settings: pixels of a type without a range of its own, such as floats, need a stated `intensity`.
       what: what messages call the array, such as "set.npz: the array 'images'".
 
     Raises:
@@ -72,7 +73,7 @@ def _check_type(dtype: np.dtype, settings: Settings, what: str) -> None:
     """Refuses pixels whose black and white no one can know."""
     if dtype.kind not in "biuf":
         raise UserError(f"{what} is of the type {dtype}; store pixels as numbers.")
-    if dtype != np.uint8 and settings.intensity == "full":
+    if settings.intensity == "full" and described(np.zeros((1, 1), dtype), what).top is None:
         raise UserError(
             f"{what} is of the type {dtype}; store pixels as uint8 from 0 to 255, or say what is black and white by "
             f"{settings.key}.intensity=LOW:HIGH, such as 0:1."

@@ -111,7 +111,7 @@ def _find(folder: Path, settings: Settings, where: str) -> dict[str, dict[str, _
 
 
 def _choose(sets: dict[str, dict[str, _Part]], settings: Settings, where: str) -> tuple[str, dict[str, _Part]]:
-    if not settings.name and len(sets) == 1:
+    if len(sets) == 1:
         return next(iter(sets.items()))
     if settings.name not in sets:
         raise UserError(f"{where} holds the sets {', '.join(sets)}; set {settings.key}.name to one of them.")
