@@ -3,7 +3,19 @@
 import fuzz
 from planted_readers import PLANTED
 
-QUICK = ["folder", "zip", "npz", "tfds", "config", "ledger", "checkpoint", "generator", "semantics", "histogram"]
+QUICK = [
+    "folder",
+    "zip",
+    "npz",
+    "tfds",
+    "tfrecord",
+    "config",
+    "ledger",
+    "checkpoint",
+    "generator",
+    "semantics",
+    "histogram",
+]
 QUICK += ["synthetic", "subset", "cache", "metrics", "weights", "comparison"]
 SEED = 20
 
