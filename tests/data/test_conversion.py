@@ -6,12 +6,15 @@ import shlex
 import shutil
 import struct
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from catalogue import own_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepared import crc32c, example, framed, picture, record, write_tfds
+from prepared import crc32c, example, framed, picture, record, write_tfds, write_tfrecord
 
 from privimage_jax.data import conversion, load, tfrecord
 from privimage_jax.data.prepare import prepare
@@ -65,6 +68,24 @@ def test_what_the_reader_advises_works(folder, privimage, by_name):
     assert {name for name in before if after[name] != before[name]} == {"dataset_info.json"}
     assert {*after} - {*before} == {f"tiny-{split}.array_record-00000-of-00001" for split in SPLITS}
     assert prepare("tiny", root) == folder and contents(folder) == after  # there is nothing left to do
+
+
+def test_a_set_of_the_catalogue(tmp_path):
+    """Of such TFDS has its own builder, which it takes where the set is asked for by name."""
+    builder = own_sets.OwnPictures(config="png", data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    folder = Path(builder.data_dir)
+    for path in folder.glob("*.array_record*"):
+        write_tfrecord(path.with_name(path.name.replace("array_record", "tfrecord")), ArrayRecordDataSource(str(path)))
+        path.unlink()
+    edit_info(folder, fileFormat="tfrecord")
+    asked = {"name": "own_pictures/png", "data_dir": str(tmp_path)}
+    with pytest.raises(UserError, match="is stored as tfrecord"):
+        load(asked, "train", 8, 3, None)
+    for _ in range(2):
+        assert prepare("own_pictures/png", str(tmp_path)) == folder
+        assert load(asked, "train", 8, 3, None).n == 30
+    assert load({"path": str(folder)}, "train", 8, 3, None).digest() == load(asked, "train", 8, 3, None).digest()
 
 
 def test_a_set_of_before_the_format_was_named(folder):

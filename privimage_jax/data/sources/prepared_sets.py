@@ -77,10 +77,15 @@ def command(name: str, data_dir: str = "") -> str:
 
 
 def has_array_record(builder: Any) -> bool:
-    """Whether the set is stored as array_record, perhaps beside another format."""
-    import tensorflow_datasets as tfds
+    """Whether the set is stored as array_record, perhaps beside another format.
 
-    return tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats()
+    Asked of the file: a builder that comes from the catalogue knows the first format alone.
+    """
+    from tensorflow_datasets.core import dataset_info
+
+    return "array_record" in dataset_info.available_file_formats(
+        dataset_info.read_proto_from_builder_dir(builder.data_dir)
+    )
 
 
 def take_array_record(builder: Any) -> None:
