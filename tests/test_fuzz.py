@@ -14,6 +14,7 @@ QUICK = [
     "cifar",
     "parquet",
     "webdataset",
+    "tfrecord",
     "config",
     "ledger",
     "checkpoint",
