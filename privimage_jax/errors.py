@@ -8,9 +8,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def one_line(text: str) -> str:
-    """The beginning of a text that others wrote, as a part of a sentence."""
-    return " ".join(text.split())[:200].rstrip(".")
+def one_line(text: str, limit: int = 200) -> str:
+    """The beginning of a text that others wrote, as a part of a sentence; of at most `limit` characters."""
+    return " ".join(text.split())[:limit].rstrip(".")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.cluster import processes
+from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError, is_out_of_memory, one_line
+from privimage_jax.generators.diffusion import Diffusion
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.run import inspection
@@ -18,6 +21,7 @@ from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages, value
+from privimage_jax.settings import import_strings
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
 from privimage_jax.stages.parts import utility
 from privimage_jax.storage import workdir
@@ -46,7 +50,8 @@ def fingerprints(inputs: Inputs) -> dict[str, str]:
 def run(inputs: Inputs, last: str | None = None) -> None:
     """Runs every enabled stage up to `last` (default: all) that is missing or stale, under the workdir's lock.
 
-    All data are read and checked before the first stage. A stage whose budget is spent never runs on other inputs.
+    Names are looked up before any image is read, and all data are read and checked before the first stage. A stage
+    whose budget is spent never runs on other inputs.
 
     Raises:
       UserError: for wrong data, a stage that the config does not enable, or a change in or upstream of a stage that
@@ -56,6 +61,7 @@ def run(inputs: Inputs, last: str | None = None) -> None:
     names = [stage.name for stage in stages]
     if last is not None and last not in names:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
+    check_names(inputs.config)
     _compare_processes(inputs)
     inputs.workdir.create()
     with inputs.workdir.lock():
@@ -81,6 +87,30 @@ def _compare_processes(inputs: Inputs) -> None:
     facts["--workdir"] = str(inputs.workdir.root)
     facts["the version of privimage_jax or a library"] = code_version(inputs.config)
     processes.current().barrier("the start", facts)
+
+
+def check_names(config: ConfigDict) -> None:
+    """Finds what a config names of generators, models, extractors and measures: reading images may take an hour.
+
+    Raises:
+      UserError: naming the setting whose value stands for nothing that can be loaded.
+    """
+    names = [stage.name for stage in enabled_stages(config)]
+    for name in ("data", "public"):
+        if import_strings.is_one(config[name].source):
+            specs.spec_of(config[name].source, f"config.{name}.source").load(
+                f"config.{name}.source={config[name].source}"
+            )
+    if generators.load_family(config) is Diffusion:
+        registry.denoiser_class(config.model.name)
+    if train_query.STAGE.name in names:
+        registry.classifier_class(config.query_net.model, "config.query_net.model")
+    if choose_sampler.STAGE.name in names:
+        registry.classifier_class(config.sampler_choice.classifier, "config.sampler_choice.classifier")
+    if evaluate.STAGE.name in names:
+        for name in config.evaluate.classifiers:
+            registry.classifier_class(name, "config.evaluate.classifiers")
+        evaluate.check_extractors(config, (config.data.image_size, config.data.image_size, config.data.channels))
 
 
 def check_models(inputs: Inputs) -> int:
@@ -109,7 +139,6 @@ def check_models(inputs: Inputs) -> int:
         name = config.sampler_choice.classifier
         classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
     if evaluate.STAGE.name in names:
-        evaluate.check_extractors(config, shape)
         classifiers += [
             ("evaluate.classifiers", name, utility.build_classifier(config, name, n_classes))
             for name in config.evaluate.classifiers

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -64,7 +65,9 @@ def pictures(folder, section):
     for i in range(20):
         path = folder / "pictures" / "abc"[i % 3] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (SIDE + i, SIDE + 2), i).save(path)
+        picture = Image.new("L", (SIDE + i, SIDE + 2), i)
+        picture.paste(255 - i, (SIDE // 2, 0, SIDE, SIDE))
+        picture.save(path)
     names = f"--config.{section}.class_names=('a','b','c')"
     return [f"--config.{section}.source=folder", f"--config.{section}.path={folder / 'pictures'}", names]
 
@@ -369,5 +372,7 @@ def test_a_full_disk_stops_the_script_without_noise(folder, tmp_path):
     """In a process of its own: threads of orbax and tensorstore have much to say when a write fails."""
     arguments = ("train-query", "--config", folder / "tiny.py", "--workdir", tmp_path / "run", *QUICK)
     script = start(*arguments, cwd=tmp_path)
+    while not (tmp_path / "run" / "internal" / "inspection.json").exists() and script.poll() is None:
+        time.sleep(0.01)  # the page before it is larger
     resource.prlimit(script.pid, resource.RLIMIT_FSIZE, (5000, 5000))
     finish(script).refuses("cannot write", "internal/train-query/checkpoints", "raise the limit")

@@ -87,7 +87,7 @@ def test_a_wrong_type_is_named():
     config = base.get_config()
     with config.ignore_type():
         config.seed = "zero"
-    with pytest.raises(UserError, match=r"config\.seed='zero' is a str; give a whole number"):
+    with pytest.raises(UserError, match=r"config\.seed='zero' is of type str; give a whole number"):
         configs.check(config)
 
 

@@ -15,6 +15,7 @@ QUICK = [
     "packed_cifar",
     "parquet",
     "webdataset",
+    "tfrecord",
     "config",
     "ledger",
     "checkpoint",

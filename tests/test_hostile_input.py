@@ -410,7 +410,12 @@ def test_shards_elsewhere_and_shards_that_are_no_files(tmp_path):
         (("splits", 0), {"shardLengths": ["-3"]}, "no readable split 'train'"),
         (("splits", 0), {"shardLengths": ["1000000000000000"]}, "announces 1,000,000,000,000,000 examples"),
         (("splits", 0), {"name": "../train"}, "no readable split 'train'"),
-        ((), {"fileFormat": "tfrecord"}, "no readable split 'train'"),
+        ((), {"fileFormat": "tfrecord"}, "is stored as tfrecord"),
+        (
+            (),
+            {"fileFormat": "riegeli", "alternativeFileFormats": ["tfrecord", "array_record"], "splits": []},
+            "no readable",
+        ),
         ((), {"splits": [1]}, "dataset_info.json is damaged"),
         ((), {"name": "../tiny"}, "no readable split 'train'"),
     ],

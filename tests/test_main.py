@@ -10,12 +10,13 @@ import sys
 import time
 
 import pytest
+from absl import flags
 from commands import finish, start
 
 import privimage_jax.configs
 from privimage_jax.cli import devices, parsing
 from privimage_jax.cli.table import COMMANDS
-from privimage_jax.settings import config_files
+from privimage_jax.settings import config_files, import_strings
 
 CONFIGS = pathlib.Path(privimage_jax.configs.__path__[0])
 N = "--config.data.n=60"
@@ -113,7 +114,16 @@ BASE = "from privimage_jax.configs import base\ndef get_config():\n    config = 
         ("def get_config(): pass\n", ["returns NoneType", "let it return the changed ConfigDict"]),
         ("def get_config(): return {}\n", ["returns dict"]),
         (f"{BASE}    config.privacy.epsilonn = 1\n    return config\n", ["in line 4", 'Key "epsilonn" does not exist']),
-        (f"{BASE}    config.privacy.epsilon = 'x'\n    return config\n", ["in line 4", "'epsilon'", "'float'"]),
+        (
+            f"{BASE}    config.privacy.epsilon = 'x'\n    return config\n",
+            ["gives in line 4 epsilon = 'x', of type str; give a number."],
+        ),
+        (
+            f"{BASE}    config.data.class_names = 'cat, dog'\n    return config\n",
+            ["gives in line 4 class_names = 'cat, dog', of type str; give ('cat', 'dog')."],
+        ),
+        (f"{BASE}    config.seed = 1.5\n    return config\n", ["seed = 1.5, of type float; give a whole number."]),
+        (f"{BASE}    config.data = 3\n    return config\n", ["data = 3, of type int; give a section, whose settings"]),
         (
             f"{BASE}    with config.unlocked(): config.privacy.epsilonn = 1\n    return config\n",
             ["config.privacy.epsilonn is not a known setting", "config.privacy.epsilon?"],
@@ -132,6 +142,18 @@ def test_a_config_file_that_fails_is_named_with_its_line(privimage, tmp_path, te
     result.refuses(*culprits)
     assert "config." in result.err or str(path) in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_finds_the_modules_beside_it(privimage, tmp_path, monkeypatch):
+    """Also those that its settings name; but what is installed comes first."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("N = 61\nclass Family:\n    pass\n")
+    (tmp_path / "absl.py").write_text("1 / 0\n")
+    path = tmp_path / "mine.py"
+    path.write_text(f"import absl\nimport beside_it\n{BASE}    config.data.n = beside_it.N\n    return config\n")
+    settings = ("--config.generator=beside_it:Family", "--config.finetune.batch_size=9", "--config.finetune.steps=1")
+    assert "N = 61" in privimage("budget", "--config", path, *settings).succeeds().out
+    assert import_strings.load("beside_it:N", "config.generator") == 61
 
 
 def test_help_is_no_mistake(privimage):
@@ -159,6 +181,21 @@ def test_every_command_has_a_help_of_its_own(privimage, name):
     out = privimage(name, "-h").succeeds().out
     assert out.startswith(f"privimage {name}: ") and "usage: privimage " in out
     assert max(map(len, out.splitlines())) < 130
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_all_its_flags(privimage, config, monkeypatch, name):
+    defined = set()
+
+    def noted(define):
+        return lambda flag, *arguments, **more: (defined.add(flag), define(flag, *arguments, **more))
+
+    for kind in ("DEFINE_string", "DEFINE_boolean", "DEFINE_multi_string"):
+        monkeypatch.setattr(flags, kind, noted(getattr(flags, kind)))
+    takes_config = "--config FILE" in COMMANDS[name].help
+    privimage(name, *(["--config", config] if takes_config else []), "--no_such_flag=1").refuses("no_such_flag")
+    assert [flag for flag in defined if f"--{flag}" not in COMMANDS[name].help] == []
+    assert defined or name == "budget"
 
 
 def test_the_budget_needs_no_data(privimage, config):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import check_writable, parse
-from privimage_jax.cli.run import up_to
+from privimage_jax.cli.run import PROCESSES, up_to
 
 
 def run(arguments: list[str]) -> None:
@@ -25,12 +25,14 @@ def run(arguments: list[str]) -> None:
 COMMAND = Command(
     "report",
     "run up to the report; or, with PATHs, finished workdirs side by side, in one page that is not private",
-    """
+    f"""
 usage: privimage report --config FILE --workdir FOLDER     as `privimage run`, up to and including the report
        privimage report PATH [PATH ...] [--out FILE]
 
 PATH         a workdir
 --out FILE   the page (comparison.html)
+
+{PROCESSES}
 """,
     run,
 )

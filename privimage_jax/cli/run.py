@@ -8,6 +8,10 @@ from privimage_jax.cli.parsing import CONFIG, configured
 from privimage_jax.cluster import distributed, preemption
 from privimage_jax.run.stage import STAGES
 
+PROCESSES = """\
+Several processes, one command each: add --coordinator=HOST:PORT --num_processes=N --process_id=I (or the variables
+PRIVIMAGE_COORDINATOR, PRIVIMAGE_NUM_PROCESSES, PRIVIMAGE_PROCESS_ID), or --coordinator=auto inside SLURM, GKE or a TPU
+pod; --start_timeout=SECONDS for how long they wait for each other. launch/ has scripts that do so."""
 USAGE = f"""
 usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=value ...]
 
@@ -16,9 +20,7 @@ usage: privimage COMMAND --config FILE --workdir FOLDER [--config.section.key=va
 
 Example: privimage run --config configs/quickstart.py --workdir runs/quickstart --config.privacy.epsilon=5
 
-Several processes, one command each: add --coordinator=HOST:PORT --num_processes=N --process_id=I (or the variables
-PRIVIMAGE_COORDINATOR, PRIVIMAGE_NUM_PROCESSES, PRIVIMAGE_PROCESS_ID), or --coordinator=auto inside SLURM, GKE or a TPU
-pod; --start_timeout=SECONDS for how long they wait for each other. launch/ has scripts that do so.
+{PROCESSES}
 """
 
 

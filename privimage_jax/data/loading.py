@@ -63,7 +63,7 @@ def load(
     # Validation examples come out of the training part, so the test part is then never opened.
     spec = spec_of(settings.source, f"{settings.key}.source")
     with failures(settings):
-        module = spec.load()
+        module = spec.load(f"{settings.key}.source={settings.source}")
         source = module.open_source(settings, "train" if settings.validation_fraction else part, image_size)
         stored = _check_source(source, settings)
     indices = choose(settings, source.n, source.divided, part)

@@ -1,7 +1,8 @@
 """Families of generators: what is pre-trained, fine-tuned with DP-SGD, released and sampled. One file each."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -41,10 +42,19 @@ def build(config: ConfigDict, n_classes: int) -> "Generator":
     Raises:
       UserError: if it cannot be loaded.
     """
-    family = import_strings.load(path(config.generator), "config.generator")
+    return load_family(config)(config, n_classes)
+
+
+def load_family(config: ConfigDict) -> Callable[[ConfigDict, int], "Generator"]:
+    """The class that `config.generator` names.
+
+    Raises:
+      UserError: if it cannot be loaded.
+    """
+    family: Any = import_strings.load(path(config.generator), "config.generator")
     if not callable(family):
-        raise UserError(f"config.generator: {config.generator} is a {type(family).__name__}; give a class.")
-    return family(config, n_classes)
+        raise UserError(f"config.generator: {config.generator} is of type {type(family).__name__}; give a class.")
+    return family
 
 
 def path(name: str) -> str:

@@ -120,7 +120,7 @@ def load(name: str, inception_weights: str, image_shape: tuple[int, int, int]) -
         )
     function = import_strings.load(name, "config.evaluate.extractors")
     if not callable(function):
-        raise UserError(f"config.evaluate.extractors: {name} is a {type(function).__name__}; give a function.")
+        raise UserError(f"config.evaluate.extractors: {name} is of type {type(function).__name__}; give a function.")
     if not isinstance(function, jax.tree_util.Partial):
         function = jax.tree_util.Partial(function)
     extractor = Extractor(name, jax.tree_util.Partial(_without_logits, function), digest="", batch_size=128)

@@ -79,6 +79,20 @@ def build_classifier(
     return _build(name, CLASSIFIERS, given, kwargs, dtype, f"config.{name_key}", f"config.{kwargs_key}")
 
 
+def denoiser_class(name: str, name_key: str = "config.model.name") -> type[nn.Module]:
+    """The class that a name of a denoiser stands for, without making one; a UserError speaks of ``name_key``.
+
+    >>> denoiser_class("unet").__name__
+    'UNet'
+    """
+    return _class_of(name, DENOISERS, name_key)
+
+
+def classifier_class(name: str, name_key: str) -> type[nn.Module]:
+    """The class that a name of a classifier stands for, as `denoiser_class`."""
+    return _class_of(name, CLASSIFIERS, name_key)
+
+
 def init_denoiser(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
     """Fresh parameters of a denoiser for images [H,W,C]; equal keys give equal values on devices of the same kind.
 
@@ -128,7 +142,7 @@ def _build(
     name_key: str,
     kwargs_key: str,
 ) -> nn.Module:
-    cls = zoo[name] if name in zoo else _import_class(name, zoo, name_key)
+    cls = _class_of(name, zoo, name_key)
     fields = {field.name for field in dataclasses.fields(cls) if field.init} - {"parent", "name"}
     if missing := sorted(set(given) - fields):
         raise UserError(f"{name_key}: {name} lacks the field(s) {', '.join(missing)}; it must have {', '.join(given)}.")
@@ -149,7 +163,9 @@ def _build(
         raise UserError(f"{kwargs_key}: {name} rejects {arguments} ({error}); correct them.") from error
 
 
-def _import_class(name: str, zoo: Mapping[str, type[nn.Module]], name_key: str) -> type[nn.Module]:
+def _class_of(name: str, zoo: Mapping[str, type[nn.Module]], name_key: str) -> type[nn.Module]:
+    if name in zoo:
+        return zoo[name]
     if not import_strings.is_one(name):
         raise UserError(
             f"{name_key}: unknown model {name!r}; choose {', '.join(sorted(zoo))} or give an import string "

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 

@@ -1,19 +1,24 @@
 """Config files: programs of the user, whose `get_config()` returns the settings."""
 
+import builtins
 import importlib.machinery
 import importlib.util
 import os
 import re
+import sys
 import textwrap
 import traceback
 
 from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
+from privimage_jax.settings.rules import described
 
 
 def load(path: str) -> ConfigDict:
     """Runs a config file and returns what its `get_config()` makes.
+
+    Modules beside it can be imported, by it and by import strings of its settings; installed ones come first.
 
     Args:
       path: of the file; "file.py:text" calls `get_config("text")`.
@@ -24,6 +29,9 @@ def load(path: str) -> ConfigDict:
     file, colon, argument = path.partition(":")
     if not os.path.isfile(file):
         raise UserError(f"the config file {file!r} does not exist; give a path such as configs/quickstart.py.")
+    folder = os.path.dirname(os.path.abspath(file))
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         loader = importlib.machinery.SourceFileLoader("privimage_config", file)
         spec = importlib.util.spec_from_loader(loader.name, loader)
@@ -33,6 +41,8 @@ def load(path: str) -> ConfigDict:
         loader.exec_module(module)
         config = module.get_config(*[argument][: len(colon)])
     except Exception as error:  # a config file is a program and may fail in any way
+        if isinstance(error, TypeError) and (wrong := _wrong_type(str(error))):
+            raise UserError(f"the config file {file} gives{_line_in(file, error)} {wrong}.") from error
         raise UserError(
             f"the config file {file} fails{_line_in(file, error)} with {_named(error)}; "
             "correct it after the example of configs/quickstart.py."
@@ -43,6 +53,19 @@ def load(path: str) -> ConfigDict:
             "let it return the changed ConfigDict of configs/base.py."
         )
     return config
+
+
+def _wrong_type(text: str) -> str:
+    """What a refusal of ConfigDict to change a value's type means, as the end of a sentence; "" of anything else."""
+    found = re.search(
+        r"field '(\w+)' \(reference\)\. (.*) is of original type <class '(\w+)'> .* type <class '(.+)'>", text
+    )
+    if not found:
+        return ""
+    name, value, given, wanted = found.groups()
+    shown = repr(value) if given == "str" else value
+    kind = getattr(builtins, wanted, ConfigDict)
+    return f"{name} = {shown[:80]}, of type {given}; give {described(kind, value if given == 'str' else None)}"
 
 
 def _line_in(file: str, error: Exception) -> str:

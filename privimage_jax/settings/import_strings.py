@@ -48,7 +48,7 @@ def load_module(name: str, key: str) -> ModuleType:
     except Exception as error:  # a module is a program and may fail in any way
         remedy = "correct it"
         if isinstance(error, ModuleNotFoundError):
-            remedy = "it must be installed or lie in the current directory or on PYTHONPATH"
+            remedy = "it must be installed, or lie beside the config file, in the current directory or on PYTHONPATH"
         reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"{key}: {name} cannot be loaded ({reason}); {remedy}.") from error
 
@@ -73,11 +73,12 @@ def load_record(name: str, key: str, kind: type[Record]) -> Record:
     '0123456789'
     >>> load_record("math:pi", "config.extra.characters", str)
     Traceback (most recent call last):
-    privimage_jax.errors.UserError: config.extra.characters: math:pi is a float; give a builtins.str.
+    privimage_jax.errors.UserError: config.extra.characters: math:pi is of type float, not builtins.str; give one.
     """
     found = load(name, key)
     if not isinstance(found, kind):
-        raise UserError(f"{key}: {name} is a {type(found).__name__}; give a {kind.__module__}.{kind.__name__}.")
+        wanted = f"{kind.__module__}.{kind.__name__}"
+        raise UserError(f"{key}: {name} is of type {type(found).__name__}, not {wanted}; give one.")
     return found
 
 

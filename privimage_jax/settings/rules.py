@@ -41,7 +41,11 @@ def check_type(key: str, value: Any, default: Any) -> None:
     >>> check_type("config.privacy.epsilon", 1, 10.0)
     >>> check_type("config.seed", "1", 0)
     Traceback (most recent call last):
-    privimage_jax.errors.UserError: config.seed='1' is a str; give a whole number.
+    privimage_jax.errors.UserError: config.seed='1' is of type str; give a whole number.
+
+    >>> check_type("config.data.class_names", "cat,dog", ())
+    Traceback (most recent call last):
+    privimage_jax.errors.UserError: config.data.class_names='cat,dog' is of type str; give ('cat', 'dog').
 
     Raises:
       UserError: naming the key, which begins with "config.".
@@ -50,4 +54,11 @@ def check_type(key: str, value: Any, default: Any) -> None:
     if wanted is float and type(value) is int or wanted is tuple and isinstance(value, list):
         return
     if type(value) is not wanted:
-        raise UserError(f"{key}={value!r} is a {type(value).__name__}; give {_TYPES[wanted]}.")
+        raise UserError(f"{key}={value!r} is of type {type(value).__name__}; give {described(wanted, value)}.")
+
+
+def described(wanted: type, value: Any) -> str:
+    """What to give in place of a value whose type is not the wanted one; a text for a list has its parts in it."""
+    if wanted is tuple and isinstance(value, str):
+        return repr(tuple(part.strip() for part in value.split(",")))
+    return _TYPES.get(wanted, "a section, whose settings are given one by one")

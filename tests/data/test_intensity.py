@@ -7,7 +7,9 @@ from hypothesis import HealthCheck, given, settings, strategies
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from privimage_jax.data import load
+from privimage_jax.data import decoding, load, loading
+from privimage_jax.data.intensity import eight_bit
+from privimage_jax.data.pictures import described
 from privimage_jax.data.transforms import decode_image, fit
 from privimage_jax.errors import UserError
 
@@ -105,6 +107,12 @@ def test_transparency_has_a_range_of_its_own(channels):
     assert (seen(eight, "5:9") == 128).all() and (seen(eight, "per_image") == 0).all()
 
 
+def test_eight_bits_pass_as_they_are():
+    for mode in ("L", "RGB"):
+        image = Image.new(mode, (4, 4))
+        assert eight_bit(described(image, "it"), "full", "config.data") is image
+
+
 def test_arrays_as_pictures():
     mask = np.array([[0, 1], [1, 0]], np.uint8)
     assert seen(mask).max() == 1
@@ -155,14 +163,9 @@ def test_sixteen_bit_colour_as_text_is_refused():
         decode_image(b"P3 1 1 4095 1 2 3", "it")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    images=arrays(np.uint16, strategies.tuples(strategies.integers(2, 5), strategies.just(4), strategies.just(4))),
-    intensity=strategies.sampled_from(RULES),
-)
-def test_an_image_depends_on_itself_alone(tmp_path, images, intensity):
-    """Striking out the brightest image, or any, leaves every other as it was."""
-    folder = tmp_path / "set" / "a"
+def check_each_depends_on_itself_alone(root, images, intensity):
+    """Strikes out the brightest of 16-bit images [N, 4, 4], and asserts that every other stays as it was."""
+    folder = root / "set" / "a"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -170,12 +173,34 @@ def test_an_image_depends_on_itself_alone(tmp_path, images, intensity):
         Image.fromarray(image).save(folder / f"{i}.png")
 
     def pixels():
-        section = {"source": "folder", "path": str(tmp_path / "set"), "test_fraction": 0.0, "intensity": intensity}
+        section = {"source": "folder", "path": str(root / "set"), "test_fraction": 0.0, "intensity": intensity}
         return load(section, "train", 4, 1, None).images
 
     every, brightest = pixels(), int(images.max((1, 2)).argmax())
     (folder / f"{brightest}.png").unlink()
     np.testing.assert_array_equal(pixels(), np.delete(every, brightest, axis=0))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    images=arrays(np.uint16, strategies.tuples(strategies.integers(2, 5), strategies.just(4), strategies.just(4))),
+    intensity=strategies.sampled_from(RULES),
+)
+def test_an_image_depends_on_itself_alone(tmp_path, images, intensity):
+    check_each_depends_on_itself_alone(tmp_path, images, intensity)
+
+
+def test_a_range_taken_from_the_set_is_noticed(tmp_path, monkeypatch):
+    honest, of_a_set, peaks = decoding.fit, loading.decode, []
+
+    def by_the_brightest_so_far(image, *more):
+        peaks.append(np.asarray(image.pixels).max())
+        return honest(image, *more[:4], f"0:{max(peaks)}", *more[5:])
+
+    monkeypatch.setattr(decoding, "fit", by_the_brightest_so_far)
+    monkeypatch.setattr(loading, "decode", lambda *arguments: (peaks.clear(), of_a_set(*arguments))[1])
+    with pytest.raises(AssertionError, match="not equal"):
+        check_each_depends_on_itself_alone(tmp_path, np.array([[[4000] * 4] * 4, [[1000] * 4] * 4], np.uint16), "full")
 
 
 @settings(max_examples=50, deadline=None)

@@ -48,7 +48,7 @@ def test_a_part_without_class_folders_is_none(tmp_path, load_set, held_out):
     for more in ({}, {"test_split": held_out}):
         dataset = load_set(tmp_path, **more)
         assert colours(dataset) == PETS
-        assert dataset.facts.parts == {}
+        assert dataset.facts.parts == {"train": 4, "test": 0}
         assert dataset.facts.notes == (f"{held_out} has pictures but no class folders and is not read",)
 
 

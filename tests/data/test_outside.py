@@ -45,17 +45,26 @@ def test_its_settings_are_shown_and_decide_the_result(config):
     ("change", "culprit"),
     [
         ({"source": "stripes"}, "config.public.source='stripes' is not accepted; give one of tfds, folder"),
+        (
+            {"source": "hollow:SPEC"},
+            r"source=hollow:SPEC: the module of this Spec: nix cannot be loaded \(ModuleNotFound",
+        ),
         ({"source": "nowhere:SPEC"}, r"config.public.source: nowhere:SPEC cannot be loaded \(ModuleNotFoundError"),
-        ({"source": "stripes:np"}, "config.public.source: stripes:np is a module; give a privimage_jax"),
+        ({"source": "stripes:np"}, "config.public.source: stripes:np is of type module, not privimage_jax"),
     ],
 )
-def test_a_wrong_name_is_told(config, change, culprit):
+def test_a_wrong_name_is_told(config, tmp_path, monkeypatch, change, culprit):
+    monkeypatch.delitem(sys.modules, "hollow", raising=False)
+    (tmp_path / "hollow.py").write_text(
+        "from privimage_jax.data.sources.specs import Spec\nSPEC = Spec(module='nix', what='nothing')\n"
+    )
     config.public.update(change)
     with pytest.raises(UserError, match=culprit):
         load(config)
 
 
-def test_a_module_without_the_function_is_told(config, tmp_path):
+def test_a_module_without_the_function_is_told(config, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "hollow", raising=False)
     (tmp_path / "hollow.py").write_text(
         "from privimage_jax.data.sources.specs import Spec\nSPEC = Spec(module='hollow', what='nothing')\n"
     )
@@ -98,7 +107,7 @@ def test_a_source_that_breaks_its_word_is_told(config, tmp_path, monkeypatch, ol
 
 @pytest.mark.parametrize(("name", "value"), [("crop", "8"), ("max_examples", 1.5), ("path", None), ("cache", 1)])
 def test_settings_given_as_a_dict_are_checked(name, value):
-    with pytest.raises(UserError, match=f"config.data.{name}={value!r} is a .*; give"):
+    with pytest.raises(UserError, match=f"config.data.{name}={value!r} is of type .*; give"):
         data.load({"source": "digits", name: value}, "train", 8, 1, None)
 
 

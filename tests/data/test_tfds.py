@@ -81,7 +81,7 @@ def test_a_corrupt_image_and_a_damaged_file(tmp_path):
         load({"path": str(folder)}, "train", 8, 3, None)
     folder = write_tfds(tmp_path / "b", {"train": 5, "test": 1})
     (folder / "tiny-train.array_record-00000-of-00001").write_bytes(b"damaged" * 9)
-    with pytest.raises(UserError, match="prepare the set again|no readable split"):
+    with pytest.raises(UserError, match="delete the set's folder and prepare it again|no readable split"):
         load({"path": str(folder)}, "train", 8, 3, None)
 
 

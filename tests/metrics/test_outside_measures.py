@@ -45,7 +45,7 @@ def test_it_is_computed_shown_and_compared(config, tmp_path):
     ("name", "culprit"),
     [
         ("nowhere:SPREAD", "nowhere:SPREAD cannot be loaded"),
-        ("spread:ratio", "spread:ratio is a function; give a privimage_jax"),
+        ("spread:ratio", "spread:ratio is of type function, not privimage_jax"),
         ("spread:NOTHING", "spread:NOTHING needs a name in lower case and a function"),
         ("spread:NAMELESS", "spread:NAMELESS needs a name in lower case"),
         ("spread:TAKEN", "spread:TAKEN has the name 'fid', which belongs to fid"),

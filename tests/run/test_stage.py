@@ -72,7 +72,7 @@ def test_a_record_that_does_not_fit_is_told(config, monkeypatch, change, culprit
     ("name", "culprit"),
     [
         ("nowhere:STAGE", "cannot be loaded"),
-        ("brightness:count", "is a function"),
+        ("brightness:count", "is of type function"),
         ("brightness", "is not accepted"),
         (7, "is not accepted"),
     ],

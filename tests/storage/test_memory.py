@@ -73,20 +73,37 @@ def test_threads_that_cannot_be_started(tmp_path, monkeypatch):
         load({"source": "npz", "path": str(tmp_path / "set.npz")}, "train", 8, 1, None)
 
 
-def test_the_limit_of_a_container_counts(tmp_path):
-    assert memory.of_container(tmp_path) > 1 << 50
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 50\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.of_container(tmp_path) > 1 << 50
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert memory.of_container(tmp_path) == 350
-    first = tmp_path / "first" / "memory"
-    first.mkdir(parents=True)
-    (first / "memory.limit_in_bytes").write_text("1000\n")
-    (first / "memory.usage_in_bytes").write_text("200\n")
-    (first / "memory.stat").write_text("total_inactive_file 30\n")
-    assert memory.of_container(first.parent) == 830
+def test_the_limits_of_containers_and_jobs_count(tmp_path):
+    job = tmp_path / "slurm" / "job_1"
+    job.mkdir(parents=True)
+
+    def limit(group, most, held, cached):
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text(f"{held}\n")
+        (group / "memory.stat").write_text(f"anon 600\ninactive_file {cached}\n")
+
+    def at_hand():
+        return memory.of_container(tmp_path, "0::/slurm/job_1\n")
+
+    assert at_hand() > 1 << 50  # no such files
+    limit(job, "max", 700, 50)
+    assert at_hand() > 1 << 50
+    limit(job.parent, 1000, 700, 50)
+    assert at_hand() == 350
+    limit(job, 900, 700, 0)
+    assert at_hand() == 200
+    limit(tmp_path, 100, 0, 0)
+    assert at_hand() == 100
+
+
+def test_the_limit_of_a_container_of_the_first_kind_counts(tmp_path):
+    group = tmp_path / "memory" / "docker"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("1000\n")
+    (group / "memory.usage_in_bytes").write_text("200\n")
+    (group / "memory.stat").write_text("total_inactive_file 30\n")
+    assert memory.of_container(tmp_path, "5:cpu,cpuacct:/x\n4:memory:/docker\n") == 830
+    assert memory.of_container(tmp_path, "") > 1 << 50
 
 
 def test_something_is_at_hand():

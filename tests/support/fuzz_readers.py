@@ -30,6 +30,7 @@ from privimage_jax import main
 from privimage_jax.cli import devices
 from privimage_jax.configs import base
 from privimage_jax.data import load
+from privimage_jax.data.prepare import prepare
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.metrics import weight_files
@@ -129,6 +130,16 @@ def read_npz(folder: Path) -> None:
 
 def make_tfds(folder: Path) -> None:
     write_tfds(folder, {"train": 5, "test": 2})
+
+
+def make_tfrecord(folder: Path) -> None:
+    write_tfds(folder, {"train": 5, "test": 2}, file_format="tfrecord")
+
+
+def read_tfrecord(folder: Path) -> None:
+    """Adds the other format, and reads that."""
+    prepare(str(folder / "tiny" / "1.0.0"))
+    read_tfds(folder)
 
 
 def read_tfds(folder: Path) -> None:
@@ -474,6 +485,7 @@ READERS = {
     "packed_cifar": Reader(make_packed_cifar, read_cifar, named=True),
     "parquet": Reader(make_parquet, read_parquet),
     "webdataset": Reader(make_webdataset, read_webdataset),
+    "tfrecord": Reader(make_tfrecord, read_tfrecord),
     "config": Reader(make_config, read_config, give_settings, program=True, named=True),
     "ledger": Reader(make_ledger, read_ledger, chain, named=True),
     "checkpoint": of_run(make_checkpoints, read_checkpoints, seal),

@@ -1,8 +1,9 @@
-"""Writes a small prepared TFDS set (array_record) without TensorFlow."""
+"""Writes a small prepared TFDS set, as array_record or tfrecord, without TensorFlow."""
 
 import io
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,61 @@ def example(index: int) -> dict[str, bytes | int]:
     return {"image": png(picture(index)), "label": index % 3, "attributes/Male": index % 2}
 
 
-def write_tfds(root: Path, splits: dict[str, int], example: Callable[[int], dict[str, bytes | int]] = example) -> Path:
+def record(values: dict[str, bytes | int]) -> bytes:
+    message = tf_example_pb2.Example()
+    for name, value in values.items():
+        kind = "bytes_list" if isinstance(value, bytes) else "int64_list"
+        getattr(message.features.feature[name], kind).value.append(value)
+    return message.SerializeToString()
+
+
+def write_array_record(path: Path, records: Iterable[bytes]) -> None:
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for content in records:
+        writer.write(content)
+    writer.close()
+
+
+def crc32c(data: bytes) -> int:
+    """By the definition, a bit at a time."""
+    state = 0xFFFFFFFF
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = state >> 1 ^ (0x82F63B78 if state & 1 else 0)
+    return state ^ 0xFFFFFFFF
+
+
+def framed(content: bytes) -> bytes:
+    """A record as a tfrecord file has it."""
+
+    def checksum(data: bytes) -> bytes:
+        crc = crc32c(data)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
+
+    length = struct.pack("<Q", len(content))
+    return length + checksum(length) + content + checksum(content)
+
+
+def write_tfrecord(path: Path, records: Iterable[bytes]) -> None:
+    path.write_bytes(b"".join(map(framed, records)))
+
+
+WRITERS = {"array_record": write_array_record, "tfrecord": write_tfrecord}
+
+
+def write_tfds(
+    root: Path,
+    splits: dict[str, int],
+    example: Callable[[int], dict[str, bytes | int]] = example,
+    file_format: str = "array_record",
+) -> Path:
     """Prepares the set `tiny` under `root`: of each split so many examples."""
     folder = root / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     for split, count in splits.items():
-        shard = folder / f"tiny-{split}.array_record-00000-of-00001"
-        writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
-        for i in range(count):
-            record = tf_example_pb2.Example()
-            for name, value in example(i).items():
-                kind = "bytes_list" if isinstance(value, bytes) else "int64_list"
-                getattr(record.features.feature[name], kind).value.append(value)
-            writer.write(record.SerializeToString())
-        writer.close()
+        shard = folder / f"tiny-{split}.{file_format}-00000-of-00001"
+        WRITERS[file_format](shard, (record(example(i)) for i in range(count)))
     package = "tensorflow_datasets.core.features."
     shape = {"dimensions": ["8", "8", "3"]}
     scalar = {
@@ -65,7 +107,7 @@ def write_tfds(root: Path, splits: dict[str, int], example: Callable[[int], dict
     info = {
         "name": "tiny",
         "version": "1.0.0",
-        "fileFormat": "array_record",
+        "fileFormat": file_format,
         "moduleName": "tiny",
         "splits": [
             {

@@ -4,7 +4,6 @@ Importing this loads none of them.
 """
 
 import dataclasses
-import importlib
 import math
 import re
 from types import ModuleType
@@ -32,9 +31,13 @@ class Spec:
     needs: tuple[str, ...] = ()
     declares_classes: bool = True
 
-    def load(self) -> ModuleType:
-        """The source's module."""
-        return importlib.import_module(self.module)
+    def load(self, key: str) -> ModuleType:
+        """The source's module; `key` is what names this record, for errors.
+
+        Raises:
+          UserError: if it cannot be imported.
+        """
+        return import_strings.load_module(self.module, f"{key}: the module of this Spec")
 
 
 _HERE, _PARTS, _ANY = "privimage_jax.data.sources", ("split", "test_split"), ("first_label", "person", "intensity")
