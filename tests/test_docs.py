@@ -14,7 +14,8 @@ MODULES = sorted((ROOT / "privimage_jax").rglob("*.py"))
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 SECTIONS = ("Args:", "Attributes:", "Returns:", "Yields:", "Raises:")
 WITH_EXAMPLES = """
-data.loading.load data.pixels.to_float data.sources.base.Source data.sources.base.numbered_classes data.transforms.fit
+data.loading.load data.pixels.to_float data.sources.base.Source data.sources.base.numbered_classes
+data.sources.base.shifted_labels data.transforms.fit
 generators.build metrics.fid.fid metrics.fid.frechet_distance metrics.fidelity.measure metrics.fld.fld
 metrics.inception_score.inception_score metrics.inception_score.of_logits metrics.kid.kid metrics.kid.mmd
 metrics.precision_recall.precision_recall metrics.sds.sds models.registry.build_classifier

@@ -101,7 +101,7 @@ def test_pictures_are_decoded_one_at_a_time(tmp_path, source):
     hostile.written(tmp_path / "zip", hostile.zip_bytes({"a/0.png": PICTURE, "a/1.png": b"damaged"}))
     hostile.written(tmp_path / "npz", arrays())
     settings = Settings.from_section({"source": source, "path": str(tmp_path / source)})
-    examples = iter(SOURCES[source].load().open_source(settings, "train", 8).read(np.arange(2)))
+    examples = iter(SOURCES[source].load("config.data.source").open_source(settings, "train", 8).read(np.arange(2)))
     next(examples)
     if source != "npz":
         refuses(lambda: next(examples), "1.png")
@@ -217,7 +217,7 @@ ZIPS = {
     "lzma": (hostile.zip_bytes({"a/0.png": PICTURE}, zipfile.ZIP_LZMA), "another method than deflate"),
     "deep": (hostile.zip_bytes({"a/" * 30_000 + "0.png": PICTURE}), "more than 64 deep"),
     "not UTF-8": (patched(TREE, LISTED, 8, b"\0\x08").replace(b"b/1.png", b"\xff/1.png"), "is not a readable .zip"),
-    "nested": (hostile.zip_bytes({"a/0.zip": TREE}), "a/0.zip is not an image of a known kind"),
+    "nested": (hostile.zip_bytes({"a/0.png": PICTURE, "a/0.zip": TREE}), "a/0.zip is not an image of a known kind"),
     "announces gigabytes": (patched(TREE, LISTED, 24, b"\xff\xff\xff\x7f"), "would unpack to"),
     "one gigantic entry": (hostile.zip_bytes({"a/0.png": bytes(2**28 + 1)}), "one image may have 268,435,456"),
     "half": (TREE[: len(TREE) // 2], "is not a readable .zip file"),
