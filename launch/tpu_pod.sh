@@ -11,7 +11,7 @@ checkout=/mnt/shared/privimage_jax
 command="privimage run --config configs/cifar10.py --workdir /mnt/shared/runs/cifar10"
 
 # The environment is made once, then each host's process asks the TPU runtime for its place.
-once="cd $checkout && source launch/environment.sh tpu"
+once="cd $(printf %q "$checkout") && source launch/environment.sh tpu"
 all="$once && PRIVIMAGE_COORDINATOR=auto PRIVIMAGE_START_TIMEOUT=300 $command"
 on_hosts() { # on_hosts WHICH COMMAND
   local ssh=(gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker "$1" --command "$2")

@@ -99,6 +99,33 @@ def test_the_tests_bring_their_browser_where_they_may(environment, tmp_path, use
     assert log.read_text() == done and ran.stderr.startswith(said) and bool(ran.stderr) == bool(said)
 
 
+def test_the_environment_is_made_beside_its_own_file_whatever_the_path(environment, tmp_path):
+    """Sourced from elsewhere, in a checkout whose path has a space; nothing is left where it was sourced."""
+    checkout, elsewhere = tmp_path / "a b", tmp_path / "elsewhere"
+    shutil.copytree(ROOT / "launch", checkout / "launch")
+    (checkout / "setup.py").touch()
+    elsewhere.mkdir()
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/bash\nif [ "$2" = venv ]; then mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python"; fi\n'
+        f'printf "%s\\n" "$@" "" >>"{tmp_path}/log"\n'
+    )
+    python.chmod(0o755)
+    variables = {name: value for name, value in environment.items() if name != "PRIVIMAGE_VENV"} | {"CDPATH": "/"}
+    done = subprocess.run(
+        ["bash", "-uc", 'source "../a b/launch/environment.sh" test && echo "${PATH%%:*}"'],
+        cwd=elsewhere,
+        env={**variables, "PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == (f"{checkout}/.venv/bin\n", "")
+    install = (tmp_path / "log").read_text().split("\n\n")[-2].split("\n")
+    assert install[-1] == f"{checkout}[test]" and f"{checkout}/constraints.txt" in install
+    assert "--use-pep517" in install  # or an older setuptools writes a script that cannot start there
+    assert not list(elsewhere.iterdir())
+
+
 def test_an_old_python_is_named_and_leaves_the_shell_open(environment, tmp_path):
     old = tmp_path / "python3.6"
     old.write_text("#!/bin/sh\nexit 1\n")

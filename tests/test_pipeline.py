@@ -269,6 +269,30 @@ def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, val
     assert not (tmp_path / "run" / "internal" / "train-query").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("generator", "pipelines:Nothing"),
+        ("model.name", "unett"),
+        ("query_net.model", "resnet7"),
+        ("evaluate.classifiers", ("cnn", "vit")),
+        ("evaluate.extractors", ("pipelines:nothing",)),
+        ("evaluate.measures", ("pipelines:SIDE",)),
+        ("sampler_choice.classifier", "pipelines:SIDE"),
+        ("public.source", "pipelines:SIDE"),
+    ],
+)
+def test_a_wrong_name_is_told_before_any_image_is_read(tmp_path, key, given):
+    config = tiny_config(tmp_path)
+    config.data.path = "nowhere.npz"
+    config.sampler_choice.enabled = True
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = given
+    with pytest.raises(UserError, match=rf"^config\.{key}"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_weights_are_told_before_anything_runs(finished, tmp_path):
     config = tiny_config(finished[0])
     config.evaluate.extractors, config.evaluate.inception_weights = ("inception",), "/no/file"
