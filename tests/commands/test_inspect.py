@@ -171,6 +171,13 @@ def test_a_public_set_that_is_one_level_too_high_is_named_as_such(run, tmp_path)
     )
 
 
+def test_classes_that_are_wrong_are_told_once(inspect, tmp_path):
+    np.savez(tmp_path / "public.npz", **write_arrays(1))
+    result, found = inspect(f"--config.public.path={tmp_path / 'public.npz'}", "--config.public.class_names=PetImages")
+    result.refuses("the public set has the one class 'PetImages'")
+    assert [each["code"] for name in ("data", "public") for each in found[name]["refusals"]] == ["part_folders"]
+
+
 def write_arrays(classes):
     images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
     return {"images": images, "labels": np.arange(30) % classes}
