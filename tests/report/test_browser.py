@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from privimage_jax.report import comparison, evaluation
+from privimage_jax.report import comparison, evaluation, inspection
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.report.neighbours import Neighbourhood
 from privimage_jax.report.page import render
@@ -32,7 +32,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PAGES = ("release", "evaluation", "comparison")
+PAGES = ("release", "evaluation", "comparison", "inspection")
 LONG = "a_class_with_a_long_name_that_has_no_space_in_it"
 NAMES = ("ant", "bee", "cat", LONG)
 FOCUS = "select, button, [tabindex]"
@@ -68,7 +68,12 @@ def written() -> dict[str, str]:
         page_inputs.run(name, images=each.images, labels=each.labels, class_names=NAMES)
         for name, each in zip(("runs/one", LONG, "three", "four"), [*sets, images], strict=True)
     ]
-    pages = (render(release), evaluation.render(measured), comparison.render(runs, "Together: a sentence."))
+    pages = (
+        render(release),
+        evaluation.render(measured),
+        comparison.render(runs, "Together: a sentence."),
+        inspection.render(f"Digits {LONG}", page_inputs.found(NAMES), [page_inputs.shown(images, NAMES)]),
+    )
     return dict(zip(PAGES, pages, strict=True))
 
 

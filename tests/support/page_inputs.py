@@ -2,10 +2,15 @@
 
 import numpy as np
 
+from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.inspection.findings import Finding
+from privimage_jax.data.inspection.found import Found
+from privimage_jax.data.inspection.statistics import measure
 from privimage_jax.report.comparison import RunInputs
 from privimage_jax.report.curves import Metric
 from privimage_jax.report.evaluation import EvaluationInputs
 from privimage_jax.report.gallery import ImageSet
+from privimage_jax.report.inspection import ShownSet
 from privimage_jax.report.page import ReportInputs
 
 ENTRIES = [
@@ -96,3 +101,20 @@ def run(name: str, **changes) -> RunInputs:
         "class_names": ("cat", "dog"),
     }
     return RunInputs(name, **(values | changes))
+
+
+def found(class_names) -> dict[str, Found]:
+    """Two sets with all that can be known of them, a warning and a refusal."""
+    classes = {name: 10 * (number + 1) for number, name in enumerate(class_names)}
+    people = {"count": 9, "most_images_of_one": 4}
+    one = Found("folder", "class folders", 40, classes, {"train": 40, "val": 8}, {"28×28": 40}, {"8-bit": 40}, people)
+    wrong = Finding("nearly_black", "20 of 40 images are <black>; give config.data.intensity=0:4095.", refuses=True)
+    note = Finding("unread", "the part val is not read.")
+    many = Found("npz", classes={f"semantic {number}": number for number in range(40)})
+    return {"data": one.with_findings([note, wrong]), "public": many}
+
+
+def shown(images: ImageSet, class_names) -> ShownSet:
+    """A set of images as the page of an inspection takes it."""
+    dataset = Dataset(np.asarray(images.images), images.labels.astype(np.int32), tuple(class_names), images.name)
+    return ShownSet("data", images.name, dataset, measure(dataset.images).histogram)

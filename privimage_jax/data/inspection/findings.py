@@ -142,7 +142,7 @@ def _brighter(highest: int, facts: Facts, key: str, intensity: str) -> str:
     if intensity != "full":
         return f"{key}.intensity={intensity} makes them so, give another"
     deep = any("16-bit" in kind or "32-bit" in kind for kind in facts.depths)
-    stored = max(0, 257 * highest - 128) if deep else highest  # 16-bit values are divided by 257 and rounded
+    stored = max(127, 257 * highest - 128) if deep else highest  # 16-bit values are divided by 257 and rounded
     if not deep and not highest:
         return "every value is 0, look at the files and at what wrote them"
     return f"give {key}.intensity=0:{(1 << max(1, stored.bit_length())) - 1} if their values reach no further"
