@@ -1,22 +1,41 @@
-"""Shared test set-up: the XLA flag the program uses, eight simulated devices and one compilation cache."""
+"""Shared test set-up: jax's flags and eight simulated devices, and what makes tests quick: see CONTRIBUTING.
+
+All is in the environment, so that the processes that tests start have it too. What you have set yourself stays.
+"""
 
 import os
 import tempfile
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_cpu_enable_concurrency_optimized_scheduler=false --xla_force_host_platform_device_count=8"
+MEMORY, ENOUGH = "/dev/shm", 2**31  # bytes
+FLAGS = (
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # as the program has it
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",  # the programs are small and many: LLVM would take longer than it saves
 )
-os.environ.setdefault("MPLBACKEND", "Agg")
+CACHE = os.path.join(tempfile.gettempdir(), f"privimage-test-cache-{os.getuid()}")
 
-import jax  # noqa: E402
+
+def has_room(folder: str) -> bool:
+    """Whether a folder is there that takes the tests' files, of which some are programs."""
+    if not os.path.isdir(folder):
+        return False
+    system = os.statvfs(folder)
+    return system.f_bavail * system.f_frsize > ENOUGH and not system.f_flag & os.ST_NOEXEC
+
+
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])  # the last ones win
+for name, value in {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": CACHE,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ.setdefault(name, value)
+if "TMPDIR" not in os.environ and has_room(MEMORY):
+    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY  # runs write and delete many files: no disk to wait for
+
 import pytest  # noqa: E402
 from commands import caller, write_config  # noqa: E402
-
-CACHE = os.path.join(tempfile.gettempdir(), f"privimage-test-cache-{os.getuid()}")
-jax.config.update("jax_compilation_cache_dir", CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture
