@@ -235,7 +235,7 @@ def test_an_entry_is_not_unpacked_beyond_its_announced_size(tmp_path):
     bomb = hostile.zip_bytes({"a/0.png": bytes(10**8)})
     small = patched(patched(bomb, LISTED, 24, struct.pack("<L", 10**4)), LOCAL, 22, struct.pack("<L", 10**4))
     tracemalloc.start()
-    refuses(lambda: read_set("zip", hostile.written(tmp_path / "set.zip", small)), "a/0.png is damaged")
+    refuses(lambda: read_set("zip", hostile.written(tmp_path / "set.zip", small)), "is damaged in the archive")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10**6 + 4 * len(bomb)

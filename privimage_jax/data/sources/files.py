@@ -1,6 +1,7 @@
 """The files of a set that is stored in a few large ones: shards, tables, arrays."""
 
 import os
+import stat
 from pathlib import Path
 
 from privimage_jax.data.labels.listing import is_clutter
@@ -49,5 +50,9 @@ def check_file(path: Path, settings: Settings) -> None:
                 f"{path} is a link that leads out of the folder; put the file itself there, or give "
                 f"{settings.key}.links=FOLDER, the folder into which links may lead."
             )
-    if not path.is_file():  # opening a pipe would wait for ever
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it.") from None
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise UserError(f"{path} is not a regular file; remove it.")

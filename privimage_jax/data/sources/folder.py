@@ -22,6 +22,7 @@ from privimage_jax.data.labels.arrange import arrange
 from privimage_jax.data.labels.listing import is_clutter, is_picture, make_listing
 from privimage_jax.data.labels.table import MAX_BYTES
 from privimage_jax.data.sources.base import Example, Settings, Source
+from privimage_jax.data.sources.files import check_file
 from privimage_jax.data.transforms import decode_image
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
@@ -54,7 +55,7 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
     def read(indices: np.ndarray) -> Iterator[Example]:
         for i in indices:
             path = prefix + tree.files[i]
-            yield decode_image(Path(path), path), tree.labels[i]
+            yield decode_image(path, path), tree.labels[i]
 
     digest = hashlib.sha256()
     for path, label in zip(tree.files, tree.labels, strict=True):
@@ -76,9 +77,6 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
 def _walk(root: Path, settings: Settings) -> _Found:
     """All files and folders below `root`, without what lies in hidden folders and those of the system."""
     found, waiting = _Found(), [("", 0)]
-    allowed = [os.path.realpath(root)]
-    if settings.links:
-        allowed.append(os.path.realpath(os.path.expanduser(settings.links)))
     while waiting:
         folder, depth = waiting.pop()
         if depth > MAX_DEPTH:
@@ -93,7 +91,7 @@ def _walk(root: Path, settings: Settings) -> _Found:
                         found.folders.add(name)
                         waiting.append((f"{name}/", depth + 1))
                     else:
-                        found.files[name] = _stamp(entry, allowed, settings)
+                        found.files[name] = _stamp(entry, settings)
         except OSError as error:
             raise UserError(
                 f"{settings.key}.path: {error.filename} cannot be read ({error.strerror}); repair or remove it."
@@ -101,22 +99,15 @@ def _walk(root: Path, settings: Settings) -> _Found:
     return found
 
 
-def _stamp(entry: os.DirEntry, allowed: list[str], settings: Settings) -> str:
+def _stamp(entry: os.DirEntry, settings: Settings) -> str:
     """Size and time of a file, once it is known to be a regular one inside the allowed folders.
 
     Raises:
       UserError: for a link that leads elsewhere, and for what is no file.
     """
-    if entry.is_symlink():
-        if entry.is_dir():
-            raise UserError(f"{entry.path} is a link to a folder; put the folder itself there.")
-        target = os.path.realpath(entry.path)
-        if not any(os.path.commonpath([folder, target]) == folder for folder in allowed):
-            raise UserError(
-                f"{entry.path} is a link that leads out of the folder; put the picture itself there, or give "
-                f"{settings.key}.links=FOLDER, the folder into which links may lead."
-            )
-    elif not entry.is_file() and is_picture(entry.name):  # opening a pipe would wait for ever
-        raise UserError(f"{entry.path} is not a regular file; remove it.")
+    if entry.is_symlink() and entry.is_dir():
+        raise UserError(f"{entry.path} is a link to a folder; put the folder itself there.")
+    if entry.is_symlink() or (is_picture(entry.name) and not entry.is_file()):
+        check_file(Path(entry.path), settings)
     status = entry.stat()
     return f"{status.st_size} {status.st_mtime_ns}"

@@ -11,8 +11,9 @@ from privimage_jax.data.labels.listing import make_listing
 from privimage_jax.data.pictures import Picture
 from privimage_jax.data.sources.base import Example, Settings, Source, stamp
 from privimage_jax.data.transforms import MAX_FILE_BYTES, decode_image
+from privimage_jax.data.unreadable import UnreadableImage
 from privimage_jax.errors import UserError
-from privimage_jax.storage import reading
+from privimage_jax.storage import memory
 from privimage_jax.storage.archives import open_archive, read_entry
 
 _REMEDY = "make the archive again"
@@ -52,6 +53,11 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
 
 
 def _read(archive: zipfile.ZipFile, name: str, where: str) -> Picture:
-    with reading.user_errors(f"{where} is damaged: {name}", _REMEDY):
+    called = f"{name} in {where.partition('=')[2]}"
+    try:
         content = read_entry(archive, name)
-    return decode_image(content, f"{name} in {where.partition('=')[2]}")
+    except MemoryError as error:
+        raise memory.shortage(called, error, archive.getinfo(name).file_size) from None
+    except Exception as error:  # zipfile and zlib raise many types on damaged entries
+        raise UnreadableImage(called, f"is damaged in the archive ({type(error).__name__})", _REMEDY) from error
+    return decode_image(content, called)
