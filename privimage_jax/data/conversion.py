@@ -4,6 +4,7 @@ The records are the same, shard for shard, and the old files stay, so that Tenso
 TensorFlow nor the network is asked.
 """
 
+import contextlib
 import os
 import shutil
 import stat
@@ -20,7 +21,7 @@ from privimage_jax.storage import reading, workdir
 def add_array_record(builder: Any) -> None:
     """Writes a set in a second format beside the first, and then says so in its dataset_info.json.
 
-    Interrupted, it leaves the set as it was, and begins anew the next time.
+    Interrupted, it leaves a set that is stored as before; the next time it begins anew.
 
     Args:
       builder: TFDS's builder of a checked folder that holds the set as tfrecord alone.
@@ -76,8 +77,8 @@ def _convert(source: Path, target: Path, count: int) -> None:
             raise
         except Exception as error:  # a full or read-only disk; the writer raises other types than the system's
             raise UserError(
-                f"{target} cannot be written ({one_line(str(error))}); free some space or let yourself write there, "
-                "and run it again."
+                f"{target} cannot be written ({one_line(str(error))}); see that its folder is writable and its disk "
+                "has space, and run it again."
             ) from error
         if held != count:
             raise UserError(
@@ -85,7 +86,8 @@ def _convert(source: Path, target: Path, count: int) -> None:
             )
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that takes no change; why, is told already
+            temporary.unlink(missing_ok=True)
 
 
 def _records(source: Path) -> Iterator[bytes]:

@@ -1,6 +1,8 @@
 """A set that was prepared as tfrecord, and the record files themselves."""
 
+import errno
 import json
+import os
 import re
 import shlex
 import shutil
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from catalogue import own_sets
 from hypothesis import given, settings
@@ -183,6 +186,18 @@ def test_a_disk_without_space_is_told_before_anything_is_written(folder, monkeyp
     with pytest.raises(UserError, match="needs 0.00. GB more to hold the set as array_record too.* 0.000; free some"):
         prepare(str(folder))
     assert contents(folder) == before
+
+
+def test_a_folder_that_takes_no_file(folder, monkeypatch):
+    """As on a read-only disk, where what was begun cannot be removed either."""
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(array_record_module, "ArrayRecordWriter", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match="array_record-00000-of-00001 cannot be written .*Read-only.*; see that its"):
+        prepare(str(folder))
 
 
 @pytest.mark.parametrize("where", [(conversion.tfrecord, "records"), (conversion.workdir, "atomic_write_bytes")])

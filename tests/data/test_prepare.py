@@ -4,8 +4,10 @@ import hashlib
 import http.server
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -197,6 +199,30 @@ def test_a_set_that_breaks_off(monkeypatch, tmp_path, with_tensorflow, error, me
     with monkeypatch.context() as broken, pytest.raises(UserError, match=f"preparing own_pictures/png in .* {message}"):
         broken.setattr(own_sets.OwnPictures, "_generate_examples", examples)
         prepare("own_pictures/png", str(tmp_path))
+    assert_unprepared("own_pictures/png", tmp_path)
+    prepare("own_pictures/png", str(tmp_path))
+    assert_whole(tmp_path)
+
+
+KILLED = """
+import os, signal
+from catalogue import own_sets
+def examples(self, count):
+    yield from whole(self, count)
+    if count == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+whole, own_sets.OwnPictures._generate_examples = own_sets.OwnPictures._generate_examples, examples
+own_sets.OwnPictures(config="png", data_dir=".").download_and_prepare(file_format="array_record")
+"""
+
+
+def test_a_set_whose_preparing_was_killed(tmp_path, with_tensorflow):
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, capture_output=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(tmp_path.glob("own_pictures/png/incomplete*/own_pictures-train*"))
     assert_unprepared("own_pictures/png", tmp_path)
     prepare("own_pictures/png", str(tmp_path))
     assert_whole(tmp_path)
