@@ -4,13 +4,15 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import pipeline
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
-from privimage_jax.run.stage import STAGES, value
+from privimage_jax.run.stage import STAGES, named, value
+from privimage_jax.stages import pretrain, train_query
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop
 
@@ -59,6 +61,21 @@ def test_pre_training_that_diverges_keeps_what_the_query_spent(copy, capsys):
     workdir = run(config, folder, last="pretrain")
     assert workdir.done_mark("pretrain") and workdir.ledger.read_bytes() == ledger
     assert capsys.readouterr().out.count("skipped") == 3
+
+
+@pytest.mark.parametrize(("stage", "module"), [("query", train_query), ("finetune", pretrain)])
+def test_what_an_earlier_version_left_is_looked_at_again(asked, tmp_path, failing, monkeypatch, stage, module):
+    """A network that is not finite reaches no mechanism, whatever its done mark says."""
+    spending = named(stage).load().run
+    failing("none", None)
+    run(tiny_config(asked[0]), tmp_path / "run", last=module.STAGE.name)
+    monkeypatch.setattr(named(stage).load(), "run", spending)
+    monkeypatch.setattr(
+        module, "restore_tree", lambda path, like: jax.tree.map(lambda x: np.full(x.shape, np.nan), like)
+    )
+    with pytest.raises(UserError, match=rf"internal/{module.STAGE.name}/.* holds a number that is not finite"):
+        run(tiny_config(asked[0]), tmp_path / "run", last=stage)
+    assert not Workdir(tmp_path / "run").ledger.exists()
 
 
 def test_fine_tuning_that_diverges_is_told_to_the_operator_alone(copy, capsys):

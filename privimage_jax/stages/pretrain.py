@@ -41,9 +41,10 @@ def run(inputs: Inputs) -> None:
     state = meshes.place(state, meshes.replicated(inputs.mesh))
     if inputs.config.pretrain.steps:
         images, labels = selection.load(inputs)
-        before = public_loss(generator, state["ema"], images, labels)
+        before = public_loss(generator, state["ema"], images, labels, inputs.mesh)
         state = _train(inputs, generator, state, images, labels)
-        check_result(state["ema"], before, public_loss(generator, state["ema"], images, labels), remedy(inputs.config))
+        after = public_loss(generator, state["ema"], images, labels, inputs.mesh)
+        check_result(state["ema"], before, after, remedy(inputs.config))
     save_tree(STAGE.artefact(inputs.workdir), jax.device_get(state["ema"]))
     Checkpoints(inputs.folder(STAGE.name) / "checkpoints").clear()
 
@@ -56,7 +57,7 @@ def remedy(config: ConfigDict) -> str:
     )
 
 
-def public_loss(generator: Generator, params: Params, images: Images, labels: Images) -> float:
+def public_loss(generator: Generator, params: Params, images: Images, labels: Images, mesh: Mesh) -> float:
     """The loss that fine-tuning is going to minimise, as a mean over some public images.
 
     Images and draws are the same at each call, so that two parameters are compared by nothing else.
@@ -68,7 +69,7 @@ def public_loss(generator: Generator, params: Params, images: Images, labels: Im
     for number, piece in enumerate(rows.reshape(-1, PIECE)):
         batch = {"image": np.asarray(images[piece]), "label": np.asarray(labels[piece])}
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), PIECE)
-        losses.append(per_example_loss(params, batch, keys))
+        losses.append(per_example_loss(params, *meshes.place((batch, keys), meshes.replicated(mesh))))
     return float(np.mean(jax.device_get(losses)))
 
 
@@ -136,6 +137,7 @@ def load(inputs: Inputs, generator: Generator) -> Params:
     """The pre-trained parameters.
 
     Raises:
-      UserError: if they are missing, damaged or another model's.
+      UserError: if they are missing, damaged, another model's or not finite.
     """
-    return restore_tree(STAGE.artefact(inputs.workdir), artefact.shapes(generator))
+    path = STAGE.artefact(inputs.workdir)
+    return divergence.refuse_not_finite(path, restore_tree(path, artefact.shapes(generator)))

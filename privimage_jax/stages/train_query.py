@@ -140,9 +140,13 @@ def build(config: ConfigDict, n_classes: int) -> nn.Module:
 
 
 def load(inputs: Inputs) -> tuple[nn.Module, Any]:
-    """The trained query network as (module, variables)."""
-    module = build(inputs.config, inputs.public.n_classes)
-    return module, restore_tree(STAGE.artefact(inputs.workdir), shapes(inputs))
+    """The trained query network as (module, variables).
+
+    Raises:
+      UserError: if it is missing, damaged, another model's or not finite.
+    """
+    module, path = build(inputs.config, inputs.public.n_classes), STAGE.artefact(inputs.workdir)
+    return module, divergence.refuse_not_finite(path, restore_tree(path, shapes(inputs)))
 
 
 def shapes(inputs: Inputs) -> Any:

@@ -31,6 +31,17 @@ def all_finite(tree: Any) -> bool:
     return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
+def refuse_not_finite(path: Path, tree: Any) -> Any:
+    """The tree that was read from an artefact, if every number of it is finite: no mechanism sees another.
+
+    Raises:
+      UserError: naming the artefact.
+    """
+    if not all_finite(tree):
+        raise UserError(f"{path} holds a number that is not finite; delete it, and the same command trains it again.")
+    return tree
+
+
 def has_diverged(loss: float, reference: float) -> bool:
     """Whether a loss is not finite, or worse than a reference by more than it is worth to go from `FACTOR` to 1.
 

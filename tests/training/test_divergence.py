@@ -74,3 +74,10 @@ def test_gradients_that_are_not_finite_are_told_when_they_are_most(nonfinite):
     kinds = []
     divergence.Watch("nowhere", lambda kind, sentence: kinds.append(kind))(0, 1, metrics(0.0, nonfinite))
     assert kinds == ["gradients"] * (nonfinite > 5)
+
+
+def test_an_artefact_that_is_not_finite_is_named():
+    tree = {"a": np.ones(2)}
+    assert divergence.refuse_not_finite("internal/x", tree) is tree
+    with pytest.raises(UserError, match="^internal/x holds a number that is not finite; delete it"):
+        divergence.refuse_not_finite("internal/x", {"a": np.array([1, math.nan])})

@@ -31,7 +31,7 @@ class Spec:
     needs: tuple[str, ...] = ()
     declares_classes: bool = True
 
-    def load(self, key: str) -> ModuleType:
+    def load(self, key: str = "config.data.source") -> ModuleType:
         """The source's module; `key` is what names this record, for errors.
 
         Raises:
