@@ -68,7 +68,7 @@ def _findings(found: Mapping[str, Found]) -> str:
     every = [(name, finding) for name, each in found.items() for finding in each.findings]
     every.sort(key=lambda pair: not pair[1].refuses)  # what stops a run comes first
     cards = "".join(_finding(SECTIONS[name], finding) for name, finding in every)
-    return f'<div class="cards">{cards}</div>' if cards else "<p>Nothing.</p>"
+    return f'<div class="cards">{cards}</div>' if cards else "<p>Nothing looks wrong.</p>"
 
 
 def _finding(section: str, finding: Finding) -> str:
@@ -116,7 +116,7 @@ def counted(counts: Mapping[str, int], most: int = 6) -> str:
 def people(found: Found) -> str:
     """Whose images they are, in words."""
     if found.people is None:
-        return "not given: each image counts as a person of its own"
+        return "not given"
     return f"{found.people['count']:,}, with at most {found.people['most_images_of_one']:,} images of one"
 
 

@@ -29,7 +29,7 @@ def test_the_page_is_marked_and_holds_everything():
 
 def test_sound_sets_are_called_so():
     page = inspection.render("Pets", {"public": page_inputs.found(NAMES)["public"]}, [])
-    assert "A run would start." in page and "<p>Nothing.</p>" in page and "There is no image." in page
+    assert "A run would start." in page and "<p>Nothing looks wrong.</p>" in page and "There is no image." in page
 
 
 def test_of_many_classes_the_first_are_shown():
