@@ -14,6 +14,7 @@ PEERS = [*AUDIT, "torch", "opacus"]
 PREPARE = ["beautifulsoup4", "importlib-resources"]
 # The compiler for TPUs, which needs none; jax pins the version that it fits. It is made for this platform alone.
 TARGETS = ['jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"']
+TESTS = ["hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"]
 
 setuptools.setup(
     name="privimage-jax",
@@ -46,7 +47,7 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, *PREPARE, *TARGETS, "hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"],
+        "test": [*AUDIT, *PREPARE, *TARGETS, *TESTS],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": [*PREPARE, "tensorflow"],
