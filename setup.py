@@ -15,7 +15,7 @@ PEERS = [*AUDIT, "torch", "opacus"]
 PREPARE = ["beautifulsoup4", "importlib-resources"]
 # The compiler for TPUs, which needs none; jax pins the version that it fits. It is made for this platform alone.
 TARGETS = ['jax[tpu]>=0.10,<0.13; sys_platform == "linux" and platform_machine == "x86_64"']
-CHECKS = ["hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"]
+TESTS = ["hypothesis", "mypy", "pytest", "pytest-xdist", "pyyaml", "ruff", "selenium"]
 
 setuptools.setup(
     name="privimage-jax",
@@ -48,7 +48,7 @@ setuptools.setup(
     ],
     extras_require={
         "audit": AUDIT,
-        "test": [*AUDIT, *PARQUET, *PREPARE, *TARGETS, *CHECKS],
+        "test": [*AUDIT, *PARQUET, *PREPARE, *TARGETS, *TESTS],
         "cuda": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "prepare": [*PREPARE, "tensorflow"],

@@ -3,27 +3,9 @@
 import fuzz
 from planted_readers import PLANTED
 
-QUICK = [
-    "folder",
-    "table",
-    "dataset_json",
-    "zip",
-    "npz",
-    "tfds",
-    "idx",
-    "cifar",
-    "packed_cifar",
-    "parquet",
-    "webdataset",
-    "tfrecord",
-    "config",
-    "ledger",
-    "checkpoint",
-    "generator",
-    "semantics",
-    "histogram",
-]
-QUICK += ["synthetic", "subset", "cache", "metrics", "weights", "comparison"]
+QUICK = ["folder", "table", "dataset_json", "zip", "npz", "tfds", "tfrecord", "idx", "cifar", "packed_cifar", "parquet"]
+QUICK += ["webdataset", "config", "ledger", "checkpoint", "generator", "semantics", "histogram", "synthetic", "subset"]
+QUICK += ["cache", "metrics", "weights", "comparison"]
 SEED = 20
 
 
