@@ -70,12 +70,12 @@ def examine(config: ConfigDict, sets: DataSets) -> Inspection:
         try:
             return act()
         except UserError as error:
-            wrong[section].append(Finding(code, str(error), refuses=True))
+            if str(error) not in [told.message for told in wrong[section]]:  # most faults are of both parts
+                wrong[section].append(Finding(code, str(error), refuses=True))
             return None
 
     sensitive: Dataset | None = attempt("data", UNREADABLE, lambda: sets.sensitive)
-    # Where the training part cannot be read, the held-out part most often has the same fault, to be told once.
-    held_out = attempt("data", UNREADABLE, lambda: sets.held_out) if sensitive and config.evaluate.enabled else None
+    held_out = attempt("data", UNREADABLE, lambda: sets.held_out) if config.evaluate.enabled else None
     public = attempt("public", UNREADABLE, lambda: sets.public) if needs_public else None
     is_whole = not any(wrong.values())
     if sensitive is not None:

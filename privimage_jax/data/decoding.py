@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from privimage_jax.data import unreadable
 from privimage_jax.data.cache import Decoded
 from privimage_jax.data.pictures import Picture, described
 from privimage_jax.data.sources.base import Example, Settings, Source
 from privimage_jax.data.sources.specs import SOURCES
 from privimage_jax.data.transforms import fit
-from privimage_jax.data.unreadable import UnreadableImage
+from privimage_jax.data.unreadable import SHOWN, UnreadableImage, UnreadableImages
 from privimage_jax.errors import UserError, one_line
 from privimage_jax.storage import memory
 
@@ -50,14 +49,14 @@ def decode(
     first: list[UnreadableImage] = []
     for chunk, failed in _ahead(source, indices, settings, shape):
         count += len(failed)
-        first += failed[: unreadable.SHOWN - len(first)]
+        first += failed[: SHOWN - len(first)]
         if not count:
             yield chunk
         done += len(chunk.labels)
         if on_progress is not None:
             on_progress(done, len(indices))
     if first:
-        raise unreadable.all_of(first, count, len(indices))
+        raise UnreadableImages(first, count, len(indices))
 
 
 Outcome = tuple[Decoded, list[UnreadableImage]]  # of one chunk

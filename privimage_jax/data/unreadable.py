@@ -22,17 +22,28 @@ class UnreadableImage(UserError):
         self.name, self.fault, self.remedy = name, fault, remedy
 
 
-def all_of(errors: Sequence[UnreadableImage], count: int, n: int) -> UserError:
-    """The one error for all unreadable images of a set.
+class UnreadableImages(UserError):
+    """All images of one or more sets that cannot be read.
 
     Args:
       errors: the first of them, at least one.
       count: how many there are.
       n: number of images looked at.
     """
-    if count == 1:
-        return errors[0]
+
+    def __init__(self, errors: Sequence[UnreadableImage], count: int, n: int):
+        super().__init__(str(errors[0]) if count == 1 else _sentence(errors, count, n))
+        self.errors, self.count, self.n = errors, count, n
+
+
+def of_sets(found: Sequence[UnreadableImages]) -> UnreadableImages:
+    """Those of several sets, at least one, as one error."""
+    errors = [error for each in found for error in each.errors]
+    return UnreadableImages(errors, sum(each.count for each in found), sum(each.n for each in found))
+
+
+def _sentence(errors: Sequence[UnreadableImage], count: int, n: int) -> str:
     told = ", ".join(f"{error.name} {error.fault}" for error in errors[:SHOWN])
     more = f", and {count - SHOWN:,} more" if count > SHOWN else ""
     remedies = dict.fromkeys(error.remedy.format(them="them") for error in errors[:SHOWN])
-    return UserError(f"{count:,} of {n:,} images are not readable: {told}{more}; {', or '.join(remedies)}.")
+    return f"{count:,} of {n:,} images are not readable: {told}{more}; {', or '.join(remedies)}."

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from privimage_jax import data
 from privimage_jax.data import Dataset
 from privimage_jax.data.inspection import findings
+from privimage_jax.data.unreadable import UnreadableImages, of_sets
 from privimage_jax.errors import UserError
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
@@ -77,8 +78,20 @@ class DataSets:
         Raises:
           UserError: naming what is wrong with the data or with a setting that does not fit it.
         """
+        self._read_all(needs_public)
         self.check_counts()
         self.check_fit(needs_public)
+
+    def _read_all(self, needs_public: bool) -> None:
+        """Reads every set that the run needs; images that cannot be read are told of all of them at once."""
+        found = []
+        for name in ("sensitive", *["held_out"] * self._config.evaluate.enabled, *["public"] * needs_public):
+            try:
+                getattr(self, name)
+            except UnreadableImages as error:
+                found.append(error)
+        if found:
+            raise of_sets(found)
 
     def check_counts(self) -> None:
         """Reads the sensitive training images and checks what their number decides.

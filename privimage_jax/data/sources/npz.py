@@ -79,7 +79,7 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
         read=read,
         fingerprint=stamp(path),
         labels_from=f"the array {chosen.labels}" if chosen.labels else "none: one class",
-        parts={name: _length(arrays, held) for name, held in parts.items()} if len(parts) > 1 else {},
+        parts={name: _length(arrays, held) for name, held in parts.items()} if divided else {},
         people=_people(arrays, split, shape[0], settings, where),
         notes=tuple(notes),
     )
