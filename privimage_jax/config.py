@@ -213,6 +213,11 @@ def check_key(key: str) -> None:
     raise UserError(f"config.{key} is not a known setting{hint}; see configs/base.py.")
 
 
+def is_list(key: str) -> bool:
+    """Whether "section.key" is a setting of configs/base.py that holds a list."""
+    return isinstance(dict(flatten(base.get_config())).get(key), tuple)
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields ("section.key", value) for every leaf."""
     for key, value in config.items():

@@ -210,6 +210,29 @@ def test_overrides_reach_the_config_wherever_they_stand(config):
     assert (given.data.n, given.privacy.epsilon, given.model.kwargs.widths) == (60, 2.0, (8, 9))
 
 
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("data.class_names=cat,dog", ("cat", "dog")),
+        ("data.class_names=cat", ("cat",)),
+        ("data.class_names=0, 1", ("0", "1")),
+        ("data.class_names=('cat, small','dog')", ("cat, small", "dog")),
+        ("data.class_names=['cat']", ("cat",)),
+        ("data.class_names=", ()),
+        ("data.class_names=O'Neil,d\"or", ("O'Neil", 'd"or')),
+        ("data.accept=constant,nearly_black", ("constant", "nearly_black")),
+        ("sampler_choice.candidates=1,2.5", (1, 2.5)),
+        ("evaluate.classifiers=cnn,resnet9", ("cnn", "resnet9")),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_lists_are_given_as_words(config, setting, value, apart):
+    key, _, text = setting.partition("=")
+    given = [f"--config.{key}", text] if apart else [f"--config.{setting}"]
+    values, _ = parsing.parse(["--config", str(config), *given], "config")
+    assert tuple(values.config[key.partition(".")[0]][key.partition(".")[2]]) == value
+
+
 def test_a_config_takes_an_argument(privimage):
     assert config_files.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
     privimage("budget", f"--config={CONFIGS / 'mnist.py'}:64").refuses("mnist.py fails", "get_config() takes 0")

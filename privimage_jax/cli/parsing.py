@@ -89,9 +89,25 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
         elif name == "config":
             path = value if equals else next(following, "")
         else:
-            configs.check_key(name.removeprefix("config."))
+            key = name.removeprefix("config.")
+            configs.check_key(key)
+            if configs.is_list(key):
+                listed = value if equals else next(following, "")
+                argument = f"--{name}={_list_of_texts(listed, always=key.endswith('class_names'))}"
             rest.append(argument)
     return path, rest
+
+
+def _list_of_texts(text: str, always: bool) -> str:
+    """A list of words, such as "cat,dog", as Python has it; a list of numbers stays one unless the words are names."""
+    if text.strip()[:1] in ("(", "[", "'", '"'):
+        return text
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    try:
+        all_numbers = bool(words) and not always and all(math.isfinite(float(word)) for word in words)
+    except ValueError:
+        all_numbers = False
+    return text if all_numbers else repr(tuple(words))
 
 
 def configured(arguments: list[str], *required: str, **accepted: Any) -> tuple[ConfigDict, Any]:
