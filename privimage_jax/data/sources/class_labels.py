@@ -77,12 +77,13 @@ def classes_of(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The class of each image, and the list of classes.
 
-    Texts are names of classes: of the declared list, the source's own, or else all texts in alphabetical order. Texts
-    that are all whole numbers and no names of that list are numbers.
+    With a list, the class of an image depends on its own label and the list alone, so that no image changes another's:
+    a text is one of the names; a whole number counts from `first_label`, but is itself a name where all names are whole
+    numbers. Without a list, the labels of all parts make it.
 
     Args:
       labels: of the asked part.
-      every: of all parts, which make up the list of classes where there is no other.
+      every: of all parts.
       own_names: the source's own list, or ().
       settings: with the declared list.
       what: what messages call the labels.
@@ -93,37 +94,63 @@ def classes_of(
     Raises:
       UserError: naming a label that is not in the list.
     """
-    listed = tuple(own_names) or settings.class_names
-    texts = sorted({text for part in every for text in part.texts})
-    if texts and not ({same_name(text) for text in texts} & {same_name(name) for name in listed}):
-        every, labels = [_as_numbers(part) for part in every], _as_numbers(labels)
-    if not labels.texts:
-        return _numbered(labels.numbers, every, own_names, settings, what)
+    if own_names or settings.class_names:
+        class_names = numbered_classes(settings, None, own_names)
+        return _listed(labels, tuple(own_names) or class_names, settings, what), class_names
+    texts = {text for part in every for text in part.texts}
     if len(texts) > MAX_CLASSES:
         raise UserError(f"{what} holds {len(texts):,} different texts, which are no class names; name another column.")
-    class_names = numbered_classes(settings, None, own_names) if own_names else (settings.class_names or tuple(texts))
-    index = {same_name(name): number for number, name in enumerate(listed or class_names)}
-    for text in labels.texts:
-        if same_name(text) not in index:
+    if any(whole_number(text) is None for text in texts):
+        class_names = tuple(sorted({same_name(text) for text in texts}))
+        index = {name: number for number, name in enumerate(class_names)}
+        return np.array([index[same_name(text)] for text in labels.texts], np.int64)[labels.numbers], class_names
+    whole = shifted_labels(np.concatenate([_numbers(part) for part in every]), None, settings, what)
+    count = int(whole.max(initial=0)) + 1
+    return shifted_labels(_numbers(labels), count, settings, what), numbered_classes(settings, count)
+
+
+def _listed(labels: Labels, names: Sequence[str], settings: Settings, what: str) -> np.ndarray:
+    """The class of each image, int64 [N], by a list of names."""
+    index = {same_name(name): number for number, name in enumerate(names)}
+    by_value = all(whole_number(name) is not None for name in names)
+    if not labels.texts:
+        if not by_value:
+            return shifted_labels(labels.numbers, len(names), settings, what)
+        values, inverse = np.unique(labels.numbers, return_inverse=True)
+        return _listed(Labels(inverse, tuple(map(str, values.tolist()))), names, settings, what)
+    classes = np.zeros(len(labels.texts), np.int64)
+    numbers: dict[int, int] = {}
+    for row, text in enumerate(labels.texts):
+        value = whole_number(text)
+        if value is not None and (found := index.get(str(value))) is not None:
+            classes[row] = found
+        elif same_name(text) in index:
+            classes[row] = index[same_name(text)]
+        elif value is not None and not by_value:
+            numbers[row] = value
+        else:
             raise UserError(
                 f"{what} holds {text[:200]!r}, which is not in {settings.key}.class_names; declare or remove it."
             )
-    return np.array([index[same_name(text)] for text in labels.texts], np.int64)[labels.numbers], class_names
+    if numbers:
+        rows = list(numbers)
+        classes[rows] = shifted_labels(np.array(list(numbers.values()), np.int64), len(names), settings, what)
+    return classes[labels.numbers]
 
 
-def _numbered(
-    numbers: np.ndarray, every: Sequence[Labels], own_names: Sequence[str], settings: Settings, what: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    listed = len(own_names) or len(settings.class_names) or None
-    if listed is not None:
-        return shifted_labels(numbers, listed, settings, what), numbered_classes(settings, None, own_names)
-    whole = shifted_labels(np.concatenate([part.numbers for part in every]), None, settings, what)
-    count = int(whole.max(initial=0)) + 1
-    return shifted_labels(numbers, count, settings, what), numbered_classes(settings, count)
+def whole_number(text: str) -> int | None:
+    """The whole number that a text is ("1", "-1", "1.0"), or None.
+
+    >>> whole_number("1.0"), whole_number("nv"), whole_number("nan")
+    (1, None, None)
+    """
+    if re.fullmatch(r"[+-]?[0-9]{1,9}(\.0*)?", text, re.ASCII):
+        return int(text.partition(".")[0])
+    return None
 
 
-def _as_numbers(labels: Labels) -> Labels:
-    """The same labels as numbers, if all texts are whole numbers."""
-    if not labels.texts or not all(re.fullmatch(r"-?[0-9]{1,9}", text, re.ASCII) for text in labels.texts):
-        return labels
-    return Labels(np.array([int(text) for text in labels.texts], np.int64)[labels.numbers])
+def _numbers(labels: Labels) -> np.ndarray:
+    """Labels whose texts, if any, are whole numbers, as int64 [N]."""
+    if not labels.texts:
+        return labels.numbers
+    return np.array([whole_number(text) for text in labels.texts], np.int64)[labels.numbers]
