@@ -160,6 +160,8 @@ def _is_whole(path: pathlib.Path, content: bytes) -> bool:
             json.loads(content)
         elif path.suffix == ".npz":
             zipfile.ZipFile(io.BytesIO(content)).close()
+        elif path.suffix == ".html":
+            return content.endswith(b"</html>\n")
         return path.suffix != ".key" or len(content) == KEY_BYTES
     except (ValueError, zipfile.BadZipFile):
         return False
