@@ -221,6 +221,8 @@ def _check_entries(archive: zipfile.ZipFile) -> None:
     for entry in entries:
         name = entry.filename
         parts = name.split("/")
+        if "\\" in name and ".." not in re.split(r"[/\\\\]", name):
+            raise reading.Unreadable(f"holds {name!r}, a name with a backslash beside others with slashes")
         if name.startswith("/") or "\\" in name or ":" in parts[0] or ".." in parts:
             raise reading.Unreadable(f"holds {name!r}, a path that leads out of the archive")
         if len(parts) > _MAX_DEPTH:

@@ -188,3 +188,40 @@ def test_labels_none_is_one_class(tmp_path):
     dataset = read(pets(tmp_path, "train", "test"), labels="none")
     assert colours(dataset) == {"all": "BBRR"}
     assert dataset.facts.parts == {"train": 4, "test": 4}
+
+
+def test_a_test_part_alone_is_not_trained_on(tmp_path, load_set):
+    pets(tmp_path, "test")
+    for folders in ((), ("train",)):
+        with pytest.raises(UserError, match="has pictures in test, and none in a training part"):
+            load_set(tree(tmp_path, folders=folders))
+    assert colours(load_set(tmp_path, split="test")) == PETS
+
+
+@pytest.mark.parametrize("training, held_out", [("train_images", "test_images"), ("Train2017", "Val2017")])
+def test_names_that_hold_the_word_of_a_part(tmp_path, load_set, training, held_out):
+    pets(tmp_path, training, held_out)
+    assert load_set(tmp_path).facts.parts == {"train": 4, "test": 4}
+
+
+def test_a_part_that_is_called_as_a_class_is_refused(tmp_path):
+    tree(tmp_path, red=["train/train/0.png"], blue=["train/bus/1.png"])
+    with pytest.raises(UserError, match="'train' is called as a class and holds folders called as classes"):
+        read(tmp_path, class_names=("train", "bus"))
+
+
+def test_pictures_beside_the_parts_are_not_lost(tmp_path, load_set):
+    tree(pets(tmp_path, "train", "test"), red=["loose.png"])
+    with pytest.raises(UserError, match=r"loose.png lies beside the part train"):
+        load_set(tmp_path)
+
+
+def test_pictures_of_other_kinds_are_told(tmp_path):
+    tree(tmp_path, red=["0.png"], text={"1.heic": "x", "2.dcm": "x"})
+    note = "2 pictures of kinds that are not read, such as 1.heic"
+    assert any(told.startswith(note) for told in read(tmp_path, labels="none").facts.notes)
+
+
+def test_persons_below_the_parts(tmp_path):
+    tree(tmp_path, red=["train/cat/anna/1.png", "train/cat/bo/2.png"])
+    assert read(tmp_path, class_names=("cat",), person="level:2").people.tolist() == [0, 1]

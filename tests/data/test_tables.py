@@ -5,8 +5,9 @@ import json
 import pytest
 from layouts import colours, pets, read, tree, zipped
 
+from privimage_jax.data import load
 from privimage_jax.data.labels.names import Names
-from privimage_jax.data.labels.table import parse
+from privimage_jax.data.labels.text_table import parse
 from privimage_jax.errors import UserError
 
 SIX = [f"{i:05d}" for i in range(1, 7)]
@@ -94,7 +95,10 @@ def test_an_attribute_is_named_as_a_class_is(tmp_path):
     assert colours(read(root, class_names=("male", "female"))) == {"male": "BB", "female": "RR"}
     chosen = read(root, key="public", labels="table:list_attr_celeba.txt::Male")
     assert colours(chosen) == {"not Male": "RR", "Male": "BB"}
-    with pytest.raises(UserError, match="which of its columns holds the classes is not clear"):
+    with pytest.raises(
+        UserError,
+        match=r"list_attr_celeba.txt names every picture \(and so do identity_CelebA.txt\), and where",
+    ):
         read(root, class_names=("old", "new"))
 
 
@@ -185,10 +189,156 @@ def test_names_that_several_pictures_have():
         "b/1.png",
         "b/2.jpg",
         "a/1.png",
-        "b/2.jpg",
+        None,
     ]
 
 
 def test_cells_may_be_quoted():
     table = parse(b'file,class\n"a, b.png","big ""cat"""\n', "t.csv", "", "set", lambda cell: False)
     assert table.columns == {"file": ["a, b.png"], "class": ['big "cat"']}
+
+
+def test_a_row_of_a_picture_that_is_not_there_is_given_to_no_other():
+    names = Names(["train/p1/view2.png", "train/p2/view1.png", "test/9.png"])
+    assert names.find("V1/train/p2/view2.png", "") is None
+    assert names.find("9.png", "train/") is None
+    assert names.find("p1/view2.png", "train/") == "train/p1/view2.png"
+    assert names.find("9", "") == "test/9.png"
+
+
+def graded(root, *grades):
+    """A table of grades: one picture for each."""
+    tree(root, red=[f"{i}.png" for i in range(len(grades))])
+    rows = "".join(f"{i}.png,{grade}\n" for i, grade in enumerate(grades))
+    return tree(root, text={"t.csv": f"f,Male\n{rows}"})
+
+
+@pytest.mark.parametrize(
+    "classes, cells",
+    [
+        (("Male", "Female"), "0 0 1"),
+        (("female", "male"), "-1 1 -1"),
+        (("1", "2", "3", "4"), "1 3 2"),
+        (("a", "b", "c"), "0 2 1"),
+        (("a", "b", "c"), "b c 0"),
+        (("3", "4"), "4 3"),
+    ],
+)
+def test_the_class_of_a_picture_does_not_depend_on_the_other_rows(tmp_path, classes, cells):
+    cells = cells.split()
+    labels = "table:t.csv:f:Male"
+    whole = read(graded(tmp_path / "whole", *cells), class_names=classes, labels=labels).labels.tolist()
+    for i, cell in enumerate(cells):
+        alone = read(graded(tmp_path / str(i), cell), class_names=classes, labels=labels).labels.tolist()
+        assert alone == [whole[i]]
+    assert {cells.index(name): classes.index(name) for name in set(cells) & set(classes)}.items() <= dict(
+        enumerate(whole)
+    ).items()
+
+
+def test_an_attribute_without_a_class_of_its_name_is_refused(tmp_path):
+    with pytest.raises(UserError, match="which of man and woman that means is not clear; call the class of 1 as"):
+        read(graded(tmp_path, -1, 1), class_names=("man", "woman"), labels="table:t.csv:f:Male")
+
+
+def test_a_number_that_is_no_declared_name_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="holds '0', which is not in config.data.class_names"):
+        read(graded(tmp_path, 1, 0), class_names=("1", "2"), labels="table:t.csv:f:Male")
+
+
+def test_an_index_is_no_column_of_files(tmp_path):
+    tree(tmp_path, red=["0.png"], blue=["1.png", "2.png"])
+    tree(tmp_path, text={"t.csv": ",image,label\n0,2.png,b\n1,0.png,a\n2,1.png,b\n"})
+    assert colours(read(tmp_path, class_names=("a", "b"))) == {"a": "R", "b": "BB"}
+    tree(tmp_path, text={"t.csv": "id,image,label\n0,2,b\n1,0,a\n2,1,b\n"})
+    with pytest.raises(UserError, match="the columns 'id' and 'image' of the table t.csv both name the pictures"):
+        read(tmp_path, class_names=("a", "b"))
+
+
+def test_one_stray_cell_does_not_change_the_column(tmp_path):
+    root = two_columns(tmp_path, "nv")
+    assert colours(read(root, class_names=("mel", "nv"))) == {"mel": "R", "nv": "B"}
+    with pytest.raises(UserError, match="the column 'dx' of t.csv holds 'bkl', which is not in"):
+        read(two_columns(tmp_path, "bkl"), class_names=("mel", "nv"))
+
+
+def two_columns(root, second):
+    tree(root, red=["0.png"], blue=["1.png"])
+    return tree(root, text={"t.csv": f"f,dx,age\n0.png,mel,1\n1.png,{second},0\n"})
+
+
+@pytest.mark.parametrize(
+    "words, settings, parts, note",
+    [
+        ("train test val", {}, (1, 1), "the pictures of the part val are not read"),
+        ("train test val", {"test_split": "val"}, (1, 1), "the pictures of the part test are not read"),
+        ("train val val", {}, (1, 2), "val is held out, as there is no test"),
+        ("0 2 1", {"split": "0", "test_split": "2"}, (1, 1), "the pictures of the part 1 are not read"),
+        ("0 2 1", {}, (3, 0), "the column split is not used, as none of 0, 1, 2 is train"),
+    ],
+)
+def test_a_column_of_parts_follows_the_settings(tmp_path, words, settings, parts, note):
+    tree(tmp_path, red=["0.png", "1.png", "2.png"])
+    rows = "".join(f"{i}.png,a,{word}\n" for i, word in enumerate(words.split()))
+    tree(tmp_path, text={"t.csv": f"f,label,split\n{rows}"})
+    dataset = read(tmp_path, class_names=("a",), **settings)
+    assert dataset.n == parts[0]
+    assert any(told.startswith(note) for told in dataset.facts.notes)
+    if parts[1]:
+        assert read(tmp_path, "test", class_names=("a",), **settings).n == parts[1]
+
+
+def test_a_picture_without_a_row_stops_the_run_also_with_a_column_of_parts(tmp_path):
+    tree(tmp_path, red=["0.png", "1.png", "2.png"], text={"t.csv": "f,label,split\n0.png,a,train\n1.png,a,test\n"})
+    with pytest.raises(UserError, match="1 of 2 pictures have no class in the column label of t.csv, such as 2.png"):
+        read(tmp_path, class_names=("a",), labels="table:t.csv:f:label")
+
+
+def test_a_table_that_is_not_used_is_told(tmp_path):
+    tree(pets(tmp_path), text={"t.csv": b"f,label\n\xe9,x\n"})
+    assert read(tmp_path, class_names=("cat", "dog")).facts.notes == (
+        "t.csv is not used: t.csv is not UTF-8 text (byte 8); save it as CSV in UTF-8",
+    )
+    tree(tmp_path, text={"metadata.csv": b"file_name,label\n\xe9,x\n"})
+    with pytest.raises(UserError, match="metadata.csv is not UTF-8 text"):
+        read(tmp_path, class_names=("cat", "dog"))
+
+
+def test_a_table_that_names_most_pictures_is_no_reason_to_take_folders(tmp_path):
+    tree(tmp_path, red=["part_1/0.png", "part_1/1.png"], blue=["part_2/2.png"], text={"t.csv": "f,label\n0,a\n2,b\n"})
+    with pytest.raises(UserError, match="the table t.csv names 67% of the pictures"):
+        read(tmp_path, key="public")
+
+
+def test_persons_of_a_table(tmp_path):
+    tree(tmp_path, red=["0.png"], text={"t.csv": "f,label,p\n0.png,a,x\n0.png,a,y\n"})
+    with pytest.raises(UserError, match="gives 0.png two persons, 'x' and 'y'"):
+        read(tmp_path, labels="table:t.csv:f:label", person="column:p")
+
+
+def test_lines_of_json_may_lack_keys_and_hold_any_character(tmp_path):
+    tree(tmp_path, red=["0.png"], blue=["1.png"])
+    lines = '{"file_name": "0.png", "label": "a", "text": "one\u2028two"}\n{"file_name": "1.png", "label": "b"}\n'
+    assert colours(read(tree(tmp_path, text={"metadata.jsonl": lines}))) == {"a": "R", "b": "B"}
+
+
+def test_numbers_as_names_of_columns(tmp_path):
+    tree(tmp_path, red=["1.png"], blue=["2.png"], text={"t.txt": "9.png 1\n1.png 0\n2.png 1\n"})
+    assert colours(read(tmp_path, labels="table:t.txt:1:2")) == {"0": "R", "1": "B"}
+    tree(tmp_path, text={"t.txt": "file 1 2\n1.png 0 5\n2.png 1 5\n"})
+    assert colours(read(tmp_path, labels="table:t.txt:file:1")) == {"0": "R", "1": "B"}
+
+
+def test_a_zip_is_read_anew_when_a_table_outside_changes(tmp_path):
+    path = zipped(tree(tmp_path / "set", red=["0.png"], blue=["1.png"]), tmp_path / "set.zip")
+    found = []
+    for first, second in (("train", "test"), ("test", "train")):
+        tree(tmp_path, text={"t.csv": f"f,label,split\n0.png,a,{first}\n1.png,a,{second}\n"})
+        section = {
+            "source": "zip",
+            "path": str(path),
+            "labels": f"table:{tmp_path}/t.csv:f:label",
+            "class_names": ("a",),
+        }
+        found.append(colours(load(section, "train", 4, 3, tmp_path / "cache")))
+    assert found == [{"a": "R"}, {"a": "B"}]

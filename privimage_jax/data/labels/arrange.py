@@ -2,8 +2,8 @@
 
 import re
 
-from privimage_jax.data.labels import dataset_json, detect, folders, tables
-from privimage_jax.data.labels.listing import Listing, some
+from privimage_jax.data.labels import by_table, dataset_json, detect, folders
+from privimage_jax.data.labels.listing import FOREIGN, Listing, some
 from privimage_jax.data.labels.names import Names
 from privimage_jax.data.labels.parts import find_parts, find_wrapper, kind_of
 from privimage_jax.data.labels.tree import Labelling, Tree
@@ -25,6 +25,8 @@ def arrange(listing: Listing, settings: Settings, part: str) -> Tree:
     notes = list(labelling.notes)
     if listing.clutter:
         notes.append(f"{some(listing.clutter)} is of the system and is passed over")
+    if foreign := [path for path in listing.others if path.lower().endswith(FOREIGN)]:
+        notes.append(f"{len(foreign):,} pictures of kinds that are not read, such as {foreign[0]}; convert them")
     divided = bool(training) and any(path in labelling.label_of for path in held_out)
     if held_out and not divided:
         notes.append(f"the held-out part has {len(held_out):,} pictures without a class and is not read")
@@ -40,7 +42,8 @@ def arrange(listing: Listing, settings: Settings, part: str) -> Tree:
         raise UserError(
             f"{listing.where} holds no images of the {part} part; add some or correct {settings.key}.split."
         )
-    counts = {"train": len(training), "test": len(held_out)} if divided else {}
+    labelled = {"train": training, "test": held_out} if divided else {}
+    counts = {name: sum(path in labelling.label_of for path in paths) for name, paths in labelled.items()}
     labels = [labelling.label_of[path] for path in files]
     people = _people(files, labelling, settings, listing.where)
     return Tree(files, labels, labelling.class_names, divided, labelling.found, counts, people, tuple(notes))
@@ -56,18 +59,16 @@ def _labelling(listing: Listing, root: str, settings: Settings) -> Labelling:
     if settings.labels == "none":
         parts = find_parts(listing, root, settings, by_folders=False)
         class_names = numbered_classes(settings, 1, () if settings.class_names else ("all",))
-        return Labelling(dict.fromkeys(listing.pictures, 0), class_names, "one class", parts, {}, {}, parts.notes)
-    names = Names(listing.pictures)
-    return tables.read(tables.choose(listing, root, settings, names), listing, root, settings, names)
+        return Labelling(dict.fromkeys(listing.pictures, 0), class_names, "one class", parts, {}, None, parts.notes)
+    names = Names(listing.pictures, root)
+    return by_table.read(by_table.choose(listing, root, settings, names), listing, root, settings, names)
 
 
 def _split(listing: Listing, labelling: Labelling) -> tuple[list[str], list[str]]:
     """The paths of the training and of the held-out part; the latter is empty where the tree does not part them."""
     if labelling.part_of:
-        by_part = {
-            part: [p for p in listing.pictures if labelling.part_of.get(p) == part] for part in ("train", "test")
-        }
-        return by_part["train"], by_part["test"]
+        part_of = {path: labelling.part_of.get(path, "train") for path in listing.pictures}  # also one without a row
+        return [path for path in part_of if part_of[path] == "train"], [p for p in part_of if part_of[p] == "test"]
     parts = labelling.parts
     training = [path for path in listing.pictures if path.startswith(parts.training)]
     if parts.held_out is None:
@@ -95,10 +96,13 @@ def _people(files: list[str], labelling: Labelling, settings: Settings, where: s
     kind, _, value = settings.person.partition(":")
     if not kind:
         return None
-    if kind == "column" and labelling.person_of:
+    if kind == "column" and labelling.person_of is not None:
         people = [labelling.person_of.get(path, "") for path in files]
     elif kind == "level":
-        people = [path.split("/")[int(value) - 1] if path.count("/") >= int(value) else "" for path in files]
+        below = [
+            path.removeprefix(labelling.parts.training).removeprefix(labelling.parts.held_out or "") for path in files
+        ]
+        people = [path.split("/")[int(value) - 1] if path.count("/") >= int(value) else "" for path in below]
     elif kind == "pattern":
         found = [re.search(value, path) for path in files]
         people = [match[1] or "" if match else "" for match in found]

@@ -16,7 +16,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
 
 NAME = "dataset.json"
-_REMEDY = "write it again, or set config.data.labels"
+_REMEDY = "write it again, or set labels=folders if it is of something else"
 
 
 def files(listing: Listing, root: str) -> list[str]:
@@ -46,16 +46,16 @@ def read(listing: Listing, root: str, settings: Settings) -> Labelling:
     if missing := [name for name in numbers if name not in pictures]:
         raise UserError(
             f"{listing.where}: {NAME} names {len(missing):,} pictures that are not there, such as {missing[0]}; "
-            "unpack the set again."
+            f"unpack the set again, or set {settings.key}.labels=folders if the file is of something else."
         )
     if not numbers:
         class_names = numbered_classes(settings, 1, () if settings.class_names else ("all",))
-        return Labelling(dict.fromkeys(pictures, 0), class_names, f"{NAME}: one class", parts, {}, {}, parts.notes)
+        return Labelling(dict.fromkeys(pictures, 0), class_names, f"{NAME}: one class", parts, {}, None, parts.notes)
     declared = len(settings.class_names) or None
     labels = shifted_labels(np.array(list(numbers.values())), declared, settings, f"{listing.where}: {NAME}")
     class_names = numbered_classes(settings, None if declared else int(labels.max()) + 1)
     label_of = dict(zip(numbers, labels.tolist(), strict=True))
-    return Labelling(label_of, class_names, NAME, parts, {}, {}, parts.notes)
+    return Labelling(label_of, class_names, NAME, parts, {}, None, parts.notes)
 
 
 def _pairs(listing: Listing, path: str) -> Iterator[tuple[str, int]]:
@@ -72,7 +72,7 @@ def _pairs(listing: Listing, path: str) -> Iterator[tuple[str, int]]:
             raise UserError(
                 f"{where} holds {str(pair)[:80]!r} among its labels; write pairs of a file's name and a class number."
             )
-        name = folder + pair[0].replace("\\", "/")
+        name = folder + pair[0].replace("\\", "/").removeprefix("./")
         if name in seen:
             raise UserError(f"{where} names {pair[0]!r} twice; give each picture one class.")
         seen.add(name)

@@ -29,7 +29,7 @@ def read(listing: Listing, root: str, settings: Settings) -> Labelling:
     label_of = {path: number.get(name, 0) for of in classes.values() for path, name in of.items()}
     found = "class folders" if any(set().union(*names)) else "no labels: one class"
     return Labelling(
-        label_of, class_names, found, parts, {}, {}, (*parts.notes, *_empty(listing, parts.training, settings))
+        label_of, class_names, found, parts, {}, None, (*parts.notes, *_empty(listing, parts.training, settings))
     )
 
 
@@ -63,8 +63,16 @@ def _declared_level(listing: Listing, root: str, settings: Settings) -> int:
     declared = set(map(same_name, settings.class_names))
     levels = _names_by_level(listing, root)
     fitting = [level for level, names in enumerate(levels) if names <= declared]
-    if len(fitting) == 1 or 0 in fitting:
+    if len(fitting) == 1:
         return fitting[0]
+    if fitting:
+        folders = [f"{folder}/"[len(root) :].split("/") for folder in listing.holding if f"{folder}/".startswith(root)]
+        if all(same_name(names[level]) == same_name(names[fitting[0]]) for names in folders for level in fitting):
+            return fitting[0]
+        raise UserError(
+            f"{listing.where}: the folders at {len(fitting)} levels are called as declared classes; rename those that "
+            f"are none, or say by {settings.key}.labels where the classes are."
+        )
     unknown = levels[0] - declared
     deeper = f" (the folders below are {some(levels[1])})" if len(levels) > 1 else ""
     raise UserError(

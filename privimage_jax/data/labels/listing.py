@@ -10,6 +10,21 @@ from privimage_jax.errors import UserError
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp")
 _OTHERS = (".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 EXTENSIONS = frozenset(_JPEG + _OTHERS)
+FOREIGN = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".dcm",
+    ".dicom",
+    ".nii",
+    ".nii.gz",
+    ".jp2",
+    ".jxl",
+    ".svg",
+    ".cr2",
+    ".nef",
+    ".dng",
+)
 TABLES = frozenset((".csv", ".tsv", ".txt", ".jsonl"))
 _MACOS = ("__macosx", "icon\r", "icon\uf00d")
 _WINDOWS = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler")

@@ -1,6 +1,7 @@
 """Which folders of a tree are the training part and the held-out part, in the spellings that people use."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from privimage_jax.data.labels.listing import Listing, same_name, some
@@ -8,12 +9,15 @@ from privimage_jax.data.sources.base import Settings
 from privimage_jax.errors import UserError
 
 _SPELLINGS = {
-    "train": ("train", "training", "trn", "train_set", "training_set", "trainset", "train_data", "training_data"),
-    "test": ("test", "testing", "tst", "test_set", "testing_set", "testset", "test_data", "testing_data", "eval"),
-    "validation": ("validation", "val", "valid", "dev", "val_set", "validation_set", "valset", "val_data"),
+    "train": ("train", "training", "trn", "trainset"),
+    "test": ("test", "testing", "tst", "testset", "eval"),
+    "validation": ("validation", "val", "valid", "dev", "valset"),
     "more": ("extra", "unlabeled", "unlabelled"),  # of which no part is made
 }
 _KIND = {name: kind for kind, names in _SPELLINGS.items() for name in names}
+_BESIDE = frozenset(
+    ("set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "files", "split")
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,11 @@ class Parts:
 def kind_of(name: str) -> str:
     """Which part a name usually stands for, or "".
 
-    >>> kind_of("Training"), kind_of("valid"), kind_of("bus")
-    ('train', 'validation', '')
+    >>> [kind_of(name) for name in ("Training", "valid", "test_images", "Train2017", "bus", "train station")]
+    ['train', 'validation', 'test', 'train', '', '']
     """
-    return _KIND.get(name.casefold().replace("-", "_").replace(" ", "_"), "")
+    words = [word for word in re.findall(r"[^\W\d_]+", name.casefold()) if word not in _BESIDE]
+    return _KIND.get(words[0], "") if len(words) == 1 else ""
 
 
 def find_wrapper(listing: Listing, settings: Settings) -> str:
@@ -65,15 +70,30 @@ def find_parts(listing: Listing, root: str, settings: Settings, by_folders: bool
       UserError: where folders may be parts or classes, and the settings do not say which.
     """
     tops = listing.tops(root)
-    training = pick(tops, settings.split)
+    training, held_out = pick_parts(list(tops), settings)
     declared = set(map(same_name, settings.class_names))
-    if training is None or (by_folders and declared and {same_name(name) for name in tops} <= declared):
+    if by_folders and declared and tops and {same_name(name) for name in tops} <= declared:
+        if training and tops[training].below and {same_name(name) for name in tops[training].below} <= declared:
+            raise UserError(
+                f"{listing.where}: the folder {training!r} is called as a class and holds folders called as classes; "
+                f"set {settings.key}.path to it if it is the training part, or rename the folders in it."
+            )
+        return Parts(root)
+    if training is None:
+        if tops and all(kind_of(name) for name in tops):
+            raise UserError(
+                f"{listing.where} has pictures in {some(tops)}, and none in a training part; add some, or say by "
+                f"{settings.key}.split which folder it is."
+            )
         return Parts(root)
     candidates = {name: top for name, top in tops.items() if name != training}
-    held_out = pick(candidates, settings.test_split)
-    if held_out is None and kind_of(settings.test_split) == "test":
-        held_out = pick(candidates, "validation")
     notes = []
+    if loose := listing.loose(root):
+        if by_folders:
+            raise UserError(
+                f"{listing.where}: {loose[0]} lies beside the part {training}; move it into a part or remove it."
+            )
+        notes.append(f"{len(loose):,} pictures beside the part {training} are not read")
     if by_folders and tops[training].below:
         unlabelled = [name for name, top in candidates.items() if not top.below and (kind_of(name) or name == held_out)]
         if unlabelled:
@@ -90,13 +110,23 @@ def find_parts(listing: Listing, root: str, settings: Settings, by_folders: bool
     return Parts(f"{root}{training}/", None if held_out is None else f"{root}{held_out}/", tuple(notes))
 
 
+def pick_parts(names: Sequence[str], settings: Settings) -> tuple[str | None, str | None]:
+    """The names that `split` and `test_split` stand for; for want of a test part, a validation part is held out."""
+    training = pick(names, settings.split)
+    rest = [name for name in names if name != training]
+    held_out = pick(rest, settings.test_split)
+    if held_out is None and kind_of(settings.test_split) == "test":
+        held_out = pick(rest, "validation")
+    return training, held_out
+
+
 def pick(names: Iterable[str], wanted: str) -> str | None:
-    """The part that a setting names: exactly, or in another spelling of a usual name."""
-    known = set(names)
-    if wanted in known:
+    """The name that a setting means: itself, or in another spelling of a usual name."""
+    names = list(names)
+    if wanted in names:
         return wanted
     kind = kind_of(wanted)
-    return min((name for name in known if kind and kind_of(name) == kind), default=None)
+    return min((name for name in names if kind and kind_of(name) == kind), default=None)
 
 
 def _which(listing: Listing, settings: Settings, training: str, foreign: list[str]) -> str:

@@ -1,5 +1,6 @@
 """What is known of a tree of pictures once its classes are found."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ class Labelling:
       class_names: of the classes, in order.
       found: where they were found, as the user is told.
       parts: the folders of the parts.
-      part_of: path -> "train" or "test", where a table tells that; else empty.
-      person_of: path -> whose picture it is, where a table tells that; else empty.
+      part_of: path -> "train", "test" or "" for neither, where a table tells that; else empty.
+      person_of: path -> whose picture it is, as a table tells; None where none is asked.
       notes: sentences for the operator.
     """
 
@@ -25,7 +26,7 @@ class Labelling:
     found: str
     parts: Parts
     part_of: Mapping[str, str]
-    person_of: Mapping[str, str]
+    person_of: Mapping[str, str] | None
     notes: tuple[str, ...]
 
 
@@ -52,3 +53,10 @@ class Tree:
     parts: Mapping[str, int]
     people: list[str] | None
     notes: tuple[str, ...]
+
+    def digest(self, stamps: Mapping[str, str]) -> str:
+        """SHA-256 (hex) of which pictures these are, their classes, and what `stamps` tells of each file."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.files, self.labels, strict=True):
+            digest.update(f"{path}\0{stamps.get(path, '')}\0{label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()

@@ -10,7 +10,6 @@ folder that is no picture is an error, so that no example is lost in silence. Pi
 cuts and resizes each.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import numpy as np
 
 from privimage_jax.data.labels.arrange import arrange
 from privimage_jax.data.labels.listing import is_clutter, is_picture, make_listing
-from privimage_jax.data.labels.table import MAX_BYTES
+from privimage_jax.data.labels.text_table import MAX_BYTES
 from privimage_jax.data.sources.base import Example, Settings, Source
 from privimage_jax.data.sources.files import check_file
 from privimage_jax.data.transforms import decode_image
@@ -57,16 +56,13 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
             path = prefix + tree.files[i]
             yield decode_image(path, path), tree.labels[i]
 
-    digest = hashlib.sha256()
-    for path, label in zip(tree.files, tree.labels, strict=True):
-        digest.update(f"{path}\0{found.files[path]}\0{label}\n".encode(errors="surrogateescape"))
     return Source(
         name=root.resolve().name,
         class_names=tree.class_names,
         n=len(tree.files),
         divided=tree.divided,
         read=read,
-        fingerprint=digest.hexdigest(),
+        fingerprint=tree.digest(found.files),
         labels_from=tree.found,
         parts=tree.parts,
         people=None if tree.people is None else np.array(tree.people),
@@ -106,7 +102,9 @@ def _stamp(entry: os.DirEntry, settings: Settings) -> str:
       UserError: for a link that leads elsewhere, and for what is no file.
     """
     if entry.is_symlink() and entry.is_dir():
-        raise UserError(f"{entry.path} is a link to a folder; put the folder itself there.")
+        raise UserError(
+            f"{entry.path} is a link to a folder, and links are followed to files alone; put the folder itself there."
+        )
     if entry.is_symlink() or (is_picture(entry.name) and not entry.is_file()):
         check_file(Path(entry.path), settings)
     status = entry.stat()

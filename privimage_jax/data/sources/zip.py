@@ -1,6 +1,5 @@
 """`zip`: a folder tree (see `folder`) inside a .zip file, read in place: nothing is unpacked onto the disk."""
 
-import hashlib
 import zipfile
 from collections.abc import Iterator
 
@@ -44,7 +43,7 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
         n=len(tree.files),
         divided=tree.divided,
         read=read,
-        fingerprint=[stamp(path), hashlib.sha256(bytes(str(tree.labels), "ascii")).hexdigest()],
+        fingerprint=[stamp(path), tree.digest({})],
         labels_from=tree.found,
         parts=tree.parts,
         people=None if tree.people is None else np.array(tree.people),
