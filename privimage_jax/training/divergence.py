@@ -16,7 +16,7 @@ import numpy as np
 from privimage_jax.errors import UserError
 from privimage_jax.training.writers import first_row
 
-FACTOR = 2.0  # a loss above so many times that of knowing nothing has diverged; a working training is far below 1
+FACTOR = 2.0  # a loss above so many times that of knowing nothing has diverged; a training that works is below that one
 NOT_FINITE = 0.5  # the share of gradients that are not finite above which the parameters are to blame, not the images
 
 After = Callable[[int, int, dict[str, float]], None]
@@ -43,7 +43,7 @@ def refuse_not_finite(path: Path, tree: Any) -> Any:
 
 
 def has_diverged(loss: float, reference: float) -> bool:
-    """Whether a loss is not finite, or worse than a reference by more than it is worth to go from `FACTOR` to 1.
+    """Whether a loss is not finite, or above `FACTOR` times a reference.
 
     >>> has_diverged(0.3, 1.0), has_diverged(2.1, 1.0), has_diverged(float("nan"), 1.0)
     (False, True, True)
@@ -52,7 +52,7 @@ def has_diverged(loss: float, reference: float) -> bool:
       loss: of a trained network.
       reference: of one that knows nothing; not negative.
     """
-    return not loss <= FACTOR * reference
+    return not (math.isfinite(loss) and loss <= FACTOR * reference)
 
 
 def stop_if_not_finite(stage: str, remedy: str) -> After:
@@ -81,15 +81,21 @@ class Watch:
 
     def __init__(self, metrics: Path, tell: Callable[[str, str], None]):
         self._tell = tell
-        self._start = first_row(metrics).get("loss")
+        self._start = _known_loss(first_row(metrics))
 
     def __call__(self, begin: int, end: int, metrics: dict[str, float]) -> None:
         """Looks at the means of the steps [begin, end), for `loop.train(after=…)`."""
-        loss, steps = metrics["loss"], f"in the steps {begin} to {end}"
+        steps, loss = f"in the steps {begin} to {end}", _known_loss(metrics)
         if self._start is None:
             self._start = loss
-        broken, drawn = metrics["nonfinite"], metrics["drawn"]
-        if drawn and broken > NOT_FINITE * drawn:
-            self._tell("gradients", f"{broken / drawn:.0%} of the gradients are not finite and count as zero {steps}")
-        elif has_diverged(loss, abs(self._start)):
+        if metrics["nonfinite"] > NOT_FINITE * metrics["drawn"]:
+            share = metrics["nonfinite"] / metrics["drawn"]
+            self._tell("gradients", f"{share:.0%} of the gradients are not finite and count as zero {steps}")
+        elif loss is not None and self._start is not None and has_diverged(loss, abs(self._start)):
             self._tell("loss", f"the loss is {loss:.3g} {steps}, and was {self._start:.3g} at the start")
+
+
+def _known_loss(metrics: dict[str, float]) -> float | None:
+    """The mean loss over a batch; None of one that is empty or has no finite gradient, whose mean is 0."""
+    used = metrics.get("drawn", 0.0) - metrics.get("nonfinite", 0.0)
+    return metrics.get("loss") if used > 0 else None

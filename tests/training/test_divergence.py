@@ -20,7 +20,7 @@ def test_a_loss_has_diverged_above_twice_its_reference(loss, reference):
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_has_diverged(loss):
-    assert divergence.has_diverged(loss, 1e30)
+    assert divergence.has_diverged(loss, 1e30) and divergence.has_diverged(loss, math.inf)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -37,8 +37,8 @@ def test_a_public_training_is_stopped_at_the_first_metric_that_is_not_finite():
         check(50, 100, {"accuracy": 0.1, "loss": math.nan})
 
 
-def metrics(loss, nonfinite=0):
-    return {"loss": loss, "nonfinite": nonfinite, "drawn": 10}
+def metrics(loss, nonfinite=0, drawn=10):
+    return {"loss": loss, "nonfinite": nonfinite, "drawn": drawn}
 
 
 @pytest.fixture
@@ -55,12 +55,21 @@ def watch(tmp_path):
 def test_a_loss_is_compared_with_that_of_the_first_step(watch):
     make, kinds, _ = watch
     follow = make()
+    follow(0, 1, metrics(0.0, drawn=0))  # an empty batch has no loss
     for loss in (0.5, 0.9, 1.01):
         follow(0, 1, metrics(loss))
     assert kinds == [("loss", "the loss is 1.01 in the steps 0 to 1, and was 0.5 at the start")]
 
 
-@pytest.mark.parametrize(("content", "told"), [("step,loss\n1,0.5\n50,9\n", True), ("step,lo", False), ("\0", False)])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("step,loss,drawn\n1,0.5,9\n50,9,9\n", True),
+        ("step,loss,drawn\n1,0.0,0\n", False),
+        ("step,lo", False),
+        ("\0", False),
+    ],
+)
 def test_a_run_that_goes_on_remembers_the_first_step(watch, content, told):
     """Without its file, what comes first after the interruption stands in for it."""
     make, kinds, file = watch
