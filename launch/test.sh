@@ -13,4 +13,4 @@ fi
 ruff check .
 ruff format --check .
 mypy
-exec pytest --numprocesses 2 "$@"
+exec pytest --numprocesses 2 --dist worksteal "$@"  # a file stays with one process, until the other has nothing left

@@ -6,11 +6,13 @@ All is in the environment, so that the processes that tests start have it too. W
 import os
 import tempfile
 
+import quick
+
 MEMORY, ENOUGH = "/dev/shm", 2**31  # bytes
 FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # as the program has it
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # the programs are small and many: LLVM would take longer than it saves
+    *quick.FLAGS,
 )
 CACHE = os.path.join(tempfile.gettempdir(), f"privimage-test-cache-{os.getuid()}")
 

@@ -18,6 +18,7 @@ from privimage_jax import config as configs
 from privimage_jax import pipeline
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
+from privimage_jax.models import registry
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.run import mechanism
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
@@ -51,6 +52,7 @@ def quick():
         kept(patch, accounting, "unchecked_epsilon", lambda *arguments: repr(arguments))
         for owner in (finetune, pretrain, sample):
             kept(patch, owner, "Sampler", lambda generator, mesh: "")
+        kept(patch, registry, "init_denoiser")
         kept(patch, artefact, "shapes", lambda generator: "")
         kept(patch, train_query, "shapes")
         kept(patch, query, "forward", lambda model, variables: tree_digest(variables))

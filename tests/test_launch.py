@@ -95,7 +95,7 @@ def test_the_tests_bring_their_browser_where_they_may(environment, tmp_path, use
     ran = subprocess.run(
         [shutil.which("bash"), "launch/test.sh", "-x"], cwd=ROOT, env=variables, capture_output=True, text=True
     )
-    assert (ran.returncode, ran.stdout) == (0, "pytest --numprocesses 2 -x\n")
+    assert (ran.returncode, ran.stdout) == (0, "pytest --numprocesses 2 --dist worksteal -x\n")
     assert log.read_text() == done and ran.stderr.startswith(said) and bool(ran.stderr) == bool(said)
 
 

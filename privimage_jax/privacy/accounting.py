@@ -27,6 +27,9 @@ ACCOUNTANTS = ("pld", "rdp")
 _EPSILON_DECIMALS = 6
 _NOISE_DECIMALS = 4
 _MAX_NOISE_MULTIPLIER = 1e6
+# Of a search: its longest step up (in logarithms); how far beyond the answer that it expects it looks, to have it
+# between two points; how many steps in a row may fail to halve the bracket.
+_FARTHEST, _BEYOND, _SLOW = 10.0, 1.05, 4
 _PLD_INTERVAL = 1e-4  # of the discretised privacy loss, which dp-accounting rounds up
 
 
@@ -102,17 +105,17 @@ def solve_noise_multiplier(
         )
 
     @functools.cache
-    def affordable(grid: int, by: str) -> bool:
+    def cost(grid: int, by: str) -> float:
         own = event(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)
-        return unchecked_epsilon([*other_events, own], delta, by) <= target_epsilon
+        return unchecked_epsilon([*other_events, own], delta, by)
 
     # RDP costs milliseconds whatever the noise; PLD's cost explodes far below the answer. So each accountant starts at
     # the answer of a cheaper one.
     largest = int(_MAX_NOISE_MULTIPLIER * 10**_NOISE_DECIMALS)
-    high = _smallest(lambda grid: affordable(grid, "rdp"), 1, largest)
-    if accountant == "pld":
-        for by in ("coarse pld", "pld"):
-            high = _smallest_near(lambda grid: affordable(grid, by), high or largest, 1, largest)
+    high: int | None = 10**_NOISE_DECIMALS
+    for by in ("rdp", "coarse pld", "pld") if accountant == "pld" else ("rdp",):
+        least = unchecked_epsilon(other_events, delta, by)
+        high = _smallest(functools.partial(cost, by=by), target_epsilon, least, high or largest, largest)
     if high is None:
         raise ValueError(
             f"no noise multiplier keeps {steps} steps within epsilon = {target_epsilon:g} beside the other mechanisms "
@@ -164,31 +167,38 @@ def _merged(events: Sequence[Event]) -> tuple[tuple[tuple[float, float], int], .
     return tuple((kind, count) for kind, count in sorted(counts.items()) if count > 0)
 
 
-def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest integer in [low, high] at which a condition that stays true once true holds; None if none does."""
-    if not holds(high):
-        return None
-    while low < high:
-        middle = math.isqrt(low * high) if high > 2 * low else (low + high) // 2
-        if holds(middle):
-            high = middle
+def _smallest(cost: Callable[[int], float], budget: float, least: float, guess: int, largest: int) -> int | None:
+    """The smallest integer in [1, largest] whose cost, which falls, is within the budget; None if none is.
+
+    Costs take seconds, far below the answer minutes: no step goes below half of what is known to be within the budget
+    before something has cost too much. As log(cost - least) is nearly straight over the integer's logarithm, the line
+    through the last two points leads to the answer in a few; where it does not, the bracket is halved.
+
+    Args:
+      cost: of an integer; it never rises.
+      budget: positive.
+      least: what the cost tends to.
+      guess: where to start, in [1, largest].
+      largest: beyond it nothing is tried.
+    """
+    over, within = 0, largest + 1  # what has cost too much, and what has not
+    here, slope, slow = guess, -1.0, 0
+    before: tuple[int, float] | None = None
+    while within - over > 1:
+        width, value = within - over, cost(here)
+        over, within = (over, here) if value <= budget else (here, within)
+        slow = slow + 1 if within - over > width / 2 else 0
+        is_on_a_line = least < min(value, budget) and value < math.inf
+        if is_on_a_line and before is not None:
+            slope = math.log((value - least) / (before[1] - least)) / math.log(here / before[0])
+        before = (here, value) if is_on_a_line else None
+        if is_on_a_line and slope < 0 and slow < _SLOW:
+            reach = _BEYOND * math.log((budget - least) / (value - least)) / slope
+            there = math.ceil(here * math.exp(min(reach, _FARTHEST)))
         else:
-            low = middle + 1
-    return high
-
-
-def _smallest_near(holds: Callable[[int], bool], guess: int, low: int, high: int) -> int | None:
-    """`_smallest`, found in a few evaluations when it is near `guess`."""
-    step = 1
-    if holds(guess):
-        while guess > low and holds(max(low, guess - step)):
-            guess = max(low, guess - step)
-            step *= 2
-        return _smallest(holds, max(low, guess - step), guess)
-    while guess < high and not holds(min(high, guess + step)):
-        guess = min(high, guess + step)
-        step *= 2
-    return _smallest(holds, guess, min(high, guess + step))
+            there, slow = math.isqrt(max(over, 1) * within), 0
+        here = min(max(there, over + 1 if over else within // 2), within - 1)
+    return within if within <= largest else None
 
 
 def round_up(value: float, decimals: int) -> float:

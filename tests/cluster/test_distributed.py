@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import quick
 from commands import PYTHONPATH, ROOT, SCRIPT, Result, write_config
 from pipelines import release_bytes, run, tiny_config
 
@@ -35,7 +36,7 @@ ONLY_FINETUNING = (
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": PYTHONPATH,
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # and one device each
+    "XLA_FLAGS": " ".join(quick.FLAGS),  # and one device each
 }
 
 

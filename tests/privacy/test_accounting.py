@@ -84,6 +84,22 @@ def test_a_solution_is_affordable_and_smallest(target, rate, steps, accountant):
     assert epsilon([*QUERY, SampledGaussian(solved - 1e-4, rate, steps)], 1e-5, accountant) > target
 
 
+@pytest.mark.parametrize(("share", "most"), [(0.0, 12), (0.5, 25), (0.999, 50), (0.99999, 50)])
+def test_others_may_leave_much_or_next_to_nothing(share, most, monkeypatch):
+    """The answer is found in a few evaluations; in more where epsilon, as rounded, hardly depends on the noise."""
+    asked, unchecked = [], accounting.unchecked_epsilon
+    others = QUERY if share else []
+    target = epsilon(QUERY, DELTA, "rdp") / (share or 1)
+    monkeypatch.setattr(accounting, "unchecked_epsilon", lambda *given: asked.append(given) or unchecked(*given))
+    solved = accounting.solve_noise_multiplier(target, DELTA, RATE, STEPS, others, "rdp")
+    assert len(asked) <= most
+
+    def cost(noise):
+        return epsilon([*others, SampledGaussian(noise, RATE, STEPS)], DELTA, "rdp")
+
+    assert cost(solved) <= target < cost(solved - 1e-4)
+
+
 def test_a_query_that_exceeds_the_budget_is_refused():
     with pytest.raises(ValueError, match="raise epsilon or their noise multipliers"):
         accounting.solve_noise_multiplier(1.0, DELTA, RATE, STEPS, [Gaussian(2.0)])

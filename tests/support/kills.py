@@ -27,9 +27,11 @@ import time
 import traceback
 from collections.abc import Callable
 
+import quick
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # it would start threads, which do not survive a fork
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = " ".join(quick.FLAGS)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax  # noqa: E402
