@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from privimage_jax.data.sources import class_labels
-from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, person_by, stamp
+from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, stamp
 from privimage_jax.data.sources.files import check_file
 from privimage_jax.errors import UserError
 from privimage_jax.storage import gzips, reading
@@ -38,7 +38,6 @@ class _Part:
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
     """The asked part of the files in the folder at `settings.path`; its pixels are read when first asked for."""
-    person_by(settings)
     folder = settings.existing_path("a folder of files such as train-images-idx3-ubyte.gz")
     where = f"{settings.key}.path={folder}"
     set_name, parts = _choose(_find(folder, settings, where), settings, where)
