@@ -115,7 +115,7 @@ def label_below(folder, section):
 
 def labels_too_few(folder, section):
     setting = archive(folder, section, train_labels=lambda labels: labels[1:])
-    return [setting], [f"{section}.path", "60 images and 'train_labels' of shape [59]"]
+    return [setting], [f"{section}.path", "'train_labels' has the shape [59] beside 60 images"]
 
 
 def labels_missing(folder, section):

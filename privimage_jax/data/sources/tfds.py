@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.data.sources import class_labels, prepared_sets
-from privimage_jax.data.sources.base import MAX_CLASSES, Example, Settings, Source, numbered_classes, shifted_labels, stamp
+from privimage_jax.data.sources.base import (
+    MAX_CLASSES,
+    Example,
+    Settings,
+    Source,
+    numbered_classes,
+    shifted_labels,
+    stamp,
+)
 from privimage_jax.data.transforms import decode_image
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
