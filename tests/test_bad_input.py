@@ -105,7 +105,7 @@ def no_images(folder, section):
 
 def label_above(folder, section):
     settings = [archive(folder, section), f"--config.{section}.class_names=('a','b')"]
-    return settings, ["of bad has label ", "outside the 2 classes (0 to 1)", f"{section}.class_names"]
+    return settings, ["bad.npz: the array 'train_labels' holds the label ", "outside the 2 classes (0 to 1)", f"{section}.class_names"]
 
 
 def label_below(folder, section):
@@ -115,7 +115,7 @@ def label_below(folder, section):
 
 def labels_too_few(folder, section):
     setting = archive(folder, section, train_labels=lambda labels: labels[1:])
-    return [setting], [f"{section}.path", "60 images and 'train_labels' of shape [59]"]
+    return [setting], [f"{section}.path", "'train_labels' has the shape [59] beside 60 images"]
 
 
 def labels_missing(folder, section):

@@ -36,7 +36,7 @@ from privimage_jax.training.writers import headline
 DEFAULT_MEASURE = "fid"
 SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers
 MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
-_PUBLIC_PLACES = ("public.path", "public.data_dir")
+_PUBLIC_PLACES = ("public.path", "public.data_dir", "public.labels", "public.links")  # that decide what is taught
 CAUTION = (
     "To choose among these runs by their evaluation is to look at the real images without noise: the epsilon of the "
     "chosen run does not cover it."
@@ -214,7 +214,7 @@ def _trained_network(config: ConfigDict, own: Workdir, folder: Workdir) -> str:
 
 
 def _network(config: ConfigDict) -> list[Any]:
-    """What decides how the query network is trained: the stage's settings, and where the public images are."""
+    """What decides how the query network is trained: the stage's settings, and where the public images and labels are."""
     return fingerprints.jsonable(
         [named("train-query").settings(config), *map(dict(configs.flatten(config)).get, _PUBLIC_PLACES)]
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from privimage_jax.configs.base import data_section
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset, Facts
 from privimage_jax.data.decoding import decode, failures
@@ -20,6 +21,7 @@ from privimage_jax.storage import fingerprints, memory
 
 PARTS = ("train", "test")
 MAX_NAME = 200  # characters of a class name
+_OBEYED = {"person", "first_label", "labels", "links", "intensity", "image_key", "label_key"}  # or refused
 _FORMAT = 3  # raise it when the same settings give other pixels, so that old caches are not used
 
 
@@ -62,6 +64,7 @@ def load(
         raise UserError(f"config.data.channels is {channels}; it accepts 1 (grey) or 3 (RGB).")
     # Validation examples come out of the training part, so the test part is then never opened.
     spec = spec_of(settings.source, f"{settings.key}.source")
+    _check_unread(settings)
     with failures(settings):
         module = spec.load(f"{settings.key}.source={settings.source}")
         source = module.open_source(settings, "train" if settings.validation_fraction else part, image_size)
@@ -111,6 +114,23 @@ def _parts(source: Source, settings: Settings) -> dict[str, int]:
 def _numbered(people: np.ndarray) -> np.ndarray:
     """Persons' names [N] as numbers int32 [N], in the order of their names."""
     return np.unique(people, return_inverse=True)[1].astype(np.int32)
+
+
+def _check_unread(settings: Settings) -> None:
+    """Refuses settings that say what the images are, where the source would pass them over.
+
+    One from elsewhere may read any.
+    """
+    if settings.source not in SOURCES:
+        return
+    for name in sorted(_OBEYED - set(SOURCES[settings.source].reads)):
+        value, default = getattr(settings, name), data_section()[name]
+        if value != default:
+            readers = ", ".join(kind for kind, spec in SOURCES.items() if name in spec.reads)
+            raise UserError(
+                f"{settings.key}.{name}={value!r} means nothing to source={settings.source}, only to {readers}; "
+                f"leave it at {default!r}."
+            )
 
 
 def _check_source(source: Source, settings: Settings) -> str:

@@ -2,12 +2,13 @@
 
 import contextlib
 import gzip
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from privimage_jax.storage import reading
+from privimage_jax.storage import memory, reading
 from privimage_jax.storage.archives import FREE_BYTES, MAX_RATIO
 
 _PIECE = 1 << 20  # bytes read at a time
@@ -37,12 +38,12 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
       Unreadable: if there are fewer.
       Exception: of many types, if what gzip packed is damaged.
     """
-    content = bytearray()
-    while piece := file.read(min(_PIECE, size - len(content))):
-        content += piece
-    if len(content) != size:
+    content = io.BytesIO()  # its bytes are taken over at the end, not copied
+    while piece := file.read(min(_PIECE, size - content.tell())):
+        content.write(piece)
+    if content.tell() != size:
         raise reading.Unreadable("is cut short")
-    return bytes(content)
+    return content.getvalue()
 
 
 def read_whole(path: Path) -> bytes:
@@ -50,12 +51,15 @@ def read_whole(path: Path) -> bytes:
 
     Raises:
       Unreadable: if it would unpack to more than the limit.
+      UserError: if memory is running out.
       Exception: of many types, if it is damaged.
     """
     with opened(path) as (file, limit):
-        content = bytearray()
+        content = io.BytesIO()
         while piece := file.read(_PIECE):
-            content += piece
-            if len(content) > limit:
+            content.write(piece)
+            if content.tell() > limit:
                 raise reading.Unreadable(f"would unpack to more than {limit:,} bytes")
-    return bytes(content)
+            if content.tell() // 8 + _PIECE > memory.at_hand():  # by an eighth of its size it grows
+                raise memory.shortage(f"{path}: its content of more than {content.tell():,} bytes")
+    return content.getvalue()

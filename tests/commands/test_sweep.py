@@ -25,6 +25,8 @@ from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.run.stage import named
+from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
@@ -191,14 +193,40 @@ def test_values_that_join_later_keep_the_rows_and_the_network(privimage, config,
     assert result.out.count(" done ") >= 3 and " failed " in result.out
 
 
-def two_runs():
+def two_runs(field="query.k1", values=(1, 2)):
     config = base.get_config()
     config.evaluate.enabled = False
     experiments = []
-    for k1 in (1, 2):
+    for value in values:
         experiments.append(config.copy_and_resolve_references())
-        experiments[-1].query.k1 = k1
-    return name_runs(experiments, ["query.k1"])
+        experiments[-1].update_from_flattened_dict({field: value})
+    return name_runs(experiments, [field])
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "shared"),
+    [
+        ("query.k1", (1, 2), True),
+        ("public.path", ("a", "b"), False),
+        ("public.labels", ("folders", "table:t.csv:a:b"), False),
+        ("public.links", ("", "store"), False),
+    ],
+)
+def test_networks_of_other_public_classes_are_not_shared(tmp_path, monkeypatch, capsys, field, values, shared):
+    taken = []
+
+    def run(context):
+        taken.append(context.config.query_net.workdir)
+        context.workdir.create()
+        workdir.atomic_write_json(context.workdir.config_json, dict(configs.flatten(context.config)))
+        settings = fingerprints.jsonable(named("train-query").settings(context.config))
+        context.workdir.mark_done("train-query", {"fingerprint": "of its data", "settings": settings})
+
+    monkeypatch.setattr(pipeline, "run", run)
+    runs = two_runs(field, values)
+    sweep.run(runs, Workdir(tmp_path))
+    assert taken == ["", str(tmp_path / runs[0].name) if shared else ""]
+    assert ("train 2 query networks" in capsys.readouterr().out) != shared
 
 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no 9 bytes.\nmore"), MemoryError()])

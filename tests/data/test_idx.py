@@ -82,8 +82,6 @@ def test_missing_files_and_parts(tmp_path):
     write_mnist(tmp_path)
     with pytest.raises(UserError, match="no part 'val' .it has t10k, train.; correct config.data.split"):
         read(tmp_path, split="val")
-    with pytest.raises(UserError, match="config.data.person=array:x is nothing that source=idx has; leave it empty"):
-        read(tmp_path, person="array:x")
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match="train-images-idx3-ubyte.gz without the labels that belong to it"):
         read(tmp_path)

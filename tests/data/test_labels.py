@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privimage_jax.data.sources.base import Settings, numbered_classes, shifted_labels
+from privimage_jax.data.sources.class_labels import Labels, classes_of
 from privimage_jax.errors import UserError
 
 
@@ -44,3 +45,18 @@ def test_no_image_of_the_first_of_the_declared_classes():
 def test_labels_that_do_not_fit(labels, n_classes, first, message):
     with pytest.raises(UserError, match=message):
         shifted(labels, n_classes, first_label=first)
+
+
+@pytest.mark.parametrize(
+    "declared, own, expected",
+    [
+        (("1", "2", "0"), (), [2, 0, 1]),  # whole numbers among declared names are meant by value
+        ((), ("1", "2", "0"), [0, 1, 2]),  # a source's own list is indexed
+        (("one", "two", "none"), ("1", "2", "0"), [0, 1, 2]),
+        (("one", "two", "none"), (), [0, 1, 2]),
+    ],
+)
+def test_numbers_with_a_list_of_names(declared, own, expected):
+    settings = Settings.from_section({"class_names": declared})
+    numbers, class_names = classes_of(Labels(np.arange(3)), [], own, settings, "set.npz")
+    assert numbers.tolist() == expected and class_names == (declared or own)

@@ -56,6 +56,30 @@ def test_parts_never_overlap_and_nothing_is_lost(n, test, validation, seed, divi
     assert fewer <= train and len(fewer) == min(most or n, len(train))
 
 
+UNREAD = {
+    "person": ("idx", "array:who"),
+    "first_label": ("cifar", 1),
+    "labels": ("npz", "none"),
+    "links": ("zip", "/store"),
+    "intensity": ("glyphs", "0:16"),
+    "image_key": ("folder", "scan"),
+    "label_key": ("digits", ""),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_a_source_would_pass_over_is_refused(name):
+    source, value = UNREAD[name]
+    message = f"^config.public.{name}={value!r} means nothing to source={source}, only to .*; leave it at '?[a-z0]*'?.$"
+    with pytest.raises(UserError, match=message):
+        load({"source": source, name: value}, "train", 8, 1, None, key="public")
+
+
+def test_what_only_picks_a_set_or_draws_it_may_be_left_over_from_another_source():
+    left_over = {"name": "cifar10", "per_class": 3, "style": "print", "split": "2023", "data_dir": "/sets"}
+    assert load({"source": "digits", **left_over}, "train", 8, 1, None).n == 1437
+
+
 def test_the_division_never_changes():
     assert choose(settings_of(), 10, False, "test").tolist() == [2, 8]
     assert choose(settings_of(seed=1), 10, False, "test").tolist() == [2, 9]

@@ -99,6 +99,28 @@ def test_people(tmp_path):
         read(path, person="column:whom")
     with pytest.raises(UserError, match="config.data.person=array:who is nothing that source=parquet has"):
         read(path, person="array:who")
+    for lacking, message in ((None, "has rows without a value"), ("", "has rows with an empty text")):
+        path = write(tmp_path / "set.parquet", table(range(4), who=["b", "a", lacking, "c"]))
+        with pytest.raises(UserError, match=f"the column 'who' {message}; give each image a person there, its own"):
+            read(path, person="column:who")
+
+
+@pytest.mark.parametrize("other", [{"names": ["dog", "cat"], "_type": "ClassLabel"}, {"_type": "Value"}])
+@pytest.mark.parametrize("part", ["train-1", "test-0"])
+def test_files_that_name_the_classes_differently(tmp_path, part, other):
+    write(tmp_path / "train-0.parquet", table(range(2), features=FEATURES))
+    write(tmp_path / f"{part}.parquet", table(range(2), features=FEATURES | {"label": other}))
+    with pytest.raises(
+        UserError, match="names the classes of the column 'label' .*; write all files with one list"
+    ) as e:
+        read(tmp_path, class_names=("cat", "dog"))
+    assert f"{part}.parquet" in str(e.value)
+
+
+@pytest.mark.parametrize("note", ["[1]", "{", "7", '{"info": null}', '{"info": {"features": [1]}}', '{"a": 1, "a": 2}'])
+def test_foreign_notes_are_passed_over(tmp_path, note):
+    content = table(range(3)).replace_schema_metadata({"huggingface": note})
+    assert_rows(read(write(tmp_path / "set.parquet", content)), range(3))
 
 
 WITHOUT_PICTURES = pa.array([None, None], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -87,8 +88,41 @@ def test_a_corrupt_image_and_a_damaged_file(tmp_path):
 
 def test_labels_outside_the_classes(tmp_path):
     folder = write_tfds(tmp_path, {"train": 5, "test": 1}, lambda i: example(i) | {"label": -1 if i == 2 else 0})
-    with pytest.raises(UserError, match="example 2 of tiny has label -1"):
+    with pytest.raises(UserError, match="split 'train' of .* holds the negative label -1 at 2"):
         load({"path": str(folder)}, "train", 8, 3, None)
+
+
+def write_ratings(root, labels):
+    """A set whose labels are whole numbers without a list of classes."""
+    folder = write_tfds(root, {"train": len(labels), "test": 1}, lambda i: example(i) | {"label": labels[i]})
+    path = folder / "features.json"
+    features = json.loads(path.read_text())
+    inside = features["featuresDict"]["features"]
+    inside["label"] = inside["attributes"]["featuresDict"]["features"]["Male"] | {
+        "tensor": {"shape": {}, "dtype": "int64", "encoding": "none"}
+    }
+    path.write_text(json.dumps(features))
+    return folder
+
+
+def test_numbers_count_from_the_first_label(tmp_path):
+    labels = [1] * 140 + [3, 2, 1]
+    section = {"path": str(write_ratings(tmp_path, labels)), "class_names": ("bad", "fair", "good")}
+    with pytest.raises(UserError, match="numbers its 3 classes from 1 to 3; set config.data.first_label=1"):
+        load(section, "train", 8, 3, None)
+    dataset = load(section | {"first_label": 1}, "train", 8, 3, None)
+    assert (dataset.labels + 1).tolist() == labels and dataset.class_names == section["class_names"]
+    by_value = load(section | {"class_names": ("3", "1", "2")}, "train", 8, 3, None)
+    assert [int(by_value.class_names[label]) for label in by_value.labels] == labels
+
+
+def test_a_number_outside_is_told_by_all_labels_and_shifts_no_name(tmp_path):
+    section = {"path": str(write_ratings(tmp_path, [3] * 130 + [0, 1])), "class_names": ("bad", "fair", "good")}
+    with pytest.raises(UserError, match=r"holds the label 3 at 0, outside the 3 classes .*extend config.data.class_n"):
+        load(section, "train", 8, 3, None)
+    section = {"path": str(write_tfds(tmp_path / "listed", {"train": 3, "test": 1})), "first_label": 1}
+    with pytest.raises(UserError, match="holds the label 0 at 0, below config.data.first_label=1; set it to 0"):
+        load(section, "train", 8, 3, None)
 
 
 def test_reading_needs_neither_tensorflow_nor_the_network(root):

@@ -120,6 +120,8 @@ WRONG = {
     "no usual key": ({"2.png": b"", "2.json": b'{"age": 1}'}, {}, "holds 2.json with age; name the key of the label"),
     "a fraction": ({"2.png": b"", "2.json": b'{"label": 0.5}'}, {}, "whose 'label' is no whole number or text"),
     "deep folders": ({"a/b/2.png": b""}, {}, "in folders within folders; unpack it and set config.data.source to fol"),
+    "two pictures": ({"001.PNG": png(picture(5))}, {}, "set.tar holds '001.PNG' beside another .png of the same exam"),
+    "two labels": ({"000.Cls": b"1"}, {}, "set.tar holds '000.Cls' beside another .cls of the same example"),
     "no person": (
         {},
         {"person": "pattern:p([0-9])"},

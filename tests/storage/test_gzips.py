@@ -1,10 +1,12 @@
 """Packed files: unpacked up to a limit."""
 
 import gzip
+import tracemalloc
 
 import pytest
 
-from privimage_jax.storage import gzips, reading
+from privimage_jax.errors import UserError
+from privimage_jax.storage import gzips, memory, reading
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -24,3 +26,27 @@ def test_what_would_fill_memory(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(bytes(1 << 23)))
     with pytest.raises(reading.Unreadable, match="would unpack to more than"):
         gzips.read_whole(path)
+
+
+def test_unpacking_stops_before_memory_is_full(tmp_path, monkeypatch):
+    path = tmp_path / "large"
+    path.write_bytes(gzip.compress(bytes(1 << 23)))
+    monkeypatch.setattr(memory, "at_hand", lambda: 3 << 19)
+    with pytest.raises(UserError, match="large: its content of more than 5,242,880 bytes needs more memory than the "):
+        gzips.read_whole(path)
+
+
+def test_nothing_is_held_twice(tmp_path):
+    path, size = tmp_path / "large", 1 << 25
+    path.write_bytes(gzip.compress(bytes(size), 1))
+
+    def exactly():
+        with gzips.opened(path) as (file, _):
+            return gzips.read_exactly(file, size)
+
+    for read in (exactly, lambda: gzips.read_whole(path)):
+        tracemalloc.start()
+        assert len(read()) == size
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1.5 * size

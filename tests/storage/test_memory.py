@@ -1,3 +1,4 @@
+import gzip
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from privimage_jax.storage import memory, reading
 READ_WITH_LITTLE = """
 import resource, sys
 from privimage_jax.data import loading
-from privimage_jax.data.sources import folder, npz
+from privimage_jax.data.sources import folder, idx, npz
 from privimage_jax.errors import UserError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
@@ -41,6 +42,15 @@ def test_too_large_an_array_is_told_with_its_size(tmp_path, trusting):
     told = told_with_little("npz", tmp_path / "set.npz", *trusting)
     assert "set.npz: its array 'images' needs 300,000,000 bytes of memory, and " in told
     assert told.endswith("are at hand; run it where there is more, or free some.\n") and "damaged" not in told
+
+
+def test_too_large_a_file_of_mnists_kind_is_told_with_its_size(tmp_path):
+    sides = (300, 1000, 1000)
+    for name, shape in (("images-idx3", sides), ("labels-idx1", sides[:1])):
+        content = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes() + bytes(int(np.prod(shape)))
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(content, 1))
+    told = told_with_little("idx", tmp_path)
+    assert "train-images-idx3-ubyte.gz needs 300,000,000 bytes of memory, and " in told and "damaged" not in told
 
 
 @pytest.mark.parametrize("trusting", [(), ("trusting",)])

@@ -217,7 +217,7 @@ def shifted_labels(labels: np.ndarray, n_classes: int | None, settings: Settings
 
 
 def person_by(settings: Settings, *kinds: str) -> tuple[str, str]:
-    """Kind and value of the setting `person`, or two empty texts: a source that cannot obey it must not pass it over.
+    """Kind and value of the setting `person`, or two empty texts: a kind that the source does not know is refused.
 
     >>> person_by(Settings.from_section({"person": "array:patient"}), "array")
     ('array', 'patient')
@@ -231,9 +231,10 @@ def person_by(settings: Settings, *kinds: str) -> tuple[str, str]:
     """
     kind, _, value = settings.person.partition(":")
     if kind and kind not in kinds:
-        ways = f"give {' or '.join(f'{kind}:…' for kind in kinds)}, or leave it empty" if kinds else "leave it empty"
+        ways = " or ".join(f"{kind}:…" for kind in kinds)
         raise UserError(
-            f"{settings.key}.person={settings.person} is nothing that source={settings.source} has; {ways}."
+            f"{settings.key}.person={settings.person} is nothing that source={settings.source} has; give {ways}, or "
+            "leave it empty."
         )
     return kind, value
 

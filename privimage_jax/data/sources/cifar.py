@@ -19,7 +19,7 @@ import numpy as np
 
 from privimage_jax.data.sources import class_labels
 from privimage_jax.data.sources.array_layout import layout_of
-from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, person_by, stamp
+from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, stamp
 from privimage_jax.data.sources.files import check_file
 from privimage_jax.errors import UserError
 from privimage_jax.storage import gzips, pickles, reading, tars
@@ -83,7 +83,6 @@ class _Store:
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
     """The asked part of the set at `settings.path`."""
-    person_by(settings)
     path = settings.existing_path("a folder such as cifar-10-batches-py, or the .tar.gz file")
     store = _folder(path, settings) if path.is_dir() else _tar(path, settings)
     kind = _kind_of(store, settings)

@@ -78,8 +78,8 @@ def classes_of(
     """The class of each image, and the list of classes.
 
     With a list, the class of an image depends on its own label and the list alone, so that no image changes another's:
-    a text is one of the names; a whole number counts from `first_label`, but is itself a name where all names are whole
-    numbers. Without a list, the labels of all parts make it.
+    a text is one of the names; a whole number counts from `first_label`, but is itself a name where all declared names
+    are whole numbers. The source's own list is indexed, whatever its names. Without a list, the labels of all parts make it.
 
     Args:
       labels: of the asked part.
@@ -96,7 +96,8 @@ def classes_of(
     """
     if own_names or settings.class_names:
         class_names = numbered_classes(settings, None, own_names)
-        return _listed(labels, tuple(own_names) or class_names, settings, what), class_names
+        by_value = not own_names and all(whole_number(name) is not None for name in class_names)
+        return _listed(labels, tuple(own_names) or class_names, by_value, settings, what), class_names
     texts = {text for part in every for text in part.texts}
     if len(texts) > MAX_CLASSES:
         raise UserError(f"{what} holds {len(texts):,} different texts, which are no class names; name another column.")
@@ -109,15 +110,14 @@ def classes_of(
     return shifted_labels(_numbers(labels), count, settings, what), numbered_classes(settings, count)
 
 
-def _listed(labels: Labels, names: Sequence[str], settings: Settings, what: str) -> np.ndarray:
-    """The class of each image, int64 [N], by a list of names."""
+def _listed(labels: Labels, names: Sequence[str], by_value: bool, settings: Settings, what: str) -> np.ndarray:
+    """The class of each image, int64 [N], by a list of names; by_value: whether whole numbers are names themselves."""
     index = {same_name(name): number for number, name in enumerate(names)}
-    by_value = all(whole_number(name) is not None for name in names)
     if not labels.texts:
         if not by_value:
             return shifted_labels(labels.numbers, len(names), settings, what)
         values, inverse = np.unique(labels.numbers, return_inverse=True)
-        return _listed(Labels(inverse, tuple(map(str, values.tolist()))), names, settings, what)
+        return _listed(Labels(inverse, tuple(map(str, values.tolist()))), names, by_value, settings, what)
     classes = np.zeros(len(labels.texts), np.int64)
     numbers: dict[int, int] = {}
     for row, text in enumerate(labels.texts):

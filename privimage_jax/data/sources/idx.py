@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from privimage_jax.data.sources import class_labels
-from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, person_by, stamp
+from privimage_jax.data.sources.base import Example, Settings, Source, numbered_classes, stamp
 from privimage_jax.data.sources.files import check_file
 from privimage_jax.errors import UserError
-from privimage_jax.storage import gzips, reading
+from privimage_jax.storage import gzips, memory, reading
 
 _FILE = re.compile(r"(?P<set>.*-)?(?P<part>[A-Za-z0-9]+)-(?P<kind>images|labels)[-.]idx(?P<axes>[0-9])-ubyte(\.gz)?")
 _TEST_NAMES = {"test": ("test", "t10k")}  # MNIST has a name of its own for the test part
@@ -38,7 +38,6 @@ class _Part:
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
     """The asked part of the files in the folder at `settings.path`; its pixels are read when first asked for."""
-    person_by(settings)
     folder = settings.existing_path("a folder of files such as train-images-idx3-ubyte.gz")
     where = f"{settings.key}.path={folder}"
     set_name, parts = _choose(_find(folder, settings, where), settings, where)
@@ -137,10 +136,12 @@ def _numbers(path: Path, axes: int) -> np.ndarray:
     """The array in a file: uint8 with so many axes.
 
     Raises:
-      UserError: if the file is of another kind, damaged, or not as long as its header says.
+      UserError: if the file is of another kind, damaged, not as long as its header says, or larger than the memory.
     """
     with reading.user_errors(path, _REMEDY), gzips.opened(path) as (file, limit):
         sides = _sides(gzips.read_exactly(file, 4 + 4 * axes), axes, limit)
+        if math.prod(sides) > memory.at_hand():
+            raise memory.shortage(f"reading {path}", needed=math.prod(sides))
         content = gzips.read_exactly(file, math.prod(sides))
         if file.read(1):
             raise reading.Unreadable("is longer than its header says")

@@ -102,9 +102,18 @@ def _open(path: Path) -> _Table:
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
             raise reading.Unreadable("announces another number of rows than its groups hold")
-        noted = (schema.metadata or {}).get(b"huggingface", b"{}")
-        features = reading.parse_json(noted).get("info", {}).get("features", {})
-        return _Table(path, schema, groups, features if isinstance(features, dict) else {})
+        return _Table(path, schema, groups, _features(schema))
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What Hugging Face notes of each column; nothing where the note is another's."""
+    try:
+        noted = reading.parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except reading.Unreadable:
+        return {}
+    for name in ("info", "features"):
+        noted = noted.get(name) if isinstance(noted, dict) else None
+    return noted if isinstance(noted, dict) else {}
 
 
 def _image_key(tables: Sequence[_Table], settings: Settings) -> str:
@@ -174,13 +183,36 @@ def _class_list(table: _Table, key: str) -> list[str]:
     return names
 
 
+def _own_names(tables: dict[str, list[_Table]], key: str) -> tuple[str, ...]:
+    """The list of classes that all files of all parts note, or ().
+
+    Raises:
+      UserError: if they note different ones, so that a number means another class in each.
+    """
+    noted: dict[tuple[str, ...], Path] = {}
+    for table in (table for held in tables.values() for table in held):
+        noted.setdefault(tuple(_class_list(table, key)), table.path)
+    if len(noted) > 1:
+        (names, path), (others, other) = list(noted.items())[:2]
+        raise UserError(
+            f"{other} names the classes of the column {key!r} {_first(others)}, and {path} {_first(names)}; "
+            "write all files with one list."
+        )
+    return next(iter(noted))
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of some names in their order, for a message."""
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5) or "not at all"
+
+
 def _classes(
     tables: dict[str, list[_Table]], chosen: str, key: str, n: int, settings: Settings
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The class of each image of a part, and the list: the files' own, the declared, or counted over all parts."""
     if not key:
         return np.zeros(n, np.int64), numbered_classes(settings, 1, () if settings.class_names else ("all",))
-    labels, own = _values(tables[chosen], key), _class_list(tables[chosen][0], key)
+    labels, own = _values(tables[chosen], key), _own_names(tables, key)
     others = [name for name in tables if name != chosen and not (own or settings.class_names)]
     every = [labels, *(_values(tables[name], key) for name in others)]
     return class_labels.classes_of(labels, every, own, settings, f"{tables[chosen][0].path}: the column {key!r}")
@@ -191,11 +223,11 @@ def _people(tables: Sequence[_Table], key: str, settings: Settings) -> np.ndarra
     if key not in tables[0].schema.names:
         listed = some(tables[0].schema.names, 50)
         raise UserError(f"{tables[0].path} has no column {key!r} (it has {listed}); correct {settings.key}.person.")
-    values = _values(tables, key)
+    values = _values(tables, key, "give each image a person there, its own name if no other is known")
     return np.array(values.texts)[values.numbers] if values.texts else values.numbers.astype(str)
 
 
-def _values(tables: Sequence[_Table], key: str) -> class_labels.Labels:
+def _values(tables: Sequence[_Table], key: str, remedy: str = _REMEDY) -> class_labels.Labels:
     """A column of whole numbers or texts, over all files.
 
     Raises:
@@ -205,7 +237,7 @@ def _values(tables: Sequence[_Table], key: str) -> class_labels.Labels:
     index: dict[str, int] = {}
     for table in tables:
         what = f"{table.path}: the column {key!r}"
-        with reading.user_errors(what, _REMEDY):
+        with reading.user_errors(what, remedy):
             if key not in table.schema.names:
                 raise reading.Unreadable("is missing")
             numbers += _of_file(table, key, index, what)
@@ -232,6 +264,8 @@ def _of_file(table: _Table, key: str, index: dict[str, int], what: str) -> list[
                 raise reading.Unreadable("has rows without a value")
             if is_text:
                 codes = [index.setdefault(text, len(index)) for text in column.dictionary.to_pylist()]
+                if "" in index:
+                    raise reading.Unreadable("has rows with an empty text")
                 numbers.append(np.array(codes, np.int64)[column.indices.to_numpy(zero_copy_only=False)])
             else:
                 values = column.to_numpy(zero_copy_only=False)

@@ -45,7 +45,7 @@ SOURCES: dict[str, Spec] = {
     "tfds": Spec(
         f"{_HERE}.tfds",
         "a prepared TFDS set",
-        ("name", *_PARTS, "image_key", "label_key", "intensity"),
+        ("name", *_PARTS, "first_label", "image_key", "label_key", "intensity"),
         ("name", "path"),
     ),
     "folder": Spec(

@@ -15,11 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax.data.sources import prepared_sets
-from privimage_jax.data.sources.base import MAX_CLASSES, Example, Settings, Source, numbered_classes, stamp
+from privimage_jax.data.sources import class_labels, prepared_sets
+from privimage_jax.data.sources.base import (
+    MAX_CLASSES,
+    Example,
+    Settings,
+    Source,
+    numbered_classes,
+    shifted_labels,
+    stamp,
+)
 from privimage_jax.data.transforms import decode_image
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
+
+_PIECE = 128  # examples looked at together where only their labels matter
 
 
 def open_source(settings: Settings, part: str, image_size: int) -> Source:
@@ -60,16 +70,34 @@ def _open(builder: Any, settings: Settings, part: str) -> Source:
             f"set {settings.key}.split and {settings.key}.test_split."
         ) from error
 
+    where = f"split {split!r} of {builder.data_dir}"
+
+    def examples(indices: np.ndarray) -> list[dict[str, Any]]:
+        found = records.__getitems__(indices.tolist())
+        return [parser.deserialize_example_np(record, decoders=as_stored) for record in found]
+
+    def labels(chunk: list[dict[str, Any]]) -> np.ndarray:
+        return np.array([int(example[settings.label_key]) if settings.label_key else 0 for example in chunk], np.int64)
+
+    def classes(stored: np.ndarray) -> np.ndarray:
+        return _classes(stored, taken.get(settings.label_key), class_names, settings, where)
+
     def read(indices: np.ndarray) -> Iterator[Example]:
-        with reading.user_errors(f"split {split!r} of {builder.data_dir}", prepared_sets.REMEDY):
-            for index, record in zip(indices, records.__getitems__(indices.tolist()), strict=True):
-                example = parser.deserialize_example_np(record, decoders=as_stored)
+        with reading.user_errors(where, prepared_sets.REMEDY):
+            chunk = examples(indices)
+            try:
+                numbers = classes(labels(chunk))
+            except UserError:  # only all labels together tell what is to be done
+                pieces = np.array_split(np.arange(n), -(-n // _PIECE))
+                classes(np.concatenate([labels(examples(piece)) for piece in pieces]))
+                raise
+            for index, example, number in zip(indices, chunk, numbers, strict=True):
                 image = example[settings.image_key]
                 if not isinstance(image, bytes if encoded else np.ndarray):
                     raise reading.Unreadable(f"holds no image as example {index}")
                 if isinstance(image, bytes):
                     image = decode_image(image, f"example {index} of split {split!r} in {builder.data_dir}")
-                yield image, int(example[settings.label_key]) if settings.label_key else 0
+                yield image, int(number)
 
     files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
     return Source(builder.info.name, class_names, n, bool(settings.test_split), read, [stamp(path) for path in files])
@@ -160,3 +188,18 @@ def _class_names(features: Any, settings: Settings) -> tuple[str, ...]:
     raise UserError(
         f"{settings.key}.label_key={settings.label_key} is no class number; name a feature that is one integer."
     )
+
+
+def _classes(
+    labels: np.ndarray, feature: Any | None, class_names: tuple[str, ...], settings: Settings, where: str
+) -> np.ndarray:
+    """The class of each label, int64 [N]: its place in the feature's own list, or as the declared list tells.
+
+    Raises:
+      UserError: for a label outside the list.
+    """
+    if feature is None:
+        return labels
+    if feature.np_dtype == np.bool_ or getattr(feature, "num_classes", None):
+        return shifted_labels(labels, len(class_names), settings, where)
+    return class_labels.classes_of(class_labels.Labels(labels), (), (), settings, where)[0]

@@ -132,6 +132,8 @@ def _samples(file: BinaryIO, settings: Settings) -> list[Sample]:
         limit = MAX_LABEL_BYTES if is_label else MAX_FILE_BYTES
         if (is_label or is_picture(base)) and member.size > limit:
             raise reading.Unreadable(f"holds {member.name!r} of {member.size:,} bytes, and {limit:,} are the most")
+        if ending in sample.texts or ending in sample.pictures:
+            raise reading.Unreadable(f"holds {member.name!r} beside another .{ending} of the same example")
         if is_label:
             sample.texts[ending] = _content(file, member)
         elif is_picture(base):
