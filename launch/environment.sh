@@ -28,5 +28,5 @@ privimage_environment() { # privimage_environment FILE [EXTRA]: FILE is this one
 if [ -n "${ZSH_VERSION:-}" ]; then
   eval 'privimage_environment "${(%):-%x}" "${1:-}"' # as zsh, and no other shell, spells it
 else
-  privimage_environment "${BASH_SOURCE[0]:-launch/environment.sh}" "${1:-}"
+  privimage_environment "${BASH_SOURCE:-launch/environment.sh}" "${1:-}"
 fi

@@ -29,17 +29,13 @@ from privimage_jax.settings.rules import (
     one_of,
 )
 
-PLACES = (  # what tells where data lie, or what the operator saw in them: never published
-    "path",
-    "data_dir",
-    "workdir",
-    "cache",
-    "residency",
-    "inception_weights",
-    "labels",
-    "person",
-    "links",
-    "accept",
+_OF_SETS = ("path", "data_dir", "cache", "residency", "labels", "person", "links", "accept")
+PLACES = frozenset(  # what tells where data lie, or what the operator saw in them: never published
+    {f"{name}.{key}" for name in ("data", "public") for key in _OF_SETS}
+    | {
+        f"{name}.kwargs.{key}" for name in ("data", "public") for key in ("path", "data_dir")
+    }  # of sources from elsewhere
+    | {"query_net.workdir", "evaluate.inception_weights"}
 )
 INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
     "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
@@ -243,7 +239,7 @@ def section(config: ConfigDict, *names: str) -> dict[str, Any]:
 
 def public_settings(config: ConfigDict) -> dict[str, Any]:
     """Every setting as a flat dict, but `PLACES`."""
-    return {key: value for key, value in flatten(config) if key.rsplit(".", 1)[-1] not in PLACES}
+    return {key: value for key, value in flatten(config) if key not in PLACES}
 
 
 def settings_in_use(config: ConfigDict) -> dict[str, Any]:
@@ -270,7 +266,7 @@ def _check_storable(key: str, value: Any) -> None:
     for one in value if isinstance(value, list | tuple) else [value]:
         if type(one) is int and not -(2**63) <= one < 2**63:
             raise UserError(f"config.{key} holds a whole number of more than 64 bits; give a smaller one.")
-        if isinstance(one, str) and key.rsplit(".", 1)[-1] not in PLACES and re.search("[\ud800-\udfff]", one):
+        if isinstance(one, str) and key not in PLACES and re.search("[\ud800-\udfff]", one):
             raise UserError(f"config.{key} holds bytes that are not UTF-8; give a text.")
 
 

@@ -248,6 +248,10 @@ def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages:
         for key in sorted({*now, *before}):
             if key not in before:
                 return f"without config.{key}, which is now {now[key]!r}; go on with the version that began it"
-            if now.get(key) != before[key]:
-                return f"with config.{key}={before[key]!r}, which is now {now.get(key)!r}; restore that"
+            if key not in now:
+                return (
+                    f"with config.{key}={before[key]!r}, which is no setting now; go on with the version that began it"
+                )
+            if now[key] != before[key]:
+                return f"with config.{key}={before[key]!r}, which is now {now[key]!r}; restore that"
     return "with other data or stages; restore that"

@@ -134,6 +134,19 @@ def test_sections_leave_out_where_things_lie():
     assert "data.source" in before
 
 
+def test_arguments_of_a_model_are_never_taken_for_places():
+    """Whatever they are called: they are part of what is fingerprinted and published."""
+    config = base.get_config()
+    names = {key.rpartition(".")[2] for key in configs.PLACES}
+    for section in ("model", "query_net"):
+        config[section].kwargs.update({name: 1 for name in names})
+    for section in ("model", "query_net"):
+        assert {f"{section}.kwargs.{name}" for name in names} <= configs.section(config, section).keys()
+    assert not configs.PLACES & configs.public_settings(config).keys()
+    given = {key for key in configs.PLACES if ".kwargs." not in key}
+    assert given < dict(configs.flatten(config)).keys()
+
+
 @pytest.mark.parametrize("source", ["folder", "zip", "npz"])
 def test_classes_of_a_sensitive_set_must_be_declared(source):
     config = base.get_config()

@@ -219,6 +219,8 @@ def test_overrides_reach_the_config_wherever_they_stand(config):
         ("data.class_names=('cat, small','dog')", ("cat, small", "dog")),
         ("data.class_names=['cat']", ("cat",)),
         ("data.class_names=", ()),
+        ("data.class_names=(l),(m)", ("(l)", "(m)")),
+        ("data.class_names='a b'", ("'a b'",)),
         ("data.class_names=O'Neil,d\"or", ("O'Neil", 'd"or')),
         ("data.accept=constant,nearly_black", ("constant", "nearly_black")),
         ("sampler_choice.candidates=1,2.5", (1, 2.5)),

@@ -3,6 +3,8 @@
 Importing this starts nothing heavy: a wrong value stops the program in its first second.
 """
 
+import ast
+import contextlib
 import errno
 import math
 import os
@@ -92,7 +94,9 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
             key = name.removeprefix("config.")
             configs.check_key(key)
             if configs.is_list(key):
-                listed = value if equals else next(following, "")
+                listed = value if equals else next(following, None)
+                if listed is None:
+                    raise UserError(f"--{name} has no value; give one, such as --{name}=a,b, or --{name}= for none.")
                 argument = f"--{name}={_list_of_texts(listed, always=key.endswith('class_names'))}"
             rest.append(argument)
     return path, rest
@@ -100,8 +104,11 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 def _list_of_texts(text: str, always: bool) -> str:
     """A list of words, such as "cat,dog", as Python has it; a list of numbers stays one unless the words are names."""
-    if text.strip()[:1] in ("(", "[", "'", '"'):
-        return text
+    with contextlib.suppress(ValueError, SyntaxError):
+        if isinstance(ast.literal_eval(text), tuple | list) and text.strip()[:1] in "([\"'":
+            return text
+    if text.count("(") != text.count(")") or text.count("[") != text.count("]"):
+        return text  # a list that is not closed
     words = [word.strip() for word in text.split(",") if word.strip()]
     try:
         all_numbers = bool(words) and not always and all(math.isfinite(float(word)) for word in words)

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from privimage_jax import config as configs
@@ -41,7 +40,7 @@ from privimage_jax.storage import workdir
 from privimage_jax.training import loop, memory
 from privimage_jax.training.mesh import make_mesh, place, platform, replicated
 from privimage_jax.training.precision import resolve
-from privimage_jax.training.writers import progress
+from privimage_jax.training.writers import make_console, progress
 
 STRENGTH = 100  # norm of a white-box canary's gradient before clipping, relative to what it must dominate
 LOSS_REPEATS = 8  # evaluations of a black-box canary's loss, whose draws it is averaged over
@@ -341,8 +340,7 @@ def _losses(loss: PerExampleLoss, params: Any, data: dict[str, np.ndarray], keys
 
 def show(result: Result) -> None:
     """Prints the two bounds beside the claim."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=120)
+    console = make_console(width=120)
     table = Table(
         title=f"claimed: epsilon = {result['epsilon_claimed']:g}, delta = {result['delta']:g}; "
         f"{result['canaries']} canaries of each kind"

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import rich.console
 import rich.markup
 import rich.table
 from ml_collections import ConfigDict
@@ -31,7 +30,7 @@ from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
 from privimage_jax.storage import fingerprints, reading, workdir
 from privimage_jax.storage.workdir import Workdir
-from privimage_jax.training.writers import headline
+from privimage_jax.training.writers import headline, make_console
 
 DEFAULT_MEASURE = "fid"
 SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers
@@ -282,8 +281,7 @@ def _show_correlations(found: Sequence[Row], measure: str) -> None:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[str]) -> None:
-    console = rich.console.Console()
-    console = console if console.is_terminal else rich.console.Console(width=200)
+    console = make_console(width=200)
     table = rich.table.Table()
     for name in columns:
         table.add_column(name, justify="left" if name in left else "right", overflow="fold")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from privimage_jax.errors import UserError
@@ -20,6 +19,7 @@ from privimage_jax.targets.facts import Facts
 from privimage_jax.targets.machine import Machine
 from privimage_jax.targets.programs import NONPRIVATE, Program
 from privimage_jax.training.mesh import AXIS
+from privimage_jax.training.writers import make_console
 
 Row = dict[str, Any]
 
@@ -126,8 +126,7 @@ def show(rows: list[Row], own_method: str, price: float | None = None) -> None:
       own_method: of fine-tuning, whose time counts.
       price: of one device and hour, in any currency.
     """
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
+    console = make_console(width=160)
     first = rows[0]
     bound = first["lower_bound"]
     table = Table(title=f"{first['target']}: estimates of the compiler, not measurements")

@@ -337,9 +337,16 @@ def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
     workdir.atomic_write_bytes(pathlib.Path(path), encode_png(image))
 
 
-def make_console() -> rich.console.Console:
-    """For standard output as it is now."""
-    return rich.console.Console(file=sys.stdout, highlight=False)
+def make_console(width: int | None = None) -> rich.console.Console:
+    """For standard output as it is now; `width` is that of its lines where it is no terminal."""
+    console = _Console(file=sys.stdout, highlight=False)
+    return console if width is None or console.is_terminal else _Console(file=sys.stdout, highlight=False, width=width)
+
+
+class _Console(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the program to end, as for what it prints itself; rich would end it here."""
+        raise BrokenPipeError
 
 
 def _fields(info: dict[str, float | int | str]) -> list[str]:

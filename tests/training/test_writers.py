@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import types
 
 import numpy as np
@@ -215,3 +216,13 @@ def test_a_png_reads_back(tmp_path, channels):
     with PIL.Image.open(tmp_path / "grid.png") as read:
         assert np.array_equal(np.asarray(read).reshape(image.shape), image)
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_a_reader_that_has_gone_is_told_as_that(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(writers.sys, "stdout", stream)
+        with pytest.raises(BrokenPipeError):
+            writers.headline("query", "running")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -33,7 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from privimage_jax.commands.benchmark import peers, problems, programs
@@ -43,6 +42,7 @@ from privimage_jax.models import registry
 from privimage_jax.privacy import chacha, clipping, records, sampling
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.training.precision import activations
+from privimage_jax.training.writers import make_console
 
 RECORDS = 50_000
 CLIPPING = tuple(method for method in clipping.METHODS if method != "auto")
@@ -114,8 +114,7 @@ def records_of(config: ConfigDict, batch_size: int) -> int:
 
 def show(result: Result) -> None:
     """Prints a setting's rows as a table, and the notes below it."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
+    console = make_console(width=160)
     first = result.rows[0]
     compared = [name for name in peers.MODULES if any(row[f"ratio_to_{name}"] for row in result.rows)]
     table = Table(
@@ -163,7 +162,7 @@ def measure(problem: Problem, n: int, device_counts: list[int], repeats: int, ra
     def add(method: str, devices: int, make: Callable[[], programs.Entry]) -> None:
         nonlocal quickest
         try:
-            with Console().status(f"{method} on {devices} device(s): compiling"):  # silent but on a terminal
+            with make_console().status(f"{method} on {devices} device(s): compiling"):  # silent but on a terminal
                 entry = make()
                 first = programs.timed(entry.run, steps[0])
         except (programs.DoesNotFit, RuntimeError) as error:  # torch and jax report lack of memory as a RuntimeError
