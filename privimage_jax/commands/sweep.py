@@ -214,7 +214,7 @@ def _trained_network(config: ConfigDict, own: Workdir, folder: Workdir) -> str:
 
 
 def _network(config: ConfigDict) -> list[Any]:
-    """What decides how the query network is trained: the stage's settings, and where the public images and labels are."""
+    """What decides how the query network is trained: the stage's settings, and where public images and labels are."""
     return fingerprints.jsonable(
         [named("train-query").settings(config), *map(dict(configs.flatten(config)).get, _PUBLIC_PLACES)]
     )

@@ -13,9 +13,9 @@ from privimage_jax.configs import base
 from privimage_jax.data import inspection, load
 from privimage_jax.data.dataset import Dataset, Facts, Subset
 from privimage_jax.data.inspection import copies, findings, plan
+from privimage_jax.data.inspection.codes import FINDINGS
 from privimage_jax.data.inspection.found import Found, describe
 from privimage_jax.data.inspection.statistics import measure
-from privimage_jax.data.sources.specs import FINDINGS
 
 N, SIDE = 40, 12
 RANDOM = np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE, 1), np.uint8)
@@ -200,7 +200,7 @@ def test_a_public_set_with_one_class_asks_nothing():
     (finding,) = findings.of_semantics(one, is_declared=False)
     assert finding.code == "part_folders" and "one class 'PetImages'" in finding.message
     unlabelled = dataset(classes=1, class_names=("all",))
-    assert codes(findings.of_semantics(unlabelled, is_declared=False)) == [("unlabelled", True)]
+    assert codes(findings.of_semantics(unlabelled, is_declared=False)) == [("one_class", True)]
 
 
 def test_copies_within_a_part():

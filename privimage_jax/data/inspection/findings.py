@@ -107,7 +107,7 @@ def of_semantics(public: Dataset, is_declared: bool) -> Iterator[Finding]:
     if names == UNLABELLED:
         seen = "the public images have no labels, but the query asks which of their classes resemble the sensitive ones"
         remedy = "choose a labelled set or config.selection.method=all"
-        yield Finding("unlabelled", f"{seen}; {remedy}.", refuses=True)
+        yield Finding("one_class", f"{seen}; {remedy}.", refuses=True)
     elif len(names) == 1:
         seen = f"the public set has the one class {names[0]!r}, so that the query has nothing to choose from"
         remedy = "let config.public.path be the folder that holds the class folders"
