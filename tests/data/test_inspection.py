@@ -87,22 +87,27 @@ def test_the_sets_that_come_with_the_package_are_sound(source):
 @pytest.mark.parametrize(
     ("highest", "depth", "remedy"),
     [
-        (1, "8-bit grey", "config.data.intensity=0:1 "),
-        (9, "8-bit grey", "config.data.intensity=0:15 "),
-        (1, "", "config.data.intensity=0:1 "),
-        (4, "16-bit grey", "config.data.intensity=0:1023 "),
-        (16, "16-bit grey", "config.data.intensity=0:4095 "),
-        (12, "16-bit grey", "config.data.intensity=0:4095 "),
-        (0, "16-bit grey", "config.data.intensity=0:127 "),
+        (1, "8-bit grey", "config.data.intensity=0:1, or else LOW:HIGH by what made them."),
+        (9, "8-bit grey", "config.data.intensity=0:1, or else LOW:HIGH by what made them."),
+        (1, "", "config.data.intensity=0:1, or else LOW:HIGH by what made them."),
         (0, "8-bit grey", "every value is 0"),
+        (0, "16-bit grey", "12 bits by what made them, give config.data.intensity=0:4095, or 0:1023 for 10 bits."),
+        (16, "16-bit grey", "12 bits by what made them, give config.data.intensity=0:4095, or 0:1023 for 10 bits."),
     ],
 )
-def test_black_images_are_told_with_the_range_that_fits(highest, depth, remedy):
+def test_black_images_are_told_with_usual_ranges(highest, depth, remedy):
     images = (RANDOM > 128).astype(np.uint8) * np.uint8(highest)
     images[: N // 2 - 1] = RANDOM[: N // 2 - 1]  # others may be sound
     (finding,) = of_pixels(images, Facts(depths={depth: N} if depth else {}))
     assert (finding.code, finding.refuses) == ("nearly_black", True)
     assert f"{N // 2 + 1} of {N} images" in finding.message and remedy in finding.message
+
+
+@given(strategies.integers(1, findings.DARK), strategies.integers(1, findings.DARK))
+def test_no_advice_depends_on_the_largest_value(one, other):
+    for depth in ("8-bit grey", "16-bit grey"):
+        told = [of_pixels((RANDOM > 128) * np.uint8(high), Facts(depths={depth: N})) for high in (one, other)]
+        assert told[0] == told[1]
 
 
 def test_a_range_that_was_given_is_not_advised_again():
