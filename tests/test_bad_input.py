@@ -105,7 +105,11 @@ def no_images(folder, section):
 
 def label_above(folder, section):
     settings = [archive(folder, section), f"--config.{section}.class_names=('a','b')"]
-    return settings, ["'train_labels' holds the label ", "outside the 2 classes (0 to 1)", f"{section}.class_names"]
+    return settings, [
+        "bad.npz: the array 'train_labels' holds the label ",
+        "outside the 2 classes (0 to 1)",
+        f"{section}.class_names",
+    ]
 
 
 def label_below(folder, section):

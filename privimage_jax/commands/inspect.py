@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from privimage_jax.commands import internal_page
 from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.inspection.codes import FINDINGS
 from privimage_jax.data.inspection.findings import Finding
 from privimage_jax.data.inspection.found import UNREADABLE
-from privimage_jax.data.sources.specs import FINDINGS
 from privimage_jax.errors import UserError, printable
 from privimage_jax.report import inspection as page
 from privimage_jax.report.document import MARKED_BYTES, is_page

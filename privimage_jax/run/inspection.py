@@ -15,10 +15,10 @@ from privimage_jax import config as configs
 from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection import copies, findings, found, plan
+from privimage_jax.data.inspection.codes import FINDINGS
 from privimage_jax.data.inspection.findings import Finding
 from privimage_jax.data.inspection.found import Found
 from privimage_jax.data.inspection.statistics import Statistics, measure
-from privimage_jax.data.sources.specs import FINDINGS
 from privimage_jax.errors import UserError
 from privimage_jax.report import inspection as page
 from privimage_jax.run.inputs import Inputs

@@ -75,7 +75,7 @@ def test_what_a_run_would_refuse_ends_with_status_two(inspect, black):
     result, found = inspect(black)
     result.refuses("a run would be refused: 60 of 60 images are nearly black", "config.data.accept=('nearly_black',)")
     (refusal,) = found["data"]["refusals"]
-    assert refusal["code"] == "nearly_black" and "config.data.intensity=0:31 " in refusal["message"]
+    assert refusal["code"] == "nearly_black" and "config.data.intensity=0:1, or else LOW:HIGH" in refusal["message"]
     assert f"refused: {refusal['message'][:40]}" in result.out
     result, found = inspect(black, "--config.data.accept=nearly_black")
     result.succeeds()

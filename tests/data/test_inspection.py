@@ -13,9 +13,9 @@ from privimage_jax.configs import base
 from privimage_jax.data import inspection, load
 from privimage_jax.data.dataset import Dataset, Facts, Subset
 from privimage_jax.data.inspection import copies, findings, plan
+from privimage_jax.data.inspection.codes import FINDINGS
 from privimage_jax.data.inspection.found import Found, describe
 from privimage_jax.data.inspection.statistics import measure
-from privimage_jax.data.sources.specs import FINDINGS
 
 N, SIDE = 40, 12
 RANDOM = np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE, 1), np.uint8)
@@ -87,22 +87,27 @@ def test_the_sets_that_come_with_the_package_are_sound(source):
 @pytest.mark.parametrize(
     ("highest", "depth", "remedy"),
     [
-        (1, "8-bit grey", "config.data.intensity=0:1 "),
-        (9, "8-bit grey", "config.data.intensity=0:15 "),
-        (1, "", "config.data.intensity=0:1 "),
-        (4, "16-bit grey", "config.data.intensity=0:1023 "),
-        (16, "16-bit grey", "config.data.intensity=0:4095 "),
-        (12, "16-bit grey", "config.data.intensity=0:4095 "),
-        (0, "16-bit grey", "config.data.intensity=0:127 "),
+        (1, "8-bit grey", "config.data.intensity=0:1, or else LOW:HIGH by what made them."),
+        (9, "8-bit grey", "config.data.intensity=0:1, or else LOW:HIGH by what made them."),
+        (1, "", "config.data.intensity=0:1, or else LOW:HIGH by what made them."),
         (0, "8-bit grey", "every value is 0"),
+        (0, "16-bit grey", "12 bits by what made them, give config.data.intensity=0:4095, or 0:1023 for 10 bits."),
+        (16, "16-bit grey", "12 bits by what made them, give config.data.intensity=0:4095, or 0:1023 for 10 bits."),
     ],
 )
-def test_black_images_are_told_with_the_range_that_fits(highest, depth, remedy):
+def test_black_images_are_told_with_usual_ranges(highest, depth, remedy):
     images = (RANDOM > 128).astype(np.uint8) * np.uint8(highest)
     images[: N // 2 - 1] = RANDOM[: N // 2 - 1]  # others may be sound
     (finding,) = of_pixels(images, Facts(depths={depth: N} if depth else {}))
     assert (finding.code, finding.refuses) == ("nearly_black", True)
     assert f"{N // 2 + 1} of {N} images" in finding.message and remedy in finding.message
+
+
+@given(strategies.integers(1, findings.DARK), strategies.integers(1, findings.DARK))
+def test_no_advice_depends_on_the_largest_value(one, other):
+    for depth in ("8-bit grey", "16-bit grey"):
+        told = [of_pixels((RANDOM > 128) * np.uint8(high), Facts(depths={depth: N})) for high in (one, other)]
+        assert told[0] == told[1]
 
 
 def test_a_range_that_was_given_is_not_advised_again():
@@ -200,7 +205,7 @@ def test_a_public_set_with_one_class_asks_nothing():
     (finding,) = findings.of_semantics(one, is_declared=False)
     assert finding.code == "part_folders" and "one class 'PetImages'" in finding.message
     unlabelled = dataset(classes=1, class_names=("all",))
-    assert codes(findings.of_semantics(unlabelled, is_declared=False)) == [("unlabelled", True)]
+    assert codes(findings.of_semantics(unlabelled, is_declared=False)) == [("one_class", True)]
 
 
 def test_copies_within_a_part():

@@ -59,13 +59,11 @@ def of_pixels(found: Statistics, facts: Facts, key: str, intensity: str) -> Iter
     clipped = (found.black > CLIPPED) & (found.white > CLIPPED)
     if black.mean() > MOST:
         seen = f"{_share(black)} are nearly black, as none of their pixels is above {DARK} of 255"
-        remedy = _brighter(int(found.high[black].max()), facts, key, intensity)
+        remedy = _brighter(not found.high[black].any(), facts, key, intensity)
         yield Finding("nearly_black", f"{seen}; {remedy}.", refuses=True)
     elif white.mean() > MOST:
         seen = f"{_share(white)} are nearly white, as none of their pixels is below {BRIGHT} of 255"
-        yield Finding(
-            "nearly_white", f"{seen}; let {key}.intensity=LOW:HIGH span the values of the files.", refuses=True
-        )
+        yield Finding("nearly_white", f"{seen}; give {key}.intensity=LOW:HIGH by what made them.", refuses=True)
     elif flat.mean() > MOST:
         # One grey is what a failed export leaves behind; one colour is drawn by somebody, and may be meant.
         grey = flat & (found.low == found.high)
@@ -107,7 +105,7 @@ def of_semantics(public: Dataset, is_declared: bool) -> Iterator[Finding]:
     if names == UNLABELLED:
         seen = "the public images have no labels, but the query asks which of their classes resemble the sensitive ones"
         remedy = "choose a labelled set or config.selection.method=all"
-        yield Finding("unlabelled", f"{seen}; {remedy}.", refuses=True)
+        yield Finding("one_class", f"{seen}; {remedy}.", refuses=True)
     elif len(names) == 1:
         seen = f"the public set has the one class {names[0]!r}, so that the query has nothing to choose from"
         remedy = "let config.public.path be the folder that holds the class folders"
@@ -137,15 +135,18 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _brighter(highest: int, facts: Facts, key: str, intensity: str) -> str:
-    """The remedy for black images: the range of the smallest number of bits that their values need."""
+def _brighter(is_empty: bool, facts: Facts, key: str, intensity: str) -> str:
+    """The remedy for black images: usual ranges of the stored kind of pixels, and none that the values themselves tell.
+
+    A setting made from the largest value of the set would carry it into what is published.
+    """
     if intensity != "full":
         return f"{key}.intensity={intensity} makes them so, give another"
-    deep = any("16-bit" in kind or "32-bit" in kind for kind in facts.depths)
-    stored = max(127, 257 * highest - 128) if deep else highest  # 16-bit values are divided by 257 and rounded
-    if not deep and not highest:
+    if any("16-bit" in kind or "32-bit" in kind for kind in facts.depths):
+        return f"if they hold 12 bits by what made them, give {key}.intensity=0:4095, or 0:1023 for 10 bits"
+    if is_empty:
         return "every value is 0, look at the files and at what wrote them"
-    return f"give {key}.intensity=0:{(1 << max(1, stored.bit_length())) - 1} if their values reach no further"
+    return f"if they are masks of 0 and 1, give {key}.intensity=0:1, or else LOW:HIGH by what made them"
 
 
 def _share(chosen: np.ndarray) -> str:

@@ -79,8 +79,8 @@ def classes_of(
 
     With a list, the class of an image depends on its own label and the list alone, so that no image changes another's:
     a text is one of the names; a whole number counts from `first_label`, but is itself a name where all declared names
-    are whole numbers. The source's own list is indexed, whatever its names. Without a list, the labels
-    of all parts make it.
+    are whole numbers. The source's own list is indexed, whatever its names. Without a list, the labels of all parts
+    make it.
 
     Args:
       labels: of the asked part.

@@ -8,6 +8,7 @@ import math
 import re
 from types import ModuleType
 
+from privimage_jax.data.inspection.codes import ACCEPTABLE
 from privimage_jax.settings import import_strings
 from privimage_jax.settings.rules import AT_LEAST_0, DECAY, POSITIVE, SEED, Rule, one_of
 
@@ -85,14 +86,6 @@ SOURCES: dict[str, Spec] = {
     "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
 }
 
-FINDINGS = (  # that stop a run unless `accept` names them
-    "nearly_black",
-    "nearly_white",
-    "constant",
-    "duplicates_across_parts",
-    "part_folders",
-    "unlabelled",
-)
 _LABELS = re.compile(r"auto|folders|json|none|table:[^:]+:[^:]*:[^:]+")
 _PERSON = re.compile(r"(column|array):.+|level:[1-9][0-9]?|pattern:.+", re.DOTALL)
 
@@ -137,7 +130,7 @@ RULES: dict[str, Rule] = {  # of the sections config.data and config.public
     "first_label": AT_LEAST_0,
     "person": (_is_person, '"", column:NAME, array:NAME, level:N or pattern:REGEX with one group'),
     "intensity": (_is_intensity, "full, per_image or LOW:HIGH, such as 0:4095"),
-    "accept": (lambda v: set(v) <= set(FINDINGS), f"a list of {', '.join(FINDINGS)}, or ()"),
+    "accept": (lambda v: set(v) <= set(ACCEPTABLE), f"a list of {', '.join(ACCEPTABLE)}, or ()"),
     "class_names": (
         lambda v: all(isinstance(name, str) for name in v) and len(set(v)) == len(v),
         "a list of distinct names, or ()",

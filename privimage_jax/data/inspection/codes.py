@@ -1,0 +1,12 @@
+"""What `config.*.accept` may name: what would stop a run otherwise."""
+
+FINDINGS = (  # of a look at the sets
+    "nearly_black",
+    "nearly_white",
+    "constant",
+    "duplicates_across_parts",
+    "part_folders",
+    "one_class",
+)
+UNLABELLED = "unlabelled"  # pictures without a class, which are then left out while the set is read
+ACCEPTABLE = (*FINDINGS, UNLABELLED)
