@@ -1,6 +1,8 @@
 """What goes wrong while a run computes: public trouble stops it, private trouble is told, lack of memory is named."""
 
 import json
+import pathlib
+import resource
 import shutil
 
 import jax
@@ -146,7 +148,17 @@ def test_what_to_lower_is_a_setting_of_the_stage():
     assert {type(value(config, key)) for stage in STAGES for key in stage.memory_settings} == {int}
 
 
-def test_memory_that_is_really_lacking(privimage, config, tmp_path):
+@pytest.fixture
+def little_memory():
+    """Lets this process have 32 GiB of addresses more than it has, whatever the system would promise it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    held = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + (1 << 35), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_memory_that_is_really_lacking(privimage, config, tmp_path, little_memory):
     command = ("train-query", "--config", config, "--workdir", tmp_path / "run")
     result = privimage(*command, "--config.query_net.batch_size=1000000000")
     result.refuses(
