@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from audits import KEY, LOSS_KEY, SETTINGS, STATE, D, N, keep_gradient, linear_problem, shifted_linear_loss
 from guides import code_of
 
@@ -158,7 +159,7 @@ data, loss_key = {"x": x[:N], "y": y[:N]}, jax.random.key(1)
     (tmp_path / "loop.py").write_text(
         example.read_text() + fresh + loop + "print(sorted(state), independent, sigma, spent)"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = {**os.environ, "XLA_FLAGS": " ".join(quick.FLAGS)}  # and one device
     command = [sys.executable, "loop.py"]
     made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stderr
