@@ -11,7 +11,8 @@ import numpy as np
 from privimage_jax.data.labels.listing import Listing
 from privimage_jax.data.labels.parts import find_parts
 from privimage_jax.data.labels.tree import Labelling
-from privimage_jax.data.sources.base import Settings, numbered_classes, shifted_labels
+from privimage_jax.data.sources.base import Settings, numbered_classes
+from privimage_jax.data.sources.class_labels import Labels, classes_of
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
 
@@ -51,9 +52,8 @@ def read(listing: Listing, root: str, settings: Settings) -> Labelling:
     if not numbers:
         class_names = numbered_classes(settings, 1, () if settings.class_names else ("all",))
         return Labelling(dict.fromkeys(pictures, 0), class_names, f"{NAME}: one class", parts, {}, None, parts.notes)
-    declared = len(settings.class_names) or None
-    labels = shifted_labels(np.array(list(numbers.values())), declared, settings, f"{listing.where}: {NAME}")
-    class_names = numbered_classes(settings, None if declared else int(labels.max()) + 1)
+    stored = Labels(np.array(list(numbers.values()), np.int64))
+    labels, class_names = classes_of(stored, [stored], (), settings, f"{listing.where}: {NAME}")
     label_of = dict(zip(numbers, labels.tolist(), strict=True))
     return Labelling(label_of, class_names, NAME, parts, {}, None, parts.notes)
 

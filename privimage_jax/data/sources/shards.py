@@ -71,7 +71,7 @@ def _part_of(names: Sequence[str], settings: Settings) -> str:
     own = (settings.split, settings.test_split)
     *folders, name = names or ("",)
     stem = name.split(".")[0]
-    candidates = (*folders, stem, *re.split("[-_]", stem))
+    candidates = (*folders, *re.split("[-_]", stem), stem)
     return next((name for name in candidates if name and (name in own or kind_of(name))), "")
 
 
