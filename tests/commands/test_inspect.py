@@ -133,6 +133,23 @@ def test_a_place_that_must_not_be_written_is_refused(privimage, config, tmp_path
     assert (tmp_path / "mine.json").read_text() == (tmp_path / "mine.html").read_text() == '{"data": "mine"}'
 
 
+@pytest.mark.parametrize("name", ["run/release/look.html", "linked/look.html", "run/release/deeper/look.json"])
+def test_no_release_is_written_before_its_run_has_spent(privimage, config, tmp_path, name):
+    """There is no ledger yet that would tell it."""
+    privimage("inspect", "--config", config, "--workdir", tmp_path / "run").succeeds()
+    release = tmp_path / "run" / "release"
+    (release / "deeper").mkdir()
+    (tmp_path / "linked").symlink_to(release)
+    privimage("inspect", "--config", config, "--out", tmp_path / name).refuses("lies in the release", str(release))
+    assert [*release.rglob("*")] == [release / "deeper"]
+
+
+def test_a_link_to_a_file_of_a_release_is_refused(privimage, config, tmp_path):
+    (tmp_path / "release").mkdir()
+    (tmp_path / "look.html").symlink_to(tmp_path / "release" / "look.html")
+    privimage("inspect", "--config", config, "--out", tmp_path / "look.html").refuses("lies in the release")
+
+
 @pytest.fixture
 def run(privimage, config, tmp_path):
     """`run(*settings) -> Result` up to the query, which spends."""
