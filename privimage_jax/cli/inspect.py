@@ -1,5 +1,6 @@
 """`privimage inspect`: a look at the image sets before anything is spent."""
 
+import os
 from pathlib import Path
 
 from privimage_jax.cli import devices
@@ -11,7 +12,7 @@ ENDINGS = (".json", ".html")
 
 
 def run(arguments: list[str]) -> None:
-    """No device is touched."""
+    """On the CPU, whatever this machine has: another run may be using it."""
     config, values = configured(arguments, optional=["out", "workdir"])
     out = None
     if values.out is not None:
@@ -19,7 +20,8 @@ def run(arguments: list[str]) -> None:
         if out.suffix not in ENDINGS:
             raise UserError(f"--out={values.out} has none of the endings {', '.join(ENDINGS)}; give a file with one.")
         check_writable("out", str(out))
-    devices.quieten()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    devices.start()
     from privimage_jax.commands import inspect
     from privimage_jax.storage.workdir import Workdir
 

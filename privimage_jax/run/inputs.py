@@ -69,21 +69,15 @@ class DataSets:
                 key=section,
             )
 
-    def check(self, needs_public: bool = True) -> None:
-        """Reads every set and checks what depends on it and on a setting, before any mechanism runs.
+    def read(self, needs_public: bool = True) -> None:
+        """Reads every set that the run needs; images that cannot be read are told of all of them at once.
 
         Args:
           needs_public: whether the config runs a stage that looks at the public set.
 
         Raises:
-          UserError: naming what is wrong with the data or with a setting that does not fit it.
+          UserError: naming what is wrong with the data.
         """
-        self._read_all(needs_public)
-        self.check_counts()
-        self.check_fit(needs_public)
-
-    def _read_all(self, needs_public: bool) -> None:
-        """Reads every set that the run needs; images that cannot be read are told of all of them at once."""
         found = []
         for name in ("sensitive", *["held_out"] * self._config.evaluate.enabled, *["public"] * needs_public):
             try:
@@ -108,7 +102,14 @@ class DataSets:
         derived.check_against_n(self._config, self.sensitive.n)
 
     def check_fit(self, needs_public: bool = True) -> None:
-        """Checks whether all sets fit each other and the settings; arguments and errors as of `check`."""
+        """Checks whether all sets fit each other and the settings.
+
+        Args:
+          needs_public: whether the config runs a stage that looks at the public set.
+
+        Raises:
+          UserError: naming the setting or the set that does not fit.
+        """
         config, sensitive = self._config, self.sensitive
         if needs_public:
             data.check_compatible(sensitive, self.public)

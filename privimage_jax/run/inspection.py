@@ -55,7 +55,7 @@ class Inspection:
     def with_refusals(self, section: str, source: str, refusals: Sequence[Finding]) -> "Inspection":
         """The same with what else is wrong with a section, also with one of which nothing can be read."""
         found = self.found.get(section, Found(source))
-        known = {finding.message for each in self.found.values() for finding in each.findings}
+        known = {finding.message for each in self.found.values() for finding in each.refusals}
         if not (more := [finding for finding in refusals if finding.message not in known]):
             return self
         found = found.with_findings(more)

@@ -1,5 +1,6 @@
 """`privimage inspect`, and the same look as the first thing that a run does."""
 
+import dataclasses
 import json
 import stat
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from pipelines import release_bytes, write_npz
 
+from privimage_jax.data.inspection import findings
+from privimage_jax.data.inspection.found import Found
 from privimage_jax.run import inspection
 from privimage_jax.storage.workdir import Workdir
 
@@ -95,6 +98,32 @@ def test_settings_that_do_not_fit_are_told_together(inspect):
     result, found = inspect("--config.finetune.batch_size=61", "--config.query.k1=7")
     result.refuses("config.finetune.batch_size=61 is larger", "config.query.k1=7 is larger")
     assert [refusal["code"] for refusal in found["data"]["refusals"]] == ["settings"] * 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "culprit"),
+    [
+        ("privacy.epsilon=0.0001", "more than config.privacy.epsilon = 0.0001"),
+        ("model.name=nope", "config.model.name: unknown model 'nope'"),
+        ("query_net.model=nope", "config.query_net.model: unknown model 'nope'"),
+        ("model.kwargs.width=0.5", "config.model.name=pipelines:Denoiser fails with"),
+        ("query_net.model=pipelines:Failing", "config.query_net.model=pipelines:Failing fails with ZeroDivisionError"),
+    ],
+)
+def test_what_a_run_checks_before_it_spends_is_told(inspect, run, setting, culprit):
+    result, found = inspect(f"--config.{setting}")
+    result.refuses("a run would be refused: ", culprit)
+    assert [refusal["code"] for refusal in found["data"]["refusals"]] == ["settings"]
+    run(f"--config.{setting}").refuses(culprit)
+
+
+def test_a_refusal_is_told_beside_a_warning_of_the_same_words():
+    warning = findings.Finding("part_folders", "the same words.")
+    seen = inspection.Inspection("", {"public": Found("npz", findings=(warning,))})
+    refusal = dataclasses.replace(warning, refuses=True)
+    assert seen.with_refusals("data", "npz", [refusal]).found["data"].refusals == [refusal]
+    told = seen.with_refusals("public", "npz", [refusal])
+    assert told.with_refusals("data", "npz", [refusal]) is told
 
 
 def test_a_set_that_no_stage_looks_at_is_not_read(inspect):
