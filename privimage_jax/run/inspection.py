@@ -110,8 +110,7 @@ def _of_sensitive(
 
 def _of_public(config: ConfigDict, dataset: Dataset, statistics: Statistics) -> Iterator[Finding]:
     yield from findings.of_pixels(statistics, dataset.facts, "config.public", config.public.intensity)
-    if config.selection.method != "all":
-        yield from findings.of_semantics(dataset, is_declared=bool(config.public.class_names))
+    yield from plan.of_semantics(dataset, config)
     yield from findings.of_classes(dataset, "config.public", is_public=True)
     yield from plan.of_public(dataset, config)
     yield from copies.within(statistics, is_public=True)

@@ -214,7 +214,7 @@ def test_a_public_set_that_is_one_level_too_high_is_named_as_such(run, tmp_path)
     path = tmp_path / "public.npz"
     np.savez(path, **write_arrays(1))
     run(f"--config.public.path={path}", "--config.public.class_names=PetImages").refuses(
-        "the public set has the one class 'PetImages'", "config.public.path"
+        "the public set has the one class 'PetImages'", "choose a set whose classes tell what its images show"
     )
 
 

@@ -203,6 +203,22 @@ def test_a_public_set_with_one_class_asks_nothing():
     assert codes(findings.of_semantics(unlabelled, is_declared=False)) == [("unlabelled", True)]
 
 
+@pytest.mark.parametrize(("method", "expected"), [("semantic", ["part_folders"]), ("random", []), ("all", [])])
+def test_one_class_is_too_few_where_the_query_picks(method, expected):
+    one = dataset(classes=1, class_names=("PetImages",))
+    found = [*plan.of_semantics(one, plan_config(**{"selection.method": method}))]
+    assert [finding.code for finding in found] == expected
+
+
+@pytest.mark.parametrize("names", [("PetImages",), ("train", "test")])
+@pytest.mark.parametrize(("source", "has_folders"), [("folder", True), ("zip", True), ("npz", False), ("tfds", False)])
+def test_class_folders_are_the_remedy_of_sources_that_have_some(names, source, has_folders):
+    public = dataset(classes=len(names), class_names=names, facts=Facts(source))
+    (finding,) = findings.of_semantics(public, is_declared=False)
+    assert ("config.public.path" in finding.message) == has_folders
+    assert ("config.selection.method=all" in finding.message) != has_folders
+
+
 def test_copies_within_a_part():
     images = RANDOM.copy()
     images[3] = images[4] = images[9]

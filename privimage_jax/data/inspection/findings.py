@@ -16,6 +16,8 @@ CLIPPED = 0.2  # share of an image's values at 0, and as many at 255: drawings h
 RARE = 0.1  # of the images that each class would have, were all the same size
 NAMED = 5  # classes that one message names
 UNLABELLED = ("all",)  # the classes of a set without labels
+_OF_FOLDERS = ("folder", "zip")  # sources whose classes may be folders
+_OTHER_SET = "choose a set whose classes tell what its images show, or config.selection.method=all"
 
 _PART = re.compile(  # what folders of a set are called that hold no class of their own
     r"(train|test|val|valid|validat|eval|dev|hold[ _-]?out)(ing|ion|uation|elopment)?([ _-]?(set|data|images?|\d+))?"
@@ -96,25 +98,27 @@ def of_classes(dataset: Dataset, key: str, is_public: bool) -> Iterator[Finding]
         yield Finding("rare_class", f"{seen}; {remedy}.")
 
 
-def of_semantics(public: Dataset, is_declared: bool) -> Iterator[Finding]:
-    """Whether the classes of the public set mean something, as the query asks for them.
+def of_semantics(public: Dataset, is_declared: bool, is_asked: bool = True) -> Iterator[Finding]:
+    """Whether the classes of the public set mean something, as some of them are picked.
 
     Args:
       public: the public set.
       is_declared: whether the user listed its classes.
+      is_asked: whether the query picks them, which needs more than one.
     """
-    names = public.class_names
-    if names == UNLABELLED:
+    names, has_folders = public.class_names, public.facts.source in _OF_FOLDERS
+    if is_asked and names == UNLABELLED:
         seen = "the public images have no labels, but the query asks which of their classes resemble the sensitive ones"
         remedy = "choose a labelled set or config.selection.method=all"
         yield Finding("unlabelled", f"{seen}; {remedy}.", refuses=True)
-    elif len(names) == 1:
+    elif is_asked and len(names) == 1:
         seen = f"the public set has the one class {names[0]!r}, so that the query has nothing to choose from"
-        remedy = "let config.public.path be the folder that holds the class folders"
+        remedy = "let config.public.path be the folder that holds the class folders" if has_folders else _OTHER_SET
         yield Finding("part_folders", f"{seen}; {remedy}.", refuses=True)
     elif not is_declared and looks_like_parts(names):
         seen = f"the classes of the public set look like folders of its parts: {some([*map(repr, names)])}"
         remedy = "let config.public.path lead to the class folders, or say by config.public.labels where labels are"
+        remedy = remedy if has_folders else _OTHER_SET
         yield Finding("part_folders", f"{seen}; {remedy}.", refuses=True)
 
 
