@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax import data
 from privimage_jax.data import Dataset
-from privimage_jax.data.inspection import findings
+from privimage_jax.data.inspection import plan
 from privimage_jax.data.unreadable import UnreadableImages, of_sets
 from privimage_jax.errors import UserError
 from privimage_jax.run.plan import Plan, make_plan
@@ -130,9 +130,10 @@ class DataSets:
         with_images = len(np.unique(public.labels))
         try:
             derived.check_against_classes(config, self.sensitive.n_classes, public.n_classes, with_images)
-        except UserError:
-            for finding in findings.of_semantics(public, is_declared=bool(config.public.class_names)):
-                raise UserError(finding.message) from None  # the classes are wrong, and not what is to be made of them
+        except derived.TooFewSemantics:
+            for finding in plan.of_semantics(public, config):
+                if finding.code not in config.public.accept:
+                    raise UserError(finding.message) from None  # they are no classes, and hence too few
             raise
 
 

@@ -1,6 +1,7 @@
 """What the data are checked for before any stage runs."""
 
 import dataclasses
+import re
 
 import jax
 import pytest
@@ -34,6 +35,29 @@ def test_the_held_out_part_has_the_same_classes(inputs):
     other = dataclasses.replace(inputs.held_out, class_names=("left", "middle", "up"))
     vars(inputs.data)["held_out"] = other
     with pytest.raises(UserError, match="the held-out part of config.data has the classes left, middle, up"):
+        inputs.data.check_fit()
+
+
+@pytest.mark.parametrize(
+    ("classes", "settings", "culprit"),
+    [
+        (2, {}, "the classes of the public set look like folders of its parts: 'part 0', 'part 1'"),
+        (2, {"selection.method": "random"}, "the classes of the public set look like folders of its parts"),
+        (2, {"public.accept": ("part_folders",)}, "the public set has 2 classes for 3 sensitive ones"),
+        (2, {"sample.class_weights": (1.0, 2.0)}, "config.sample.class_weights has 2 values for 3 classes"),
+        (6, {"query.k1": 7}, "config.query.k1=7 is larger than the 6 public classes"),
+        (6, {"selection.k2": 3}, "config.selection.k2=3 semantics for each of 3 classes need 9"),
+        (2, {"selection.method": "all", "sample.class_weights": (1.0,)}, "config.sample.class_weights has 1 values"),
+    ],
+)
+def test_what_does_not_fit_the_classes_is_told_as_it_is(inputs, classes, settings, culprit):
+    """Classes that are none stand for their number alone, and not once they are accepted."""
+    inputs.config.update_from_flattened_dict(settings)
+    names = tuple(f"part {i}" for i in range(classes))
+    vars(inputs.data)["public"] = dataclasses.replace(
+        inputs.public, class_names=names, labels=inputs.public.labels % classes
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(culprit)}"):
         inputs.data.check_fit()
 
 
