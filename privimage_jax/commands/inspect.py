@@ -115,8 +115,8 @@ def _lines(beginning: str, text: str) -> list[str]:
 def refusal(config: ConfigDict, seen: Inspection) -> str:
     """Why a run would be refused; "" if it would not be."""
     others = [each.message for found in seen.found.values() for each in found.refusals if each.code not in FINDINGS]
-    accepted = inspection.refusal(config, seen.found)
-    return " ".join([*others, *([f"{accepted}."] if accepted else [])])
+    acceptable = inspection.not_accepted(config, seen.found)
+    return " ".join([*others, *([f"{acceptable}."] if acceptable else [])])
 
 
 def _is_ours(path: Path) -> bool:

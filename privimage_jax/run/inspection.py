@@ -150,7 +150,7 @@ def _look_and_tell(inputs: Inputs, held_out: Dataset | None, public: Dataset | N
     for name, each in seen.items():
         for finding in each.warnings:
             headline(name, "warning", finding.message)
-    if sentence := refusal(inputs.config, seen):
+    if sentence := not_accepted(inputs.config, seen):
         raise UserError(f"{sentence} (see {page_path}).")
 
 
@@ -183,11 +183,16 @@ def _kept(path: Path, of: str) -> dict[str, Found] | None:
         return None
 
 
-def refusal(config: ConfigDict, seen: Mapping[str, Found]) -> str:
-    """Why a run must not go on, and how it does all the same: a sentence without its full stop, "" if it may go on."""
+def not_accepted(config: ConfigDict, seen: Mapping[str, Found]) -> str:
+    """What stops a run that may be accepted, and how it goes on all the same.
+
+    Returns:
+      A sentence without its full stop; "" if there is nothing of the kind.
+    """
     said, ways = [], []
     for name, each in seen.items():
-        if codes := [finding.code for finding in each.refusals if finding.code in FINDINGS]:
-            said += [f"{finding.seen} ({finding.code})" for finding in each.refusals if finding.code in FINDINGS]
-            ways.append(f"config.{name}.accept={tuple(dict.fromkeys((*config[name].accept, *codes)))}")
+        if stopping := [finding for finding in each.refusals if finding.code in FINDINGS]:
+            said += [f"{finding.seen} ({finding.code})" for finding in stopping]
+            accepted = dict.fromkeys((*config[name].accept, *(finding.code for finding in stopping)))
+            ways.append(f"config.{name}.accept={','.join(accepted)}")  # which a shell takes as it is
     return f"{', and '.join(said)}; mend that, or give {' and '.join(ways)} to go on all the same" if said else ""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import stat
 
 import numpy as np
@@ -76,7 +78,7 @@ def test_a_page_is_written_for_people(privimage, config, tmp_path):
 
 def test_what_a_run_would_refuse_ends_with_status_two(inspect, black):
     result, found = inspect(black)
-    result.refuses("a run would be refused: 60 of 60 images are nearly black", "config.data.accept=('nearly_black',)")
+    result.refuses("a run would be refused: 60 of 60 images are nearly black", "config.data.accept=nearly_black to")
     (refusal,) = found["data"]["refusals"]
     assert refusal["code"] == "nearly_black" and "config.data.intensity=0:31 " in refusal["message"]
     assert f"refused: {refusal['message'][:40]}" in result.out
@@ -191,7 +193,7 @@ def run(privimage, config, tmp_path):
 
 def test_a_run_stops_before_it_spends_unless_that_is_accepted(run, black, tmp_path):
     workdir = Workdir(tmp_path / "run")
-    run(black).refuses("nearly_black", "config.data.accept=('nearly_black',)", "internal/inspection.html")
+    run(black).refuses("nearly_black", "config.data.accept=nearly_black to", "internal/inspection.html")
     assert release_bytes(workdir) == {} and not (workdir.internal / "train-query").exists()
     assert "nearly black" in (workdir.internal / "inspection.html").read_text()
     result = run(black, "--config.data.accept=nearly_black").succeeds()
@@ -206,8 +208,10 @@ def test_copies_in_the_held_out_part_stop_a_run(privimage, config, tmp_path):
     privimage(*evaluated).refuses("30 of 30 held-out images", "(duplicates_across_parts)")
     assert release_bytes(Workdir(tmp_path / "run")) == {}
     # The advice can be followed, and keeps what is accepted already.
-    accepted = "--config.data.accept=('nearly_black', 'duplicates_across_parts')"
-    privimage(*evaluated, accepted).succeeds()
+    refused = privimage(*evaluated, "--config.data.accept=nearly_black")
+    (advice,) = re.findall(r"config\.data\.accept=\S+", refused.err)
+    assert shlex.split(advice) == [advice] and advice.endswith("=nearly_black,duplicates_across_parts")
+    privimage(*evaluated, f"--{advice}").succeeds()
 
 
 def test_a_public_set_that_is_one_level_too_high_is_named_as_such(run, tmp_path):
