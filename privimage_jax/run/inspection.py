@@ -97,7 +97,7 @@ def _of_sensitive(
     test: Statistics | None,
     public: Statistics | None,
 ) -> Iterator[Finding]:
-    yield from findings.of_pixels(training, dataset.facts, "config.data", config.data.intensity)
+    yield from findings.of_pixels(training, dataset.facts, "config.data", config.data.intensity, config.data.accept)
     yield from findings.of_classes(dataset, "config.data", is_public=False)
     yield from plan.of_sensitive(dataset, config)
     yield from copies.within(training, is_public=False)
@@ -109,7 +109,9 @@ def _of_sensitive(
 
 
 def _of_public(config: ConfigDict, dataset: Dataset, statistics: Statistics) -> Iterator[Finding]:
-    yield from findings.of_pixels(statistics, dataset.facts, "config.public", config.public.intensity)
+    yield from findings.of_pixels(
+        statistics, dataset.facts, "config.public", config.public.intensity, config.public.accept
+    )
     yield from plan.of_semantics(dataset, config)
     yield from findings.of_classes(dataset, "config.public", is_public=True)
     yield from plan.of_public(dataset, config)

@@ -31,8 +31,8 @@ def codes(found):
     return [(finding.code, finding.refuses) for finding in found]
 
 
-def of_pixels(images, facts=None, intensity="full"):
-    return [*findings.of_pixels(measure(images), facts or Facts(), "config.data", intensity)]
+def of_pixels(images, facts=None, intensity="full", accept=()):
+    return [*findings.of_pixels(measure(images), facts or Facts(), "config.data", intensity, accept)]
 
 
 def blobs():
@@ -125,6 +125,20 @@ def test_a_range_that_was_given_is_not_advised_again():
 )
 def test_other_pixels_that_look_wrong(images, expected):
     assert codes(of_pixels(images)) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "accept", "expected"),
+    [
+        (RANDOM * 0, (), ["nearly_black"]),
+        (RANDOM * 0, ("nearly_white",), ["nearly_black"]),
+        (RANDOM * 0, ("nearly_black",), ["nearly_black", "constant"]),
+        (RANDOM // 64, ("nearly_black",), ["nearly_black"]),
+        (RANDOM * 0 + 255, ("nearly_white", "constant"), ["nearly_white", "constant"]),
+    ],
+)
+def test_what_is_accepted_hides_nothing(images, accept, expected):
+    assert [finding.code for finding in of_pixels(images, accept=accept)] == expected
 
 
 def test_half_of_the_images_are_not_most():

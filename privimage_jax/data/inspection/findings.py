@@ -48,32 +48,43 @@ class Finding:
         return self.message.partition("; ")[0].rstrip(".")
 
 
-def of_pixels(found: Statistics, facts: Facts, key: str, intensity: str) -> Iterator[Finding]:
-    """What the pixels of a set look like.
+def of_pixels(
+    found: Statistics, facts: Facts, key: str, intensity: str, accept: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """What the pixels of a set look like: the first that looks wrong, as it explains others, and all if it is accepted.
 
     Args:
       found: of its images.
       facts: what was found in its files.
       key: what messages call its section, such as "config.data".
       intensity: how its values became 0..255.
+      accept: codes of findings that are as they should be, and explain nothing else.
     """
+    for finding in _every_of_pixels(found, facts, key, intensity):
+        yield finding
+        if finding.code not in accept:
+            return
+
+
+def _every_of_pixels(found: Statistics, facts: Facts, key: str, intensity: str) -> Iterator[Finding]:
+    """The weightiest first."""
     black, white, flat = found.high <= DARK, found.low >= BRIGHT, found.flat
     clipped = (found.black > CLIPPED) & (found.white > CLIPPED)
     if black.mean() > MOST:
         seen = f"{_share(black)} are nearly black, as none of their pixels is above {DARK} of 255"
         remedy = _brighter(int(found.high[black].max()), facts, key, intensity)
         yield Finding("nearly_black", f"{seen}; {remedy}.", refuses=True)
-    elif white.mean() > MOST:
+    if white.mean() > MOST:
         seen = f"{_share(white)} are nearly white, as none of their pixels is below {BRIGHT} of 255"
         yield Finding(
             "nearly_white", f"{seen}; let {key}.intensity=LOW:HIGH span the values of the files.", refuses=True
         )
-    elif flat.mean() > MOST:
+    if flat.mean() > MOST:
         # One grey is what a failed export leaves behind; one colour is drawn by somebody, and may be meant.
         grey = flat & (found.low == found.high)
         advice = "look at the files, and at what wrote them"
         yield Finding("constant", f"{_share(flat)} have a single colour; {advice}.", refuses=bool(grey.mean() > MOST))
-    elif clipped.mean() > MOST:
+    if clipped.mean() > MOST:
         seen = f"in {_share(clipped)} more than {CLIPPED:.0%} of all values are 0, and as many 255"
         remedy = f"unless they are masks or drawings, let {key}.intensity span a wider range than {intensity}"
         yield Finding("saturated", f"{seen}; {remedy}.")
