@@ -76,6 +76,12 @@ def test_a_page_is_written_for_people(privimage, config, tmp_path):
     assert "Not private: keep internal" in page and "A run would start." in page and page.count("<img") > 50
 
 
+def test_its_help_says_how_a_finding_is_accepted_and_what_is_replaced(privimage):
+    out = privimage("inspect", "--help").succeeds().out
+    assert "--config.data.accept=" in out and "--config.public.accept=" in out and out.count("replaced") == 2
+    assert "This command ends with status 2" in out
+
+
 def test_what_a_run_would_refuse_ends_with_status_two(inspect, black):
     result, found = inspect(black)
     result.refuses("a run would be refused: 60 of 60 images are nearly black", "config.data.accept=nearly_black to")
