@@ -6,24 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax import generators
+from privimage_jax import preflight
 from privimage_jax.cluster import processes
-from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError, is_out_of_memory, one_line
-from privimage_jax.generators.diffusion import Diffusion
-from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.run import inspection
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages, value
-from privimage_jax.settings import import_strings
-from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
-from privimage_jax.stages.parts import utility
 from privimage_jax.storage import workdir
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.training import memory
@@ -61,14 +54,16 @@ def run(inputs: Inputs, last: str | None = None) -> None:
     names = [stage.name for stage in stages]
     if last is not None and last not in names:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
-    check_names(inputs.config)
+    preflight.check_names(inputs.config)
     _compare_processes(inputs)
     inputs.workdir.create()
     with inputs.workdir.lock():
         needs_public = any(stage.sees("public") for stage in stages)
-        inputs.data.check(needs_public)
-        _ = inputs.plan  # an impossible budget is an error before anything runs
-        microbatch = check_models(inputs)
+        inputs.data.read(needs_public)
+        available = processes.current().min_over_processes(
+            "memory of a device", memory.device_bytes()
+        )  # the smallest's
+        microbatch = preflight.check(inputs.config, inputs.data, needs_public, inputs.mesh.size, available)
         prints = fingerprints(inputs)
         processes.current().barrier(
             "data", {f"the data or settings of the stage {name}": prints[name] for name in prints}
@@ -87,80 +82,6 @@ def _compare_processes(inputs: Inputs) -> None:
     facts["--workdir"] = str(inputs.workdir.root)
     facts["the version of privimage_jax or a library"] = code_version(inputs.config)
     processes.current().barrier("the start", facts)
-
-
-def check_names(config: ConfigDict) -> None:
-    """Finds what a config names of generators, models, extractors and measures: reading images may take an hour.
-
-    Raises:
-      UserError: naming the setting whose value stands for nothing that can be loaded.
-    """
-    names = [stage.name for stage in enabled_stages(config)]
-    for name in ("data", "public"):
-        if import_strings.is_one(config[name].source):
-            specs.spec_of(config[name].source, f"config.{name}.source").load(
-                f"config.{name}.source={config[name].source}"
-            )
-    if generators.load_family(config) is Diffusion:
-        registry.denoiser_class(config.model.name)
-    if train_query.STAGE.name in names:
-        registry.classifier_class(config.query_net.model, "config.query_net.model")
-    if choose_sampler.STAGE.name in names:
-        registry.classifier_class(config.sampler_choice.classifier, "config.sampler_choice.classifier")
-    if evaluate.STAGE.name in names:
-        for name in config.evaluate.classifiers:
-            registry.classifier_class(name, "config.evaluate.classifiers")
-        evaluate.check_extractors(config, (config.data.image_size, config.data.image_size, config.data.channels))
-
-
-def check_models(inputs: Inputs) -> int:
-    """Builds every model without computing anything, so that what is wrong with one is told before budget is spent.
-
-    Returns:
-      The microbatch of fine-tuning, which the memory of the smallest device allows; 0 where nothing is fine-tuned.
-    """
-    config, shape, n_classes = inputs.config, inputs.sensitive.image_shape, inputs.sensitive.n_classes
-    names = [stage.name for stage in enabled_stages(config)]
-    key, microbatch = jax.random.key(0), 0
-    generator = generators.build(config, n_classes)
-    with named_failures("model.name", config.model.name):
-        params = jax.eval_shape(generator.init, key)
-        if finetune.STAGE.name in names:
-            available = processes.current().min_over_processes(
-                "memory of a device", memory.device_bytes()
-            )  # the smallest's
-            microbatch = finetune.choose_microbatch(config, generator, params, inputs.mesh.size, available)
-    jax.eval_shape(generator.private_state, params, key)
-    classifiers = []
-    if train_query.STAGE.name in names:
-        network = train_query.build(config, inputs.public.n_classes)
-        classifiers.append(("query_net.model", config.query_net.model, network))
-    if choose_sampler.STAGE.name in names:
-        name = config.sampler_choice.classifier
-        classifiers.append(("sampler_choice.classifier", name, choose_sampler.build_classifier(config, n_classes)))
-    if evaluate.STAGE.name in names:
-        classifiers += [
-            ("evaluate.classifiers", name, utility.build_classifier(config, name, n_classes))
-            for name in config.evaluate.classifiers
-        ]
-    for setting, name, classifier in classifiers:
-        with named_failures(setting, name):
-            jax.eval_shape(lambda key, model=classifier: registry.init_classifier(model, key, shape), key)
-    return microbatch
-
-
-@contextlib.contextmanager
-def named_failures(setting: str, name: str) -> Iterator[None]:
-    """Turns any failure of a model's own code into a `UserError` that names its setting."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = one_line(str(error))
-        raise UserError(
-            f"config.{setting}={name} fails with {type(error).__name__}: {reason}; correct the model or its arguments."
-        ) from error
 
 
 def _run_stage(stage: Stage, inputs: Inputs) -> None:

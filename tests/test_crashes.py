@@ -15,7 +15,7 @@ from crashes import WriteLog, files_of, is_partial, problems, rebuild, states
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
-from privimage_jax import pipeline
+from privimage_jax import preflight
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.models import registry
@@ -59,7 +59,7 @@ def quick():
         kept(patch, finetune.dp_sgd, "check_objective")
         kept(patch, finetune.clipping, "left_to_vmap")
         patch.setattr(configs, "check", lambda config: config)
-        patch.setattr(pipeline, "check_models", lambda inputs: 8)
+        patch.setattr(preflight, "check_models", lambda *of: 8)
         patch.setattr(chacha, "new_key", lambda: KEY)
         patch.setattr(os, "fsync", lambda descriptor: None)  # nothing here is lost with the power
         yield

@@ -26,6 +26,7 @@ LAYERS = (
     ("report",),
     ("run",),
     ("stages",),
+    ("preflight",),
     ("pipeline",),
     ("commands",),
     ("targets",),

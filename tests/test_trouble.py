@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pipelines import release_bytes, run, tiny_config
 
-from privimage_jax import pipeline
+from privimage_jax import preflight
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.run.stage import STAGES, named, value
@@ -170,7 +170,7 @@ def test_memory_that_lacks_outside_a_stage_is_a_sentence(privimage, config, monk
     def exhausted(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "check_models", exhausted)
+    monkeypatch.setattr(preflight, "check_models", exhausted)
     privimage("run", "--config", config, "--workdir", tmp_path / "run").refuses(
         "the memory does not suffice (MemoryError)"
     )

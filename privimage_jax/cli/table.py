@@ -32,4 +32,13 @@ def overview() -> str:
         *(f"  {module.COMMAND.name:<12} {module.COMMAND.summary}" for module in _OTHERS),
     ]
     first, _, rest = run.USAGE.strip().partition("\n")
-    return "\n".join([first, "", *rows, "", "privimage COMMAND --help says more of one.", rest])
+    return "\n".join(
+        [
+            first,
+            "",
+            *rows,
+            "",
+            "privimage COMMAND --help says more of one, privimage --version which version this is.",
+            rest,
+        ]
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from privimage_jax import preflight
 from privimage_jax.commands import internal_page
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection.codes import FINDINGS
@@ -74,14 +75,17 @@ def examine(config: ConfigDict, sets: DataSets) -> Inspection:
                 wrong[section].append(Finding(code, str(error), refuses=True))
             return None
 
+    attempt("data", SETTINGS, lambda: preflight.check_names(config))
+    is_named = not wrong["data"]
     sensitive: Dataset | None = attempt("data", UNREADABLE, lambda: sets.sensitive)
     held_out = attempt("data", UNREADABLE, lambda: sets.held_out) if config.evaluate.enabled else None
     public = attempt("public", UNREADABLE, lambda: sets.public) if needs_public else None
-    is_whole = not any(wrong.values())
-    if sensitive is not None:
-        attempt("data", SETTINGS, sets.check_counts)
-    if is_whole:
-        attempt("data", SETTINGS, lambda: sets.check_fit(needs_public))
+    is_whole = held_out is not None or not config.evaluate.enabled
+    is_whole &= public is not None or not needs_public
+    if sensitive is not None and is_whole and is_named:
+        preflight.check(config, sets, needs_public, attempt=lambda act: attempt("data", SETTINGS, act))
+    elif sensitive is not None:
+        preflight.check_sensitive(config, sets, attempt=lambda act: attempt("data", SETTINGS, act))
     seen = inspection.look(config, sensitive, held_out, public)
     for section, refusals in wrong.items():
         seen = seen.with_refusals(section, config[section].source, refusals)
@@ -111,8 +115,8 @@ def _lines(beginning: str, text: str) -> list[str]:
 def refusal(config: ConfigDict, seen: Inspection) -> str:
     """Why a run would be refused; "" if it would not be."""
     others = [each.message for found in seen.found.values() for each in found.refusals if each.code not in FINDINGS]
-    accepted = inspection.refusal(config, seen.found)
-    return " ".join([*others, *([f"{accepted}."] if accepted else [])])
+    acceptable = inspection.not_accepted(config, seen.found)
+    return " ".join([*others, *([f"{acceptable}."] if acceptable else [])])
 
 
 def _is_ours(path: Path) -> bool:

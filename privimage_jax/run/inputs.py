@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax import data
 from privimage_jax.data import Dataset
-from privimage_jax.data.inspection import findings
+from privimage_jax.data.inspection import plan
 from privimage_jax.data.unreadable import UnreadableImages, of_sets
 from privimage_jax.errors import UserError
 from privimage_jax.run.plan import Plan, make_plan
@@ -69,21 +69,15 @@ class DataSets:
                 key=section,
             )
 
-    def check(self, needs_public: bool = True) -> None:
-        """Reads every set and checks what depends on it and on a setting, before any mechanism runs.
+    def read(self, needs_public: bool = True) -> None:
+        """Reads every set that the run needs; images that cannot be read are told of all of them at once.
 
         Args:
           needs_public: whether the config runs a stage that looks at the public set.
 
         Raises:
-          UserError: naming what is wrong with the data or with a setting that does not fit it.
+          UserError: naming what is wrong with the data.
         """
-        self._read_all(needs_public)
-        self.check_counts()
-        self.check_fit(needs_public)
-
-    def _read_all(self, needs_public: bool) -> None:
-        """Reads every set that the run needs; images that cannot be read are told of all of them at once."""
         found = []
         for name in ("sensitive", *["held_out"] * self._config.evaluate.enabled, *["public"] * needs_public):
             try:
@@ -108,7 +102,14 @@ class DataSets:
         derived.check_against_n(self._config, self.sensitive.n)
 
     def check_fit(self, needs_public: bool = True) -> None:
-        """Checks whether all sets fit each other and the settings; arguments and errors as of `check`."""
+        """Checks whether all sets fit each other and the settings.
+
+        Args:
+          needs_public: whether the config runs a stage that looks at the public set.
+
+        Raises:
+          UserError: naming the setting or the set that does not fit.
+        """
         config, sensitive = self._config, self.sensitive
         if needs_public:
             data.check_compatible(sensitive, self.public)
@@ -129,9 +130,10 @@ class DataSets:
         with_images = len(np.unique(public.labels))
         try:
             derived.check_against_classes(config, self.sensitive.n_classes, public.n_classes, with_images)
-        except UserError:
-            for finding in findings.of_semantics(public, is_declared=bool(config.public.class_names)):
-                raise UserError(finding.message) from None  # the classes are wrong, and not what is to be made of them
+        except derived.TooFewSemantics:
+            for finding in plan.of_semantics(public, config):
+                if finding.code not in config.public.accept:
+                    raise UserError(finding.message) from None  # they are no classes, and hence too few
             raise
 
 

@@ -55,7 +55,7 @@ class Inspection:
     def with_refusals(self, section: str, source: str, refusals: Sequence[Finding]) -> "Inspection":
         """The same with what else is wrong with a section, also with one of which nothing can be read."""
         found = self.found.get(section, Found(source))
-        known = {finding.message for each in self.found.values() for finding in each.findings}
+        known = {finding.message for each in self.found.values() for finding in each.refusals}
         if not (more := [finding for finding in refusals if finding.message not in known]):
             return self
         found = found.with_findings(more)
@@ -97,7 +97,7 @@ def _of_sensitive(
     test: Statistics | None,
     public: Statistics | None,
 ) -> Iterator[Finding]:
-    yield from findings.of_pixels(training, dataset.facts, "config.data", config.data.intensity)
+    yield from findings.of_pixels(training, dataset.facts, "config.data", config.data.intensity, config.data.accept)
     yield from findings.of_classes(dataset, "config.data", is_public=False)
     yield from plan.of_sensitive(dataset, config)
     yield from copies.within(training, is_public=False)
@@ -109,9 +109,10 @@ def _of_sensitive(
 
 
 def _of_public(config: ConfigDict, dataset: Dataset, statistics: Statistics) -> Iterator[Finding]:
-    yield from findings.of_pixels(statistics, dataset.facts, "config.public", config.public.intensity)
-    if config.selection.method != "all":
-        yield from findings.of_semantics(dataset, is_declared=bool(config.public.class_names))
+    yield from findings.of_pixels(
+        statistics, dataset.facts, "config.public", config.public.intensity, config.public.accept
+    )
+    yield from plan.of_semantics(dataset, config)
     yield from findings.of_classes(dataset, "config.public", is_public=True)
     yield from plan.of_public(dataset, config)
     yield from copies.within(statistics, is_public=True)
@@ -151,7 +152,7 @@ def _look_and_tell(inputs: Inputs, held_out: Dataset | None, public: Dataset | N
     for name, each in seen.items():
         for finding in each.warnings:
             headline(name, "warning", finding.message)
-    if sentence := refusal(inputs.config, seen):
+    if sentence := not_accepted(inputs.config, seen):
         raise UserError(f"{sentence} (see {page_path}).")
 
 
@@ -184,11 +185,16 @@ def _kept(path: Path, of: str) -> dict[str, Found] | None:
         return None
 
 
-def refusal(config: ConfigDict, seen: Mapping[str, Found]) -> str:
-    """Why a run must not go on, and how it does all the same: a sentence without its full stop, "" if it may go on."""
+def not_accepted(config: ConfigDict, seen: Mapping[str, Found]) -> str:
+    """What stops a run that may be accepted, and how it goes on all the same.
+
+    Returns:
+      A sentence without its full stop; "" if there is nothing of the kind.
+    """
     said, ways = [], []
     for name, each in seen.items():
-        if codes := [finding.code for finding in each.refusals if finding.code in FINDINGS]:
-            said += [f"{finding.seen} ({finding.code})" for finding in each.refusals if finding.code in FINDINGS]
-            ways.append(f"config.{name}.accept={tuple(dict.fromkeys((*config[name].accept, *codes)))}")
+        if stopping := [finding for finding in each.refusals if finding.code in FINDINGS]:
+            said += [f"{finding.seen} ({finding.code})" for finding in stopping]
+            accepted = dict.fromkeys((*config[name].accept, *(finding.code for finding in stopping)))
+            ways.append(f"config.{name}.accept={','.join(accepted)}")  # which a shell takes as it is
     return f"{', and '.join(said)}; mend that, or give {' and '.join(ways)} to go on all the same" if said else ""

@@ -7,6 +7,10 @@ from ml_collections import ConfigDict
 from privimage_jax.errors import UserError
 
 
+class TooFewSemantics(UserError):
+    """There are fewer public classes than sensitive ones, so that no number of picks would do."""
+
+
 def delta(config: ConfigDict, n: int) -> float:
     """The delta of the guarantee: as given, or 1 / (N ln N)."""
     return config.privacy.delta or 1 / (n * math.log(n))
@@ -56,6 +60,7 @@ def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int, 
       with_images: how many of these have images; no other is picked.
 
     Raises:
+      TooFewSemantics: if not each class can have one of its own.
       UserError: if k1 or k2 asks for more semantics than there are, or the class weights do not fit.
     """
     weights = config.sample.class_weights
@@ -67,7 +72,7 @@ def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int, 
         return
     picks, most = k2(config, n_classes, n_semantics), with_images // n_classes
     if not most:
-        raise UserError(
+        raise TooFewSemantics(
             f"the public set has {with_images} classes for {n_classes} sensitive ones, and each of these needs one of "
             "its own; choose a public set with more classes or config.selection.method=all."
         )

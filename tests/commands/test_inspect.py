@@ -1,12 +1,17 @@
 """`privimage inspect`, and the same look as the first thing that a run does."""
 
+import dataclasses
 import json
+import re
+import shlex
 import stat
 
 import numpy as np
 import pytest
 from pipelines import release_bytes, write_npz
 
+from privimage_jax.data.inspection import findings
+from privimage_jax.data.inspection.found import Found
 from privimage_jax.run import inspection
 from privimage_jax.storage.workdir import Workdir
 
@@ -71,9 +76,15 @@ def test_a_page_is_written_for_people(privimage, config, tmp_path):
     assert "Not private: keep internal" in page and "A run would start." in page and page.count("<img") > 50
 
 
+def test_its_help_says_how_a_finding_is_accepted_and_what_is_replaced(privimage):
+    out = privimage("inspect", "--help").succeeds().out
+    assert "--config.data.accept=" in out and "--config.public.accept=" in out and out.count("replaced") == 2
+    assert "This command ends with status 2" in out
+
+
 def test_what_a_run_would_refuse_ends_with_status_two(inspect, black):
     result, found = inspect(black)
-    result.refuses("a run would be refused: 60 of 60 images are nearly black", "config.data.accept=('nearly_black',)")
+    result.refuses("a run would be refused: 60 of 60 images are nearly black", "config.data.accept=nearly_black to")
     (refusal,) = found["data"]["refusals"]
     assert refusal["code"] == "nearly_black" and "config.data.intensity=0:1, or else LOW:HIGH" in refusal["message"]
     assert f"refused: {refusal['message'][:40]}" in result.out
@@ -95,6 +106,32 @@ def test_settings_that_do_not_fit_are_told_together(inspect):
     result, found = inspect("--config.finetune.batch_size=61", "--config.query.k1=7")
     result.refuses("config.finetune.batch_size=61 is larger", "config.query.k1=7 is larger")
     assert [refusal["code"] for refusal in found["data"]["refusals"]] == ["settings"] * 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "culprit"),
+    [
+        ("privacy.epsilon=0.0001", "more than config.privacy.epsilon = 0.0001"),
+        ("model.name=nope", "config.model.name: unknown model 'nope'"),
+        ("query_net.model=nope", "config.query_net.model: unknown model 'nope'"),
+        ("model.kwargs.width=0.5", "config.model.name=pipelines:Denoiser fails with"),
+        ("query_net.model=pipelines:Failing", "config.query_net.model=pipelines:Failing fails with ZeroDivisionError"),
+    ],
+)
+def test_what_a_run_checks_before_it_spends_is_told(inspect, run, setting, culprit):
+    result, found = inspect(f"--config.{setting}")
+    result.refuses("a run would be refused: ", culprit)
+    assert [refusal["code"] for refusal in found["data"]["refusals"]] == ["settings"]
+    run(f"--config.{setting}").refuses(culprit)
+
+
+def test_a_refusal_is_told_beside_a_warning_of_the_same_words():
+    warning = findings.Finding("part_folders", "the same words.")
+    seen = inspection.Inspection("", {"public": Found("npz", findings=(warning,))})
+    refusal = dataclasses.replace(warning, refuses=True)
+    assert seen.with_refusals("data", "npz", [refusal]).found["data"].refusals == [refusal]
+    told = seen.with_refusals("public", "npz", [refusal])
+    assert told.with_refusals("data", "npz", [refusal]) is told
 
 
 def test_a_set_that_no_stage_looks_at_is_not_read(inspect):
@@ -133,6 +170,23 @@ def test_a_place_that_must_not_be_written_is_refused(privimage, config, tmp_path
     assert (tmp_path / "mine.json").read_text() == (tmp_path / "mine.html").read_text() == '{"data": "mine"}'
 
 
+@pytest.mark.parametrize("name", ["run/release/look.html", "linked/look.html", "run/release/deeper/look.json"])
+def test_no_release_is_written_before_its_run_has_spent(privimage, config, tmp_path, name):
+    """There is no ledger yet that would tell it."""
+    privimage("inspect", "--config", config, "--workdir", tmp_path / "run").succeeds()
+    release = tmp_path / "run" / "release"
+    (release / "deeper").mkdir()
+    (tmp_path / "linked").symlink_to(release)
+    privimage("inspect", "--config", config, "--out", tmp_path / name).refuses("lies in the release", str(release))
+    assert [*release.rglob("*")] == [release / "deeper"]
+
+
+def test_a_link_to_a_file_of_a_release_is_refused(privimage, config, tmp_path):
+    (tmp_path / "release").mkdir()
+    (tmp_path / "look.html").symlink_to(tmp_path / "release" / "look.html")
+    privimage("inspect", "--config", config, "--out", tmp_path / "look.html").refuses("lies in the release")
+
+
 @pytest.fixture
 def run(privimage, config, tmp_path):
     """`run(*settings) -> Result` up to the query, which spends."""
@@ -145,7 +199,7 @@ def run(privimage, config, tmp_path):
 
 def test_a_run_stops_before_it_spends_unless_that_is_accepted(run, black, tmp_path):
     workdir = Workdir(tmp_path / "run")
-    run(black).refuses("nearly_black", "config.data.accept=('nearly_black',)", "internal/inspection.html")
+    run(black).refuses("nearly_black", "config.data.accept=nearly_black to", "internal/inspection.html")
     assert release_bytes(workdir) == {} and not (workdir.internal / "train-query").exists()
     assert "nearly black" in (workdir.internal / "inspection.html").read_text()
     result = run(black, "--config.data.accept=nearly_black").succeeds()
@@ -160,15 +214,17 @@ def test_copies_in_the_held_out_part_stop_a_run(privimage, config, tmp_path):
     privimage(*evaluated).refuses("30 of 30 held-out images", "(duplicates_across_parts)")
     assert release_bytes(Workdir(tmp_path / "run")) == {}
     # The advice can be followed, and keeps what is accepted already.
-    accepted = "--config.data.accept=('nearly_black', 'duplicates_across_parts')"
-    privimage(*evaluated, accepted).succeeds()
+    refused = privimage(*evaluated, "--config.data.accept=nearly_black")
+    (advice,) = re.findall(r"config\.data\.accept=\S+", refused.err)
+    assert shlex.split(advice) == [advice] and advice.endswith("=nearly_black,duplicates_across_parts")
+    privimage(*evaluated, f"--{advice}").succeeds()
 
 
 def test_a_public_set_that_is_one_level_too_high_is_named_as_such(run, tmp_path):
     path = tmp_path / "public.npz"
     np.savez(path, **write_arrays(1))
     run(f"--config.public.path={path}", "--config.public.class_names=PetImages").refuses(
-        "the public set has the one class 'PetImages'", "config.public.path"
+        "the public set has the one class 'PetImages'", "choose a set whose classes tell what its images show"
     )
 
 

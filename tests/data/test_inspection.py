@@ -31,8 +31,8 @@ def codes(found):
     return [(finding.code, finding.refuses) for finding in found]
 
 
-def of_pixels(images, facts=None, intensity="full"):
-    return [*findings.of_pixels(measure(images), facts or Facts(), "config.data", intensity)]
+def of_pixels(images, facts=None, intensity="full", accept=()):
+    return [*findings.of_pixels(measure(images), facts or Facts(), "config.data", intensity, accept)]
 
 
 def blobs():
@@ -132,6 +132,20 @@ def test_other_pixels_that_look_wrong(images, expected):
     assert codes(of_pixels(images)) == expected
 
 
+@pytest.mark.parametrize(
+    ("images", "accept", "expected"),
+    [
+        (RANDOM * 0, (), ["nearly_black"]),
+        (RANDOM * 0, ("nearly_white",), ["nearly_black"]),
+        (RANDOM * 0, ("nearly_black",), ["nearly_black", "constant"]),
+        (RANDOM // 64, ("nearly_black",), ["nearly_black"]),
+        (RANDOM * 0 + 255, ("nearly_white", "constant"), ["nearly_white", "constant"]),
+    ],
+)
+def test_what_is_accepted_hides_nothing(images, accept, expected):
+    assert [finding.code for finding in of_pixels(images, accept=accept)] == expected
+
+
 def test_half_of_the_images_are_not_most():
     images = RANDOM.copy()
     images[: N // 2] = 0
@@ -206,6 +220,22 @@ def test_a_public_set_with_one_class_asks_nothing():
     assert finding.code == "part_folders" and "one class 'PetImages'" in finding.message
     unlabelled = dataset(classes=1, class_names=("all",))
     assert codes(findings.of_semantics(unlabelled, is_declared=False)) == [("one_class", True)]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("semantic", ["part_folders"]), ("random", []), ("all", [])])
+def test_one_class_is_too_few_where_the_query_picks(method, expected):
+    one = dataset(classes=1, class_names=("PetImages",))
+    found = [*plan.of_semantics(one, plan_config(**{"selection.method": method}))]
+    assert [finding.code for finding in found] == expected
+
+
+@pytest.mark.parametrize("names", [("PetImages",), ("train", "test")])
+@pytest.mark.parametrize(("source", "has_folders"), [("folder", True), ("zip", True), ("npz", False), ("tfds", False)])
+def test_class_folders_are_the_remedy_of_sources_that_have_some(names, source, has_folders):
+    public = dataset(classes=len(names), class_names=names, facts=Facts(source))
+    (finding,) = findings.of_semantics(public, is_declared=False)
+    assert ("config.public.path" in finding.message) == has_folders
+    assert ("config.selection.method=all" in finding.message) != has_folders
 
 
 def test_copies_within_a_part():

@@ -16,6 +16,8 @@ CLIPPED = 0.2  # share of an image's values at 0, and as many at 255: drawings h
 RARE = 0.1  # of the images that each class would have, were all the same size
 NAMED = 5  # classes that one message names
 UNLABELLED = ("all",)  # the classes of a set without labels
+_OF_FOLDERS = ("folder", "zip")  # sources whose classes may be folders
+_OTHER_SET = "choose a set whose classes tell what its images show, or config.selection.method=all"
 
 _PART = re.compile(  # what folders of a set are called that hold no class of their own
     r"(train|test|val|valid|validat|eval|dev|hold[ _-]?out)(ing|ion|uation|elopment)?([ _-]?(set|data|images?|\d+))?"
@@ -46,30 +48,41 @@ class Finding:
         return self.message.partition("; ")[0].rstrip(".")
 
 
-def of_pixels(found: Statistics, facts: Facts, key: str, intensity: str) -> Iterator[Finding]:
-    """What the pixels of a set look like.
+def of_pixels(
+    found: Statistics, facts: Facts, key: str, intensity: str, accept: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """What the pixels of a set look like: the first that looks wrong, as it explains others, and all if it is accepted.
 
     Args:
       found: of its images.
       facts: what was found in its files.
       key: what messages call its section, such as "config.data".
       intensity: how its values became 0..255.
+      accept: codes of findings that are as they should be, and explain nothing else.
     """
+    for finding in _every_of_pixels(found, facts, key, intensity):
+        yield finding
+        if finding.code not in accept:
+            return
+
+
+def _every_of_pixels(found: Statistics, facts: Facts, key: str, intensity: str) -> Iterator[Finding]:
+    """The weightiest first."""
     black, white, flat = found.high <= DARK, found.low >= BRIGHT, found.flat
     clipped = (found.black > CLIPPED) & (found.white > CLIPPED)
     if black.mean() > MOST:
         seen = f"{_share(black)} are nearly black, as none of their pixels is above {DARK} of 255"
         remedy = _brighter(not found.high[black].any(), facts, key, intensity)
         yield Finding("nearly_black", f"{seen}; {remedy}.", refuses=True)
-    elif white.mean() > MOST:
+    if white.mean() > MOST:
         seen = f"{_share(white)} are nearly white, as none of their pixels is below {BRIGHT} of 255"
         yield Finding("nearly_white", f"{seen}; give {key}.intensity=LOW:HIGH by what made them.", refuses=True)
-    elif flat.mean() > MOST:
+    if flat.mean() > MOST:
         # One grey is what a failed export leaves behind; one colour is drawn by somebody, and may be meant.
         grey = flat & (found.low == found.high)
         advice = "look at the files, and at what wrote them"
         yield Finding("constant", f"{_share(flat)} have a single colour; {advice}.", refuses=bool(grey.mean() > MOST))
-    elif clipped.mean() > MOST:
+    if clipped.mean() > MOST:
         seen = f"in {_share(clipped)} more than {CLIPPED:.0%} of all values are 0, and as many 255"
         remedy = f"unless they are masks or drawings, let {key}.intensity span a wider range than {intensity}"
         yield Finding("saturated", f"{seen}; {remedy}.")
@@ -94,25 +107,27 @@ def of_classes(dataset: Dataset, key: str, is_public: bool) -> Iterator[Finding]
         yield Finding("rare_class", f"{seen}; {remedy}.")
 
 
-def of_semantics(public: Dataset, is_declared: bool) -> Iterator[Finding]:
-    """Whether the classes of the public set mean something, as the query asks for them.
+def of_semantics(public: Dataset, is_declared: bool, is_asked: bool = True) -> Iterator[Finding]:
+    """Whether the classes of the public set mean something, as some of them are picked.
 
     Args:
       public: the public set.
       is_declared: whether the user listed its classes.
+      is_asked: whether the query picks them, which needs more than one.
     """
-    names = public.class_names
-    if names == UNLABELLED:
+    names, has_folders = public.class_names, public.facts.source in _OF_FOLDERS
+    if is_asked and names == UNLABELLED:
         seen = "the public images have no labels, but the query asks which of their classes resemble the sensitive ones"
         remedy = "choose a labelled set or config.selection.method=all"
         yield Finding("one_class", f"{seen}; {remedy}.", refuses=True)
-    elif len(names) == 1:
+    elif is_asked and len(names) == 1:
         seen = f"the public set has the one class {names[0]!r}, so that the query has nothing to choose from"
-        remedy = "let config.public.path be the folder that holds the class folders"
+        remedy = "let config.public.path be the folder that holds the class folders" if has_folders else _OTHER_SET
         yield Finding("part_folders", f"{seen}; {remedy}.", refuses=True)
     elif not is_declared and looks_like_parts(names):
         seen = f"the classes of the public set look like folders of its parts: {some([*map(repr, names)])}"
         remedy = "let config.public.path lead to the class folders, or say by config.public.labels where labels are"
+        remedy = remedy if has_folders else _OTHER_SET
         yield Finding("part_folders", f"{seen}; {remedy}.", refuses=True)
 
 

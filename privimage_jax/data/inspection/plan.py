@@ -1,4 +1,4 @@
-"""Whether there are as many images as the plan needs."""
+"""Whether there are as many images and such classes as the plan needs."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from privimage_jax.data.dataset import Dataset
+from privimage_jax.data.inspection import findings
 from privimage_jax.data.inspection.findings import Finding, some
 
 LARGEST_RATE = 0.5  # q = B / N above which drawing batches at random hides hardly any image
@@ -30,6 +31,13 @@ def of_sensitive(sensitive: Dataset, config: ConfigDict) -> Iterator[Finding]:
         seen = f"the query's noise of {noise:.3g} is as large as all counts of class {some(small)}"
         remedy = "lower config.query.noise_multiplier or add images"
         yield Finding("few_images", f"{seen}, so that its semantics are drawn blindly; {remedy}.")
+
+
+def of_semantics(public: Dataset, config: ConfigDict) -> Iterator[Finding]:
+    """Public classes that mean nothing, where the plan picks some of them."""
+    if config.selection.method != "all":
+        is_asked = config.selection.method == "semantic"
+        yield from findings.of_semantics(public, bool(config.public.class_names), is_asked)
 
 
 def of_public(public: Dataset, config: ConfigDict) -> Iterator[Finding]:
