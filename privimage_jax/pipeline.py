@@ -19,7 +19,7 @@ from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.run import inspection
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.run.mechanism import open_ledger, terms
+from privimage_jax.run.mechanism import has_spent, open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages, value
 from privimage_jax.settings import import_strings
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
@@ -179,7 +179,7 @@ def _run_stage(stage: Stage, inputs: Inputs) -> None:
         "fingerprint": inputs.fingerprint,
         "settings": jsonable(stage.settings(inputs.config)),
     }
-    if not _has_spent(inputs, stage) and workdir.read_record(started) != record:
+    if not has_spent(inputs.workdir, stage) and workdir.read_record(started) != record:
         workdir.remove(started.parent)  # what an earlier run with other settings left half done
     inputs.folder(stage.name)
     workdir.atomic_write_json(started, record)
@@ -213,7 +213,7 @@ def _memory_explained(stage: Stage, inputs: Inputs) -> Iterator[None]:
 def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Mapping[str, str]) -> None:
     """Refuses a change in or upstream of a stage that has spent: equal noise on other inputs would subtract."""
     for stage in all_stages(inputs.config):
-        if not _has_spent(inputs, stage):
+        if not has_spent(inputs.workdir, stage):
             continue
         started = inputs.workdir.internal / stage.name / "started.json"
         record = workdir.read_record(started)
@@ -227,12 +227,6 @@ def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Ma
                 f"{inputs.workdir.root} has spent privacy budget in the stage {stage.name}, "
                 f"{_difference(inputs, stage, record, stages)}, or choose a new --workdir."
             )
-
-
-def _has_spent(inputs: Inputs, stage: Stage) -> bool:
-    if stage.mechanism is None:
-        return False  # without reading the ledger
-    return any(line.get("mechanism") == stage.mechanism.name for line in open_ledger(inputs.workdir).entries)
 
 
 def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages: Sequence[Stage]) -> str:

@@ -11,6 +11,8 @@ from pipelines import release_bytes, run, tiny_config
 from privimage_jax import pipeline
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import STAGES, named, value
 from privimage_jax.stages import pretrain, train_query
 from privimage_jax.storage.workdir import Workdir
@@ -76,6 +78,12 @@ def test_what_an_earlier_version_left_is_looked_at_again(asked, tmp_path, failin
     with pytest.raises(UserError, match=rf"internal/{module.STAGE.name}/.* holds a number that is not finite"):
         run(tiny_config(asked[0]), tmp_path / "run", last=stage)
     assert not Workdir(tmp_path / "run").ledger.exists()
+
+
+def test_what_budget_was_spent_on_is_not_made_anew(copy):
+    config, folder = copy
+    inputs = make_inputs(config, Workdir(folder))
+    assert {stage.name for stage in STAGES if is_spent_on(inputs, stage)} == {"train-query", "query"}
 
 
 def test_fine_tuning_that_diverges_is_told_to_the_operator_alone(copy, capsys):

@@ -16,6 +16,7 @@ from privimage_jax.generators.base import Generator, Params, State
 from privimage_jax.generators.sampler import Sampler
 from privimage_jax.privacy import records
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import named
 from privimage_jax.stages import selection
 from privimage_jax.training import divergence, loop, residency
@@ -140,4 +141,5 @@ def load(inputs: Inputs, generator: Generator) -> Params:
       UserError: if they are missing, damaged, another model's or not finite.
     """
     path = STAGE.artefact(inputs.workdir)
-    return divergence.refuse_not_finite(path, restore_tree(path, artefact.shapes(generator)))
+    params = restore_tree(path, artefact.shapes(generator))
+    return divergence.refuse_not_finite(path, params, is_spent_on(inputs, STAGE))

@@ -31,15 +31,24 @@ def all_finite(tree: Any) -> bool:
     return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
-def refuse_not_finite(path: Path, tree: Any) -> Any:
+def refuse_not_finite(path: Path, tree: Any, is_spent_on: bool) -> Any:
     """The tree that was read from an artefact, if every number of it is finite: no mechanism sees another.
+
+    Args:
+      path: of the artefact.
+      tree: its content.
+      is_spent_on: whether budget was spent on it, so that no other may take its place.
 
     Raises:
       UserError: naming the artefact.
     """
-    if not all_finite(tree):
-        raise UserError(f"{path} holds a number that is not finite; delete it, and the same command trains it again.")
-    return tree
+    if all_finite(tree):
+        return tree
+    if is_spent_on:
+        remedy = "budget was spent on it: restore it from a copy, or start a new workdir"
+    else:
+        remedy = "delete it, and the same command trains it again"
+    raise UserError(f"{path} holds a number that is not finite; {remedy}.")
 
 
 def has_diverged(loss: float, reference: float) -> bool:

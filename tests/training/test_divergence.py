@@ -87,6 +87,7 @@ def test_gradients_that_are_not_finite_are_told_when_they_are_most(nonfinite):
 
 def test_an_artefact_that_is_not_finite_is_named():
     tree = {"a": np.ones(2)}
-    assert divergence.refuse_not_finite("internal/x", tree) is tree
-    with pytest.raises(UserError, match="^internal/x holds a number that is not finite; delete it"):
-        divergence.refuse_not_finite("internal/x", {"a": np.array([1, math.nan])})
+    for is_spent_on, remedy in ((False, "delete it, and"), (True, "budget was spent on it: restore it")):
+        assert divergence.refuse_not_finite("internal/x", tree, is_spent_on) is tree
+        with pytest.raises(UserError, match=f"^internal/x holds a number that is not finite; {remedy}"):
+            divergence.refuse_not_finite("internal/x", {"a": np.array([1, math.nan])}, is_spent_on)
