@@ -20,7 +20,7 @@ from privimage_jax.run import inspection
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import has_spent, open_ledger, terms
-from privimage_jax.run.stage import Stage, all_stages, enabled_stages, value
+from privimage_jax.run.stage import Stage, all_stages, enabled_stages, upstream, value
 from privimage_jax.settings import import_strings
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
 from privimage_jax.stages.parts import utility
@@ -200,14 +200,23 @@ def _memory_explained(stage: Stage, inputs: Inputs) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        in_use = {"clipping.microbatch": inputs.microbatch}  # where the config leaves it open
-        lower = [f"config.{key}={in_use.get(key) or value(inputs.config, key)}" for key in stage.memory_settings]
+        lower = [f"config.{key}={number}" for key, number in _to_lower(stage, inputs).items()]
         advice = f"give less than {' or '.join(lower)}" if lower else "use a machine or devices with more of it"
         reason = one_line(str(error)) or type(error).__name__
         raise UserError(
             f"memory ran out in the stage {stage.name} ({reason}); {advice}, and run the same command again: what the "
             "stages before have done is kept."
         ) from error
+
+
+def _to_lower(stage: Stage, inputs: Inputs) -> dict[str, int]:
+    """The stage's memory settings that leave something to lower, and that no spent budget depends on."""
+    config = inputs.config
+    spent = [one for one in all_stages(config) if has_spent(inputs.workdir, one)]
+    fixed = {key for last in spent for one in upstream(config, last) for key in one.settings(config)}
+    in_use = {"clipping.microbatch": inputs.microbatch}  # where the config leaves it open
+    numbers = {key: in_use.get(key) or value(config, key) for key in stage.memory_settings if key not in fixed}
+    return {key: number for key, number in numbers.items() if number > 1}
 
 
 def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Mapping[str, str]) -> None:

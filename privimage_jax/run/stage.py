@@ -55,8 +55,8 @@ class Stage:
       depends_on: what of the data decides its result: of "classes", "public", "sensitive", "held_out".
       enabled: whether the config runs it.
       mechanism: what spends budget, if anything does. Its data always decide the result.
-      memory_settings: the settings that decide how much memory it takes, to be lowered where there is too little;
-        changing one is not refused after the stage has spent.
+      memory_settings: the settings that decide how much memory it takes, to be lowered where there is too little.
+        One that spent budget depends on is left out when they are named.
       follows_precision: whether matrix products run as `config.precision` says; measures are exact, whatever that is.
       after: for a stage from outside the package, the one that it follows.
     """
@@ -200,7 +200,6 @@ STAGES: tuple[Stage, ...] = (
         writes=("internal/select/subset.npz", "release/semantics.json"),
         depends_on=("classes", "public"),
         enabled=lambda config: _asks_semantics(config) or config.pretrain.steps > 0,
-        memory_settings=("public.max_examples",),
     ),
     Stage(
         name="pretrain",
