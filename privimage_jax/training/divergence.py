@@ -52,16 +52,16 @@ def refuse_not_finite(path: Path, tree: Any, is_spent_on: bool) -> Any:
 
 
 def has_diverged(loss: float, reference: float) -> bool:
-    """Whether a loss is not finite, or above `FACTOR` times a reference.
+    """Whether a loss is not finite, or above `FACTOR` times a reference. One that is not above 0 is no measure.
 
     >>> has_diverged(0.3, 1.0), has_diverged(2.1, 1.0), has_diverged(float("nan"), 1.0)
     (False, True, True)
 
     Args:
       loss: of a trained network.
-      reference: of one that knows nothing; not negative.
+      reference: of one that knows nothing.
     """
-    return not (math.isfinite(loss) and loss <= FACTOR * reference)
+    return not math.isfinite(loss) or loss > FACTOR * reference > 0
 
 
 def stop_if_not_finite(stage: str, remedy: str) -> After:

@@ -14,8 +14,9 @@ NUMBERS = st.floats(0, 1e6)
 
 @given(NUMBERS, NUMBERS)
 def test_a_loss_has_diverged_above_twice_its_reference(loss, reference):
-    assert divergence.has_diverged(loss, reference) == (loss > 2 * reference)
+    assert divergence.has_diverged(loss, reference) == (loss > 2 * reference > 0)
     assert not divergence.has_diverged(reference, reference)
+    assert not divergence.has_diverged(loss, -reference), "a loss that may be negative is no measure"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
