@@ -17,6 +17,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.training.writers import first_row
 
 FACTOR = 2.0  # a loss above so many times that of knowing nothing has diverged; a training that works is below that one
+RISEN = 10.0  # times its start, above which a loss is told: noise may double the small one of a pre-trained generator
 NOT_FINITE = 0.5  # the share of gradients that are not finite above which the parameters are to blame, not the images
 
 After = Callable[[int, int, dict[str, float]], None]
@@ -100,8 +101,11 @@ class Watch:
         if metrics["nonfinite"] > NOT_FINITE * metrics["drawn"]:
             share = metrics["nonfinite"] / metrics["drawn"]
             self._tell("gradients", f"{share:.0%} of the gradients are not finite and count as zero {steps}")
-        elif loss is not None and self._start is not None and has_diverged(loss, abs(self._start)):
-            self._tell("loss", f"the loss is {loss:.3g} {steps}, and was {self._start:.3g} at the start")
+        elif loss is not None and not math.isfinite(loss):
+            self._tell("loss", f"the loss is {loss:g} {steps}")
+        elif loss is not None and self._start is not None and loss > RISEN * self._start > 0:
+            times = loss / self._start
+            self._tell("loss", f"the loss has risen to {times:.3g} times that of the start ({self._start:.3g}) {steps}")
 
 
 def _known_loss(metrics: dict[str, float]) -> float | None:

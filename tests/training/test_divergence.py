@@ -57,9 +57,20 @@ def test_a_loss_is_compared_with_that_of_the_first_step(watch):
     make, kinds, _ = watch
     follow = make()
     follow(0, 1, metrics(0.0, drawn=0))  # an empty batch has no loss
-    for loss in (0.5, 0.9, 1.01):
+    for loss in (0.5, 1.01, 4.9):  # as a pre-trained generator's under noise
         follow(0, 1, metrics(loss))
-    assert kinds == [("loss", "the loss is 1.01 in the steps 0 to 1, and was 0.5 at the start")]
+    assert not kinds
+    follow(0, 1, metrics(6.0))
+    assert kinds == [("loss", "the loss has risen to 12 times that of the start (0.5) in the steps 0 to 1")]
+
+
+@pytest.mark.parametrize(("start", "loss", "told"), [(-1.0, 50.0, False), (0.0, 5.0, False), (-1.0, math.inf, True)])
+def test_a_loss_that_begins_at_or_below_0_is_told_only_if_it_is_not_finite(watch, start, loss, told):
+    make, kinds, _ = watch
+    follow = make()
+    for value in (start, loss):
+        follow(0, 1, metrics(value))
+    assert [sentence for _, sentence in kinds] == [f"the loss is {loss:g} in the steps 0 to 1"] * told
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,7 @@ def test_a_run_that_goes_on_remembers_the_first_step(watch, content, told):
     """Without its file, what comes first after the interruption stands in for it."""
     make, kinds, file = watch
     file.write_text(content)
-    make()(50, 100, metrics(2.0))
+    make()(50, 100, metrics(6.0))
     assert [kind for kind, _ in kinds] == ["loss"] * told
 
 
