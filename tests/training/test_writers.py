@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import types
 
 import numpy as np
@@ -88,6 +89,25 @@ def test_metrics_that_nobody_wrote_are_dropped(tmp_path, content):
     with MetricWriter(tmp_path, start_step=2) as writer:
         writer.scalars(2, {"loss": 0.5})
     assert rows(tmp_path) == [{"step": "2", "loss": "0.5"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ("step,loss,drawn\n2,0.5,\n4,9.0,3.0\n", {"step": 2.0, "loss": 0.5}),
+        ("step,loss\n2,0.5", {}),
+        ("step,loss\n", {}),
+        ("step,loss\n2,low\n", {}),
+        ("step,loss\n2,0.5,7\n", {}),
+        ("", {}),
+    ],
+)
+def test_the_first_row_is_read_alone(tmp_path, content, row):
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    if row:
+        os.truncate(path, writers.MAX_METRICS_BYTES + 1)  # what follows is not read, however much it is
+    assert writers.first_row(path) == row
 
 
 def test_a_headline_is_one_line_without_control_characters(capsys):
