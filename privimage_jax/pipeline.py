@@ -12,7 +12,7 @@ from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.cluster import processes
 from privimage_jax.data.sources import specs
-from privimage_jax.errors import UserError, is_out_of_memory, one_line
+from privimage_jax.errors import UserError, is_out_of_memory, one_line, reason_of
 from privimage_jax.generators.diffusion import Diffusion
 from privimage_jax.models import registry
 from privimage_jax.privacy.clipping import PRECISIONS
@@ -202,10 +202,9 @@ def _memory_explained(stage: Stage, inputs: Inputs) -> Iterator[None]:
             raise
         lower = [f"config.{key}={number}" for key, number in _to_lower(stage, inputs).items()]
         advice = f"give less than {' or '.join(lower)}" if lower else "use a machine or devices with more of it"
-        reason = one_line(str(error)) or type(error).__name__
         raise UserError(
-            f"memory ran out in the stage {stage.name} ({reason}); {advice}, and run the same command again: what the "
-            "stages before have done is kept."
+            f"memory ran out in the stage {stage.name} ({reason_of(error)}); {advice}, and run the same command again: "
+            "what the stages before have done is kept."
         ) from error
 
 
