@@ -128,8 +128,8 @@ def value(config: ConfigDict, key: str) -> Any:
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it.
 
-    Without the microbatch, which changes no more than the order of float32 sums, as the number of devices does: whoever
-    ran out of memory may lower it and go on.
+    Without the microbatch, which changes results by rounding only, as the number of devices does: whoever ran out of
+    memory may lower it and go on. (Whether the rules for convolutions still keep examples apart is tried again.)
     """
     names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
     settings = {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
