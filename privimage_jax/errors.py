@@ -27,6 +27,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says, or its type where it says nothing, as a part of a sentence.
+
+    >>> reason_of(MemoryError()), reason_of(ValueError("a\\nb."))
+    ('MemoryError', 'a b')
+    """
+    return one_line(str(error)) or type(error).__name__
+
+
+def memory_sentence(error: BaseException) -> str:
+    """What to do where memory runs out outside a stage, which would name its own settings."""
+    return f"the memory does not suffice ({reason_of(error)}); ask for less, or use a machine that has more."
+
+
 class UserError(ValueError):
     """A wrong input, configuration or environment.
 

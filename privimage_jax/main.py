@@ -19,7 +19,7 @@ from privimage_jax.cli import streams
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.table import COMMANDS, overview
 from privimage_jax.cluster import preemption, processes
-from privimage_jax.errors import UserError, is_out_of_memory, one_line, printable
+from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, printable
 
 INTERRUPTED = 130  # as shells report SIGINT
 GRACE_SECONDS = 3.0  # for the news that another process has failed
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         if error.filename is None:
             streams.discard()
         if is_out_of_memory(error):
-            return _refused(_memory(error))
+            return _refused(memory_sentence(error))
         culprit = "" if error.filename is None else f" ({error.filename})"
         return _refused(
             f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
@@ -76,19 +76,13 @@ def main(argv: list[str]) -> int:
         return _told(INTERRUPTED, "interrupted; the same command continues where it stopped.")
     except Exception as error:
         if is_out_of_memory(error):
-            return _refused(_memory(error))
+            return _refused(memory_sentence(error))
         if processes.current().count == 1:
             raise
         time.sleep(GRACE_SECONDS)  # what fails here because another process has gone ends meanwhile, with a sentence
         traceback.print_exc()
         return _ended(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (a bug).")
     return 0
-
-
-def _memory(error: Exception) -> str:
-    """What to do where memory runs out outside a stage, which would name its own settings."""
-    reason = one_line(str(error)) or type(error).__name__
-    return f"the memory does not suffice ({reason}); ask for less, or use a machine that has more."
 
 
 def _refused(sentence: str) -> int:

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 
 from privimage_jax import config as configs
-from privimage_jax import preflight
 from privimage_jax.cluster import processes
-from privimage_jax.errors import UserError, is_out_of_memory, one_line
+from privimage_jax.errors import UserError, is_out_of_memory, reason_of
 from privimage_jax.privacy.clipping import PRECISIONS
 from privimage_jax.run import inspection
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.run.mechanism import open_ledger, terms
-from privimage_jax.run.stage import Stage, all_stages, enabled_stages, value
+from privimage_jax.run.mechanism import has_spent, open_ledger, terms
+from privimage_jax.run.stage import Stage, all_stages, enabled_stages, upstream, value
+from privimage_jax.stages.parts import preflight
 from privimage_jax.storage import workdir
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.training import memory
@@ -100,7 +100,7 @@ def _run_stage(stage: Stage, inputs: Inputs) -> None:
         "fingerprint": inputs.fingerprint,
         "settings": jsonable(stage.settings(inputs.config)),
     }
-    if not _has_spent(inputs, stage) and workdir.read_record(started) != record:
+    if not has_spent(inputs.workdir, stage) and workdir.read_record(started) != record:
         workdir.remove(started.parent)  # what an earlier run with other settings left half done
     inputs.folder(stage.name)
     workdir.atomic_write_json(started, record)
@@ -121,20 +121,28 @@ def _memory_explained(stage: Stage, inputs: Inputs) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        in_use = {"clipping.microbatch": inputs.microbatch}  # where the config leaves it open
-        lower = [f"config.{key}={in_use.get(key) or value(inputs.config, key)}" for key in stage.memory_settings]
+        lower = [f"config.{key}={number}" for key, number in _to_lower(stage, inputs).items()]
         advice = f"give less than {' or '.join(lower)}" if lower else "use a machine or devices with more of it"
-        reason = one_line(str(error)) or type(error).__name__
         raise UserError(
-            f"memory ran out in the stage {stage.name} ({reason}); {advice}, and run the same command again: what the "
-            "stages before have done is kept."
+            f"memory ran out in the stage {stage.name} ({reason_of(error)}); {advice}, and run the same command again: "
+            "what the stages before have done is kept."
         ) from error
+
+
+def _to_lower(stage: Stage, inputs: Inputs) -> dict[str, int]:
+    """The stage's memory settings that leave something to lower, and that no spent budget depends on."""
+    config = inputs.config
+    spent = [one for one in all_stages(config) if has_spent(inputs.workdir, one)]
+    fixed = {key for last in spent for one in upstream(config, last) for key in one.settings(config)}
+    in_use = {"clipping.microbatch": inputs.microbatch}  # where the config leaves it open
+    numbers = {key: in_use.get(key) or value(config, key) for key in stage.memory_settings if key not in fixed}
+    return {key: number for key, number in numbers.items() if number > 1}
 
 
 def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Mapping[str, str]) -> None:
     """Refuses a change in or upstream of a stage that has spent: equal noise on other inputs would subtract."""
     for stage in all_stages(inputs.config):
-        if not _has_spent(inputs, stage):
+        if not has_spent(inputs.workdir, stage):
             continue
         started = inputs.workdir.internal / stage.name / "started.json"
         record = workdir.read_record(started)
@@ -148,12 +156,6 @@ def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Ma
                 f"{inputs.workdir.root} has spent privacy budget in the stage {stage.name}, "
                 f"{_difference(inputs, stage, record, stages)}, or choose a new --workdir."
             )
-
-
-def _has_spent(inputs: Inputs, stage: Stage) -> bool:
-    if stage.mechanism is None:
-        return False  # without reading the ledger
-    return any(line.get("mechanism") == stage.mechanism.name for line in open_ledger(inputs.workdir).entries)
 
 
 def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages: Sequence[Stage]) -> str:

@@ -15,13 +15,13 @@ from crashes import WriteLog, files_of, is_partial, problems, rebuild, states
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
-from privimage_jax import preflight
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.models import registry
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.run import mechanism
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
+from privimage_jax.stages.parts import preflight
 from privimage_jax.storage import workdir
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop

@@ -26,7 +26,6 @@ LAYERS = (
     ("report",),
     ("run",),
     ("stages",),
-    ("preflight",),
     ("pipeline",),
     ("commands",),
     ("targets",),

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import resource
 import shutil
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from pipelines import release_bytes, run, tiny_config
 
-from privimage_jax import preflight
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import STAGES, named, value
 from privimage_jax.stages import pretrain, train_query
+from privimage_jax.stages.parts import preflight
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop
 
@@ -80,6 +83,12 @@ def test_what_an_earlier_version_left_is_looked_at_again(asked, tmp_path, failin
     assert not Workdir(tmp_path / "run").ledger.exists()
 
 
+def test_what_budget_was_spent_on_is_not_made_anew(copy):
+    config, folder = copy
+    inputs = make_inputs(config, Workdir(folder))
+    assert {stage.name for stage in STAGES if is_spent_on(inputs, stage)} == {"train-query", "query"}
+
+
 def test_fine_tuning_that_diverges_is_told_to_the_operator_alone(copy, capsys):
     config, folder = copy
     config.finetune.learning_rate = 1e30
@@ -123,7 +132,7 @@ def failing(monkeypatch):
         ("query", EXHAUSTED, "use a machine or devices with more of it"),
         ("pretrain", MemoryError(), "(MemoryError); give less than config.pretrain.batch_size=8,"),
         ("finetune", EXHAUSTED, "(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. more); "),
-        ("finetune", OSError(12, "Cannot allocate memory"), "give less than config.clipping.microbatch=1,"),
+        ("finetune", OSError(12, "Cannot allocate memory"), "use a machine or devices with more of it"),
         ("sample", ValueError("RESOURCE_EXHAUSTED, as somebody says"), None),
         ("sample", MemoryError(), "config.sample.batch_size=6 or config.sample.n=12,"),
         ("evaluate", MemoryError(), "config.evaluate.max_images=10000 or config.evaluate.classifier_batch_size=10,"),
@@ -141,6 +150,36 @@ def test_a_lack_of_memory_names_the_stage_and_what_to_lower(asked, tmp_path, fai
         run(config, tmp_path / "run")
     assert str(refused.value).startswith(f"memory ran out in the stage {stage} (")
     assert advice in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def spent(tmp_path_factory):
+    """A config with every mechanism, and the workdir of a run in which all have spent."""
+    folder = tmp_path_factory.mktemp("spent")
+    config = tiny_config(folder)
+    config.privacy.accountant, config.evaluate.enabled = "rdp", False
+    config.class_histogram.enabled = config.sampler_choice.enabled = True
+    config.class_histogram.noise_multiplier = 4.0
+    config.sampler_choice.noise_multiplier, config.sampler_choice.candidates = 6.0, (0.0, 1.0)
+    workdir = run(config, folder / "run", last="choose-sampler")
+    config.evaluate.enabled = True
+    return config, workdir.root
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_what_a_lack_of_memory_advises_is_not_refused_as_spent(spent, tmp_path, failing, stage):
+    config = spent[0].copy_and_resolve_references()
+    workdir = Workdir(shutil.copytree(spent[1], tmp_path / "run"))
+    workdir.clear_mark(stage.name)
+    failing(stage.name, EXHAUSTED)
+    with pytest.raises(UserError, match=f"memory ran out in the stage {stage.name} ") as refused:
+        run(config, workdir.root, last=stage.name)
+    advised = re.findall(r"config\.(\w+)\.(\w+)=(\d+)", str(refused.value))
+    assert bool(advised) != ("use a machine or devices with more of it" in str(refused.value))
+    for section, name, number in advised:
+        config[section][name] = int(number) // 2
+    failing("none", None)
+    run(config, workdir.root, last=stage.name)
 
 
 def test_what_to_lower_is_a_setting_of_the_stage():

@@ -10,7 +10,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from privimage_jax import preflight
 from privimage_jax.commands import internal_page
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection.codes import FINDINGS
@@ -23,6 +22,7 @@ from privimage_jax.run import inspection
 from privimage_jax.run.inputs import DataSets
 from privimage_jax.run.inspection import Inspection
 from privimage_jax.run.stage import enabled_stages
+from privimage_jax.stages.parts import preflight
 from privimage_jax.storage import reading, workdir
 from privimage_jax.storage.workdir import Workdir
 

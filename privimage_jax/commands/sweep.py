@@ -22,7 +22,7 @@ from privimage_jax.commands.combinations import Run, as_file_name
 from privimage_jax.commands.ledger import DIGITS, describe_joint, void_note
 from privimage_jax.commands.sweep_plots import plot, png
 from privimage_jax.commands.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
-from privimage_jax.errors import UserError, is_out_of_memory, printable
+from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, printable
 from privimage_jax.privacy.ledger import spent, total_epsilon
 from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.inputs import make_inputs
@@ -195,8 +195,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     if not is_out_of_memory(error):
         raise error
-    detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"the memory does not suffice ({detail}); give a smaller model, batch or config.clipping.microbatch."
+    return memory_sentence(error)
 
 
 def _trained_network(config: ConfigDict, own: Workdir, folder: Workdir) -> str:

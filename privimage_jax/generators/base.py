@@ -16,6 +16,9 @@ class Generator(Protocol):
     """One family, for the model, the classes and the images of one config.
 
     A training state is a dict with "params" (what is trained), "frozen" (what is not), "ema", "opt_state" and "step".
+
+    A family whose pre-training lowers `per_example_loss`, a loss above 0, says so by an attribute `lowers_loss = True`.
+    Pre-training that has raised it is then refused; of other families only what is not finite is.
     """
 
     n_classes: int

@@ -21,6 +21,8 @@ from privimage_jax.training.trainable import merge_trainable, split_trainable
 class Diffusion:
     """A conditional denoiser; see `generators.base.Generator`."""
 
+    lowers_loss = True
+
     def __init__(self, config: ConfigDict, n_classes: int):
         shape = config.data
         self.config = config

@@ -16,6 +16,7 @@ from privimage_jax.privacy import accounting, chacha
 from privimage_jax.privacy.ledger import Ledger, OverBudget, is_closed
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.stage import Stage, all_stages, upstream
 from privimage_jax.storage import reading, workdir
 from privimage_jax.training.writers import headline
 
@@ -33,6 +34,20 @@ def open_ledger(run: workdir.Workdir) -> Ledger:
     if head.exists() and not ledger.extends(workdir.read_record(head)):
         raise UserError(f"{run.ledger} has lost lines that spent budget; restore the file, or start a new workdir.")
     return ledger
+
+
+def has_spent(run: workdir.Workdir, stage: Stage) -> bool:
+    """Whether the run's ledger has a line of the stage's mechanism."""
+    if stage.mechanism is None:
+        return False  # without reading the ledger
+    return any(line.get("mechanism") == stage.mechanism.name for line in open_ledger(run).entries)
+
+
+def is_spent_on(inputs: Inputs, stage: Stage) -> bool:
+    """Whether a mechanism has spent that a stage's artefacts reach: they are not made anew then."""
+    return any(
+        has_spent(inputs.workdir, one) and stage in upstream(inputs.config, one) for one in all_stages(inputs.config)
+    )
 
 
 def terms(inputs: Inputs) -> dict[str, Any]:

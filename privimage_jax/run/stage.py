@@ -55,8 +55,8 @@ class Stage:
       depends_on: what of the data decides its result: of "classes", "public", "sensitive", "held_out".
       enabled: whether the config runs it.
       mechanism: what spends budget, if anything does. Its data always decide the result.
-      memory_settings: the settings that decide how much memory it takes, to be lowered where there is too little;
-        changing one is not refused after the stage has spent.
+      memory_settings: the settings that decide how much memory it takes, to be lowered where there is too little.
+        One that spent budget depends on is left out when they are named.
       follows_precision: whether matrix products run as `config.precision` says; measures are exact, whatever that is.
       after: for a stage from outside the package, the one that it follows.
     """
@@ -128,8 +128,8 @@ def value(config: ConfigDict, key: str) -> Any:
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it.
 
-    Without the microbatch, which changes no more than the order of float32 sums, as the number of devices does: whoever
-    ran out of memory may lower it and go on.
+    Without the microbatch, which changes results by rounding only, as the number of devices does: whoever ran out of
+    memory may lower it and go on. (Whether the rules for convolutions still keep examples apart is tried again.)
     """
     names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
     settings = {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
@@ -200,7 +200,6 @@ STAGES: tuple[Stage, ...] = (
         writes=("internal/select/subset.npz", "release/semantics.json"),
         depends_on=("classes", "public"),
         enabled=lambda config: _asks_semantics(config) or config.pretrain.steps > 0,
-        memory_settings=("public.max_examples",),
     ),
     Stage(
         name="pretrain",

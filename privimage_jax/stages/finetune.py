@@ -187,7 +187,8 @@ def _train(
     trouble = Trouble(inputs)
 
     def tell(kind: str, sentence: str) -> None:
-        trouble.tell(kind, f"{sentence}: fine-tuning diverges; {remedy(config)}.")
+        verdict = "fine-tuning may diverge" if kind == "loss" else "fine-tuning diverges"
+        trouble.tell(kind, f"{sentence}: {verdict}; {remedy(config)}.")
 
     watch = divergence.Watch(mechanism.folder / "metrics" / "metrics.csv", tell)
 

@@ -1,5 +1,7 @@
 """Stage 4: pre-train the generator on the selected public images. Public data only; no privacy cost."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,7 @@ from privimage_jax.generators.base import Generator, Params, State
 from privimage_jax.generators.sampler import Sampler
 from privimage_jax.privacy import records
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import named
 from privimage_jax.stages import selection
 from privimage_jax.training import divergence, loop, residency
@@ -41,10 +44,11 @@ def run(inputs: Inputs) -> None:
     state = meshes.place(state, meshes.replicated(inputs.mesh))
     if inputs.config.pretrain.steps:
         images, labels = selection.load(inputs)
-        before = public_loss(generator, state["ema"], images, labels, inputs.mesh)
+        loss = public_loss(generator, images, labels, inputs.mesh)
+        before = loss(state["ema"])
         state = _train(inputs, generator, state, images, labels)
-        after = public_loss(generator, state["ema"], images, labels, inputs.mesh)
-        check_result(state["ema"], before, after, remedy(inputs.config))
+        lowers_loss = getattr(generator, "lowers_loss", False)
+        check_result(state["ema"], before, loss(state["ema"]), lowers_loss, remedy(inputs.config))
     save_tree(STAGE.artefact(inputs.workdir), jax.device_get(state["ema"]))
     Checkpoints(inputs.folder(STAGE.name) / "checkpoints").clear()
 
@@ -57,38 +61,44 @@ def remedy(config: ConfigDict) -> str:
     )
 
 
-def public_loss(generator: Generator, params: Params, images: Images, labels: Images, mesh: Mesh) -> float:
-    """The loss that fine-tuning is going to minimise, as a mean over some public images.
+def public_loss(generator: Generator, images: Images, labels: Images, mesh: Mesh) -> Callable[[Params], float]:
+    """The loss that fine-tuning is going to minimise, as a mean over some public images; a function of parameters.
 
-    Images and draws are the same at each call, so that two parameters are compared by nothing else.
+    It is compiled once, and images and draws are the same at each call, so that two parameters are compared by nothing
+    else.
     """
     rows = np.linspace(0, len(labels) - 1, min(COMPARED, len(labels))).astype(int)
     rows = np.resize(rows, -(-len(rows) // PIECE) * PIECE)  # one shape is compiled, however few images there are
     per_example_loss = jax.jit(generator.per_example_loss)
-    losses = []
-    for number, piece in enumerate(rows.reshape(-1, PIECE)):
-        batch = {"image": np.asarray(images[piece]), "label": np.asarray(labels[piece])}
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), PIECE)
-        losses.append(per_example_loss(params, *meshes.place((batch, keys), meshes.replicated(mesh))))
-    return float(np.mean(jax.device_get(losses)))
+
+    def loss(params: Params) -> float:
+        losses = []
+        for number, piece in enumerate(rows.reshape(-1, PIECE)):
+            batch = {"image": np.asarray(images[piece]), "label": np.asarray(labels[piece])}
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), PIECE)
+            losses.append(per_example_loss(params, *meshes.place((batch, keys), meshes.replicated(mesh))))
+        return float(np.mean(jax.device_get(losses)))
+
+    return loss
 
 
-def check_result(params: Params, before: float, after: float, remedy: str) -> None:
+def check_result(params: Params, before: float, after: float, lowers_loss: bool, remedy: str) -> None:
     """Refuses parameters that fine-tuning would spend budget on in vain.
 
     Args:
       params: the result.
       before: `public_loss` at the start.
       after: that of the result.
+      lowers_loss: whether the family says that pre-training lowers it, see `Generator`.
       remedy: the end of the sentence.
 
     Raises:
-      UserError: if a parameter or the loss is not finite, or the loss is more than `divergence.FACTOR` times that at
-        the start.
+      UserError: if a parameter or the loss is not finite, or pre-training lowers the loss and it is more than
+        `divergence.FACTOR` times that at the start.
     """
     if not divergence.all_finite(jax.device_get(params)):
         raise UserError(f"a parameter of the pre-trained generator is not finite; {remedy}.")
-    if divergence.has_diverged(after, abs(before)):
+    if divergence.has_diverged(after, before if lowers_loss else math.inf):
         raise UserError(
             f"pre-training has diverged: the loss on public images was {before:.3g} at the start and is {after:.3g}; "
             f"{remedy}."
@@ -140,4 +150,5 @@ def load(inputs: Inputs, generator: Generator) -> Params:
       UserError: if they are missing, damaged, another model's or not finite.
     """
     path = STAGE.artefact(inputs.workdir)
-    return divergence.refuse_not_finite(path, restore_tree(path, artefact.shapes(generator)))
+    params = restore_tree(path, artefact.shapes(generator))
+    return divergence.refuse_not_finite(path, params, is_spent_on(inputs, STAGE))

@@ -15,6 +15,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.models import registry
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import named
 from privimage_jax.run.trouble import Trouble
 from privimage_jax.storage.workdir import Workdir
@@ -146,7 +147,8 @@ def load(inputs: Inputs) -> tuple[nn.Module, Any]:
       UserError: if it is missing, damaged, another model's or not finite.
     """
     module, path = build(inputs.config, inputs.public.n_classes), STAGE.artefact(inputs.workdir)
-    return module, divergence.refuse_not_finite(path, restore_tree(path, shapes(inputs)))
+    variables = restore_tree(path, shapes(inputs))
+    return module, divergence.refuse_not_finite(path, variables, is_spent_on(inputs, STAGE))
 
 
 def shapes(inputs: Inputs) -> Any:

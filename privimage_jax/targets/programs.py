@@ -22,10 +22,10 @@ from privimage_jax.generators.sampler import Sampler
 from privimage_jax.metrics import features
 from privimage_jax.models import registry
 from privimage_jax.models.convolution import fast_convolutions
-from privimage_jax.preflight import named_failures
 from privimage_jax.privacy import clipping, records
 from privimage_jax.settings import derived
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
+from privimage_jax.stages.parts.preflight import named_failures
 from privimage_jax.targets.facts import Facts, selected
 from privimage_jax.targets.machine import Machine
 from privimage_jax.training import classifier, loop, residency

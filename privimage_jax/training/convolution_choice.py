@@ -7,7 +7,8 @@ kept in a file for as long as the run may be resumed.
 
 A compiler may cut a convolution of groups into one without, times zeros; NaN times zero is NaN. So each program is
 given a first example of NaN, and one that lets this reach the other examples is not used. That is also why TPUs try
-their rule for each layer, in the microbatch of the run, although no other is as fast there.
+their rule for each layer, in the microbatch of the run, although no other is as fast there. A run that goes on in
+another microbatch, or on another device, has other programs: they are given that example too.
 """
 
 import functools
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from privimage_jax.cluster import processes
+from privimage_jax.errors import UserError
 from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.privacy.weight_gradients import Layer
 from privimage_jax.storage import reading, workdir
@@ -95,7 +97,7 @@ def kept(
 
     Until budget is spent nothing relies on a choice, and it is made afresh at every start. Afterwards it is what the
     file says, on whatever device; without a file, none (the mechanism compares it with what it had). Process 0
-    measures; the others read what it wrote.
+    measures, and tries the kept rules where they were not tried; the others read what it wrote.
 
     Args:
       folder: of the stage.
@@ -105,7 +107,7 @@ def kept(
       platform: of the devices of the run; None is the device's.
 
     Raises:
-      UserError: if the file is damaged after budget was spent.
+      UserError: if, after budget was spent, the file is damaged, or a rule mixes examples in the present microbatch.
     """
     path = folder / FILE
     if not is_spent:
@@ -114,13 +116,43 @@ def kept(
             if path.exists():  # from a start on other devices
                 workdir.remove(path)
             return {}
-        seconds = measure(find(), device, rules) if processes.is_first() else {}
-        record = {"device": device.device_kind, "seconds": seconds, "rules": fastest(seconds)}
-        workdir.atomic_write_json(path, record)
+        found = find()
+        seconds = measure(found, device, rules) if processes.is_first() else {}
+        workdir.atomic_write_json(path, {**_where(found, device), "seconds": seconds, "rules": fastest(seconds)})
     elif not path.exists():
         return {}
     with reading.user_errors(path, "restore it from a copy, or start a new workdir"):
-        return _checked(reading.read_json(path))
+        record = reading.read_json(path)
+        choice = _checked(record)
+    if is_spent and processes.is_first():
+        _try_again(choice, find(), device, record)
+    return choice
+
+
+def _where(found: Mapping[str, Layer], device: jax.Device) -> dict[str, Any]:
+    """What the programs of the layers depend on beside the rules."""
+    return {"device": device.device_kind, "microbatch": max((layer.size for layer in found.values()), default=0)}
+
+
+def _try_again(choice: Choice, found: Mapping[str, Layer], device: jax.Device, record: Mapping[str, Any]) -> None:
+    """Tries the rules of a run that has spent, unless the record says that they were tried where they are used now.
+
+    Others cannot take their place: they are part of what the run has spent on.
+
+    Raises:
+      UserError: if one fails or lets an example reach another.
+    """
+    here = _where(found, device)
+    if here.items() <= record.items():
+        return
+    for name in sorted(choice.keys() & found.keys()):
+        program = _compiled(found[name], choice[name], device)
+        if program is None or not _keeps_apart(program, found[name], device):
+            raise UserError(
+                f"config.clipping.microbatch={here['microbatch']} on {here['device']} does not keep examples apart by "
+                f"the rule {choice[name]!r} for convolutions, under which budget was spent; go on with "
+                f"config.clipping.microbatch={record.get('microbatch')} on {record.get('device')}, as the run began."
+            )
 
 
 def of_device(find: Callable[[], dict[str, Layer]], device: jax.Device) -> weight_gradients.Rule:
@@ -154,10 +186,7 @@ def _compiled(layer: Layer, rule: str, device: jax.Device) -> Callable[..., jax.
 
 def _timed(program: Callable[..., jax.Array], layer: Layer, device: jax.Device) -> float | None:
     """The median of several repeats, each of many calls; None if the program fails or mixes examples."""
-    x, dy = (
-        jax.device_put(jax.random.normal(jax.random.key(seed), like.shape, jnp.float32).astype(like.dtype), device)
-        for seed, like in enumerate((layer.x, layer.dy))
-    )
+    x, dy = _random_values(layer, device)
 
     def run(calls: int) -> float:
         start = time.perf_counter()
@@ -173,6 +202,23 @@ def _timed(program: Callable[..., jax.Array], layer: Layer, device: jax.Device) 
         return statistics.median(run(calls) for _ in range(_REPEATS))
     except jax.errors.JaxRuntimeError:
         return None
+
+
+def _keeps_apart(program: Callable[..., jax.Array], layer: Layer, device: jax.Device) -> bool:
+    """Whether the program runs, and mixes no examples."""
+    try:
+        return _is_separate(program, *_random_values(layer, device), layer.size)
+    except jax.errors.JaxRuntimeError:
+        return False
+
+
+def _random_values(layer: Layer, device: jax.Device) -> tuple[jax.Array, jax.Array]:
+    """What a layer's rule is given, x and dy; they say nothing about the data."""
+    x, dy = (
+        jax.device_put(jax.random.normal(jax.random.key(seed), like.shape, jnp.float32).astype(like.dtype), device)
+        for seed, like in enumerate((layer.x, layer.dy))
+    )
+    return x, dy
 
 
 def _is_separate(program: Callable[..., jax.Array], x: jax.Array, dy: jax.Array, size: int) -> bool:

@@ -17,6 +17,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.training.writers import first_row
 
 FACTOR = 2.0  # a loss above so many times that of knowing nothing has diverged; a training that works is below that one
+RISEN = 10.0  # times its start, above which a loss is told: noise may double the small one of a pre-trained generator
 NOT_FINITE = 0.5  # the share of gradients that are not finite above which the parameters are to blame, not the images
 
 After = Callable[[int, int, dict[str, float]], None]
@@ -31,28 +32,37 @@ def all_finite(tree: Any) -> bool:
     return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
-def refuse_not_finite(path: Path, tree: Any) -> Any:
+def refuse_not_finite(path: Path, tree: Any, is_spent_on: bool) -> Any:
     """The tree that was read from an artefact, if every number of it is finite: no mechanism sees another.
+
+    Args:
+      path: of the artefact.
+      tree: its content.
+      is_spent_on: whether budget was spent on it, so that no other may take its place.
 
     Raises:
       UserError: naming the artefact.
     """
-    if not all_finite(tree):
-        raise UserError(f"{path} holds a number that is not finite; delete it, and the same command trains it again.")
-    return tree
+    if all_finite(tree):
+        return tree
+    if is_spent_on:
+        remedy = "budget was spent on it: restore it from a copy, or start a new workdir"
+    else:
+        remedy = "delete it, and the same command trains it again"
+    raise UserError(f"{path} holds a number that is not finite; {remedy}.")
 
 
 def has_diverged(loss: float, reference: float) -> bool:
-    """Whether a loss is not finite, or above `FACTOR` times a reference.
+    """Whether a loss is not finite, or above `FACTOR` times a reference. One that is not above 0 is no measure.
 
     >>> has_diverged(0.3, 1.0), has_diverged(2.1, 1.0), has_diverged(float("nan"), 1.0)
     (False, True, True)
 
     Args:
       loss: of a trained network.
-      reference: of one that knows nothing; not negative.
+      reference: of one that knows nothing.
     """
-    return not (math.isfinite(loss) and loss <= FACTOR * reference)
+    return not math.isfinite(loss) or loss > FACTOR * reference > 0
 
 
 def stop_if_not_finite(stage: str, remedy: str) -> After:
@@ -91,8 +101,11 @@ class Watch:
         if metrics["nonfinite"] > NOT_FINITE * metrics["drawn"]:
             share = metrics["nonfinite"] / metrics["drawn"]
             self._tell("gradients", f"{share:.0%} of the gradients are not finite and count as zero {steps}")
-        elif loss is not None and self._start is not None and has_diverged(loss, abs(self._start)):
-            self._tell("loss", f"the loss is {loss:.3g} {steps}, and was {self._start:.3g} at the start")
+        elif loss is not None and not math.isfinite(loss):
+            self._tell("loss", f"the loss is {loss:g} {steps}")
+        elif loss is not None and self._start is not None and loss > RISEN * self._start > 0:
+            times = loss / self._start
+            self._tell("loss", f"the loss has risen to {times:.3g} times that of the start ({self._start:.3g}) {steps}")
 
 
 def _known_loss(metrics: dict[str, float]) -> float | None:

@@ -24,6 +24,7 @@ from privimage_jax.storage import reading, workdir
 PLAIN_LINE_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
 MAX_METRICS_BYTES = 1 << 28
+MAX_LINE_BYTES = 1 << 16
 
 
 class MetricWriter:
@@ -135,8 +136,11 @@ class MetricWriter:
 def first_row(path: pathlib.Path) -> dict[str, float]:
     """The oldest row of a `metrics.csv`, the metrics of the first step; {} where there is none that can be read."""
     try:
-        text = reading.read_bytes(path, MAX_METRICS_BYTES).decode("utf-8")
-        row = next(csv.DictReader(io.StringIO(text, newline="")), {})
+        with reading.open_regular(path) as file:
+            lines = [file.readline(MAX_LINE_BYTES).decode("utf-8") for _ in range(2)]
+        if not all(line.endswith("\n") for line in lines):  # half a line may hold half a number
+            return {}
+        row = next(csv.DictReader(lines, strict=True), {})
         return {name: float(value) for name, value in row.items() if value}
     except (OSError, ValueError, TypeError, csv.Error):
         return {}

@@ -22,7 +22,7 @@ from privimage_jax.commands.sweep import CAUTION
 from privimage_jax.commands.sweep_plots import plot
 from privimage_jax.commands.sweep_subsets import MEASURES, Subsets, correlations
 from privimage_jax.configs import base
-from privimage_jax.errors import UserError
+from privimage_jax.errors import UserError, memory_sentence
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
@@ -239,6 +239,7 @@ def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, e
     with pytest.raises(UserError, match=r"1 of 2 runs failed, the first of them k1=1 \(the memory does not suffice \("):
         sweep.run(two_runs(), Workdir(tmp_path))
     assert [row["status"] for row in read_rows(tmp_path)] == ["failed", "done"]
+    assert read_rows(tmp_path)[0]["error"] == memory_sentence(error), "what any command says"
 
 
 def test_a_mistake_in_the_program_ends_the_sweep(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """When a query network or a pre-trained generator is refused, and when images look the same."""
 
 import math
+import types
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from privimage_jax.data import Dataset
 from privimage_jax.errors import UserError
 from privimage_jax.stages import pretrain, sample, train_query
+from privimage_jax.training.mesh import make_mesh
 
 CLASSES = 4
 
@@ -92,9 +94,31 @@ def test_one_public_class_needs_no_network_that_learns():
     ],
 )
 def test_a_generator_that_is_worse_than_nothing_is_refused(params, after, found):
-    pretrain.check_result({"a": np.ones(2)}, 1.0, 1.9, "lower it")
+    pretrain.check_result({"a": np.ones(2)}, 1.0, 1.9, True, "lower it")
     with pytest.raises(UserError, match=rf"{found}; lower it\.$"):
-        pretrain.check_result(params, 1.0, after, "lower it")
+        pretrain.check_result(params, 1.0, after, True, "lower it")
+
+
+@pytest.mark.parametrize(("before", "after", "lowers_loss"), [(1.0, 9.0, False), (0.0, 9.0, True), (-1.0, 9.0, True)])
+def test_a_loss_that_pre_training_need_not_lower_refuses_only_what_is_not_finite(before, after, lowers_loss):
+    pretrain.check_result({"a": np.ones(2)}, before, after, lowers_loss, "lower it")
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(UserError, match="has diverged"):
+            pretrain.check_result({"a": np.ones(2)}, before, wrong, lowers_loss, "lower it")
+
+
+def test_the_loss_of_two_parameters_is_compiled_once():
+    traced = []
+
+    def per_example_loss(params, batch, keys):
+        traced.append(batch["image"].shape)
+        return params * batch["label"].astype(jnp.float32)
+
+    family = types.SimpleNamespace(per_example_loss=per_example_loss)
+    images, labels = np.zeros((100, 2, 2, 1), np.uint8), np.ones(100, np.int32)
+    loss = pretrain.public_loss(family, images, labels, make_mesh(jax.devices()[:1]))
+    assert (loss(jnp.float32(1.0)), loss(jnp.float32(3.0))) == (1.0, 3.0)
+    assert traced == [(16, 2, 2, 1)]
 
 
 @given(

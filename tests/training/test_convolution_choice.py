@@ -120,6 +120,41 @@ def test_a_tpu_tries_its_rule_in_the_runs_microbatch(tmp_path, params, monkeypat
     assert choice == {name: "offsets" if layer.dy.shape[-1] == 1 else "compiler" for name, layer in found.items()}
 
 
+@pytest.mark.parametrize("rule", ["mixes", "fails"])
+@pytest.mark.parametrize(("microbatch", "kind"), [(2, None), (5, None), (3, None), (2, "another")])
+def test_after_spending_another_microbatch_or_device_is_tried_again(
+    tmp_path, params, monkeypatch, microbatch, kind, rule
+):
+    """A rule that mixes examples in one size, or is not there for it; the run cannot turn to another rule."""
+    tried = []
+
+    def sized(x, dy, size, params):
+        tried.append(size)
+        if size == 5 and rule == "fails":
+            raise jax.errors.JaxRuntimeError("no kernel")
+        gradients = weight_gradients.by_offsets(x, dy, size, params)
+        return gradients + 0 * jnp.sum(x) if size == 5 else gradients
+
+    def find(size):
+        return layers(loss, params, SHAPE, dp_sgd.DPSGD(**{**vars(SETTINGS), "microbatch": size}))
+
+    monkeypatch.setattr(weight_gradients, "RULES", {"compiler": sized, "offsets": weight_gradients.by_offsets})
+    monkeypatch.setattr(convolution_choice, "REPEAT_SECONDS", 1e-4)
+    device = jax.devices()[0]
+    choice = kept(tmp_path, False, lambda: find(2), device, "tpu")
+    assert set(choice.values()) == {"compiler"}
+    if kind:
+        content = json.loads((tmp_path / FILE).read_text())
+        (tmp_path / FILE).write_text(json.dumps({**content, "device": kind}))
+    tried.clear()
+    if microbatch == 5:
+        with pytest.raises(UserError, match=r"microbatch=5 on cpu does not keep .*; go on with .*microbatch=2 on cpu"):
+            kept(tmp_path, True, lambda: find(5), device, "tpu")
+    else:
+        assert kept(tmp_path, True, lambda: find(microbatch), device, "tpu") == choice
+        assert set(tried) == ({microbatch} if microbatch != 2 or kind else set())
+
+
 def test_until_budget_is_spent_the_choice_is_made_afresh_and_then_kept(tmp_path, params, timed):
     def find():
         return layers(loss, params, SHAPE, SETTINGS)

@@ -14,8 +14,9 @@ NUMBERS = st.floats(0, 1e6)
 
 @given(NUMBERS, NUMBERS)
 def test_a_loss_has_diverged_above_twice_its_reference(loss, reference):
-    assert divergence.has_diverged(loss, reference) == (loss > 2 * reference)
+    assert divergence.has_diverged(loss, reference) == (loss > 2 * reference > 0)
     assert not divergence.has_diverged(reference, reference)
+    assert not divergence.has_diverged(loss, -reference), "a loss that may be negative is no measure"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -56,9 +57,20 @@ def test_a_loss_is_compared_with_that_of_the_first_step(watch):
     make, kinds, _ = watch
     follow = make()
     follow(0, 1, metrics(0.0, drawn=0))  # an empty batch has no loss
-    for loss in (0.5, 0.9, 1.01):
+    for loss in (0.5, 1.01, 4.9):  # as a pre-trained generator's under noise
         follow(0, 1, metrics(loss))
-    assert kinds == [("loss", "the loss is 1.01 in the steps 0 to 1, and was 0.5 at the start")]
+    assert not kinds
+    follow(0, 1, metrics(6.0))
+    assert kinds == [("loss", "the loss has risen to 12 times that of the start (0.5) in the steps 0 to 1")]
+
+
+@pytest.mark.parametrize(("start", "loss", "told"), [(-1.0, 50.0, False), (0.0, 5.0, False), (-1.0, math.inf, True)])
+def test_a_loss_that_begins_at_or_below_0_is_told_only_if_it_is_not_finite(watch, start, loss, told):
+    make, kinds, _ = watch
+    follow = make()
+    for value in (start, loss):
+        follow(0, 1, metrics(value))
+    assert [sentence for _, sentence in kinds] == [f"the loss is {loss:g} in the steps 0 to 1"] * told
 
 
 @pytest.mark.parametrize(
@@ -74,7 +86,7 @@ def test_a_run_that_goes_on_remembers_the_first_step(watch, content, told):
     """Without its file, what comes first after the interruption stands in for it."""
     make, kinds, file = watch
     file.write_text(content)
-    make()(50, 100, metrics(2.0))
+    make()(50, 100, metrics(6.0))
     assert [kind for kind, _ in kinds] == ["loss"] * told
 
 
@@ -87,6 +99,7 @@ def test_gradients_that_are_not_finite_are_told_when_they_are_most(nonfinite):
 
 def test_an_artefact_that_is_not_finite_is_named():
     tree = {"a": np.ones(2)}
-    assert divergence.refuse_not_finite("internal/x", tree) is tree
-    with pytest.raises(UserError, match="^internal/x holds a number that is not finite; delete it"):
-        divergence.refuse_not_finite("internal/x", {"a": np.array([1, math.nan])})
+    for is_spent_on, remedy in ((False, "delete it, and"), (True, "budget was spent on it: restore it")):
+        assert divergence.refuse_not_finite("internal/x", tree, is_spent_on) is tree
+        with pytest.raises(UserError, match=f"^internal/x holds a number that is not finite; {remedy}"):
+            divergence.refuse_not_finite("internal/x", {"a": np.array([1, math.nan])}, is_spent_on)

@@ -91,6 +91,25 @@ def test_metrics_that_nobody_wrote_are_dropped(tmp_path, content):
     assert rows(tmp_path) == [{"step": "2", "loss": "0.5"}]
 
 
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ("step,loss,drawn\n2,0.5,\n4,9.0,3.0\n", {"step": 2.0, "loss": 0.5}),
+        ("step,loss\n2,0.5", {}),
+        ("step,loss\n", {}),
+        ("step,loss\n2,low\n", {}),
+        ("step,loss\n2,0.5,7\n", {}),
+        ("", {}),
+    ],
+)
+def test_the_first_row_is_read_alone(tmp_path, content, row):
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    if row:
+        os.truncate(path, writers.MAX_METRICS_BYTES + 1)  # what follows is not read, however much it is
+    assert writers.first_row(path) == row
+
+
 def test_a_headline_is_one_line_without_control_characters(capsys):
     writers.headline("data", "warning", "no image of class \x1b[2J\nb")
     assert capsys.readouterr().out.splitlines() == ["data            warning  no image of class \\x1b[2J\\nb"]
