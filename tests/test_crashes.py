@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from crashes import WriteLog, files_of, is_partial, problems, rebuild, states
@@ -33,13 +35,16 @@ EVERY = 10  # of the states outside of the mechanisms, one in so many is run to 
 
 
 def kept(patch, owner, name, key=lambda *arguments: None):
-    """Calls a function once for each key: what it returns is the same in every run of this config."""
+    """Calls a function once for each key: what it returns is the same in every run of this config.
+
+    Arrays are returned as copies, as a step may be given them to keep.
+    """
     original, results = getattr(owner, name), {}
 
     def call(*arguments, **more):
         if (which := key(*arguments)) not in results:
             results[which] = original(*arguments, **more)
-        return results[which]
+        return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, jax.Array) else leaf, results[which])
 
     patch.setattr(owner, name, call)
 
