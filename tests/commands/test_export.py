@@ -81,6 +81,8 @@ def test_the_names_of_an_export(exported):
 )
 def test_this_project_reads_it_back(exported, truth, source, name):
     settings = {"source": source, "path": str(exported / name), "test_fraction": 0.0, "test_split": ""}
+    if source in ("folder", "zip"):  # where a class without images has a folder, but is none unless it is declared
+        settings["class_names"] = tuple(sorted(folder.name for folder in (exported / "png").iterdir()))
     dataset = load(settings, "train", 8, 3, None)
     order = np.argsort(dataset.labels, kind="stable")
     np.testing.assert_array_equal(dataset.images[order], truth[0])
