@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
@@ -16,7 +17,6 @@ from privimage_jax.light.kept import Kept, identity
 from privimage_jax.light.parts import MACHINE, Part, Settings
 from privimage_jax.light.rows import Row
 from privimage_jax.storage import workdir
-from privimage_jax.training.writers import make_console
 
 JSON, PAGE = "first_light.json", "first_light.html"
 LEAST_SECONDS = 10.0  # a part with less time left is not begun
@@ -158,4 +158,4 @@ def _last_line(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    make_console().print(text, markup=False, soft_wrap=True)
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
