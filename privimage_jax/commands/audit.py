@@ -38,9 +38,10 @@ from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, records,
 from privimage_jax.stages import finetune
 from privimage_jax.storage import workdir
 from privimage_jax.training import loop, memory
+from privimage_jax.training.console import make_console
 from privimage_jax.training.mesh import make_mesh, place, platform, replicated
 from privimage_jax.training.precision import resolve
-from privimage_jax.training.writers import make_console, progress
+from privimage_jax.training.writers import progress
 
 STRENGTH = 100  # norm of a white-box canary's gradient before clipping, relative to what it must dominate
 LOSS_REPEATS = 8  # evaluations of a black-box canary's loss, whose draws it is averaged over

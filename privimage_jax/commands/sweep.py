@@ -30,7 +30,8 @@ from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
 from privimage_jax.storage import fingerprints, reading, workdir
 from privimage_jax.storage.workdir import Workdir
-from privimage_jax.training.writers import headline, make_console
+from privimage_jax.training.console import make_console
+from privimage_jax.training.writers import headline
 
 DEFAULT_MEASURE = "fid"
 SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers

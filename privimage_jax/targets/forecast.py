@@ -18,8 +18,8 @@ from privimage_jax.targets.cost import Estimate, estimate, seconds
 from privimage_jax.targets.facts import Facts
 from privimage_jax.targets.machine import Machine
 from privimage_jax.targets.programs import NONPRIVATE, Program
+from privimage_jax.training.console import make_console
 from privimage_jax.training.mesh import AXIS
-from privimage_jax.training.writers import make_console
 
 Row = dict[str, Any]
 

@@ -5,7 +5,6 @@ import csv
 import io
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from privimage_jax.cluster import processes
 from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.errors import printable
 from privimage_jax.storage import reading, workdir
+from privimage_jax.training.console import make_console
 
 PLAIN_LINE_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
@@ -339,18 +339,6 @@ def encode_png(image: np.ndarray) -> bytes:
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
     """Writes a uint8 image `[H, W, C]`, C = 1 or 3, as a PNG file that is there whole or not at all."""
     workdir.atomic_write_bytes(pathlib.Path(path), encode_png(image))
-
-
-def make_console(width: int | None = None) -> rich.console.Console:
-    """For standard output as it is now; `width` is that of its lines where it is no terminal."""
-    console = _Console(file=sys.stdout, highlight=False)
-    return console if width is None or console.is_terminal else _Console(file=sys.stdout, highlight=False, width=width)
-
-
-class _Console(rich.console.Console):
-    def on_broken_pipe(self) -> None:
-        """Leaves it to the program to end, as for what it prints itself; rich would end it here."""
-        raise BrokenPipeError
 
 
 def _fields(info: dict[str, float | int | str]) -> list[str]:

@@ -241,7 +241,7 @@ def test_a_reader_that_has_gone_is_told_as_that(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
-        monkeypatch.setattr(writers.sys, "stdout", stream)
+        monkeypatch.setattr("sys.stdout", stream)
         with pytest.raises(BrokenPipeError):
             writers.headline("query", "running")
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -40,9 +40,9 @@ from privimage_jax.commands.benchmark.problems import Problem
 from privimage_jax.errors import UserError
 from privimage_jax.models import registry
 from privimage_jax.privacy import chacha, clipping, records, sampling
+from privimage_jax.training.console import make_console
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.training.precision import activations
-from privimage_jax.training.writers import make_console
 
 RECORDS = 50_000
 CLIPPING = tuple(method for method in clipping.METHODS if method != "auto")
