@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, import_strings
+from privimage_jax.settings import derived, gan, import_strings
 from privimage_jax.settings.rules import (
     ABOVE_0,
     AT_LEAST_0,
@@ -61,8 +61,8 @@ def _is_regex(text: str) -> bool:
 
 RULES: dict[str, Rule] = {
     "generator": (
-        lambda v: v == "diffusion" or import_strings.is_one(v),
-        "diffusion or package.module:Class",
+        lambda v: v in ("diffusion", "gan") or import_strings.is_one(v),
+        "diffusion, gan or package.module:Class",
     ),
     "precision": one_of("auto", "float32", "tf32", "bfloat16"),
     "seed": SEED,
@@ -98,6 +98,15 @@ RULES: dict[str, Rule] = {
     "diffusion.sigma_max": ABOVE_0,
     "diffusion.rho": ABOVE_0,
     "diffusion.label_dropout": DECAY,
+    "gan.noise": POSITIVE,
+    "gan.embedding": POSITIVE,
+    "gan.generator_width": POSITIVE,
+    "gan.discriminator_width": POSITIVE,
+    "gan.attention": AT_LEAST_0,
+    "gan.discriminator_steps": POSITIVE,
+    "gan.learning_rate": ABOVE_0,
+    "gan.batch_size": POSITIVE,
+    "gan.microbatch": POSITIVE,
     "pretrain.steps": AT_LEAST_0,
     "pretrain.batch_size": POSITIVE,
     "pretrain.learning_rate": ABOVE_0,
@@ -293,6 +302,8 @@ def _check_together(config: ConfigDict) -> None:
             f"config.sample.s_min={config.sample.s_min} is above config.sample.s_max={config.sample.s_max}; "
             "give a smaller one."
         )
+    if config.generator == "gan":
+        gan.check(config)
     audit = config.audit
     if audit.guesses >= audit.canaries:
         raise UserError(

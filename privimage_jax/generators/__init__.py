@@ -28,6 +28,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "diffusion": Family("privimage_jax.generators.diffusion:Diffusion", ("model", "diffusion")),
+    "gan": Family("privimage_jax.generators.gan:GAN", ("gan",)),
 }
 
 

@@ -237,7 +237,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         if method == NONPRIVATE:
             plain = fast_convolutions(platform=machine.platform)(generator.per_example_loss)
-            nonprivate = nonprivate_step(plain, generator.private_update, settings, mesh, generator.merge)
+            nonprivate = nonprivate_step(plain, generator.private_update(mesh), settings, mesh, generator.merge)
 
             def plain_step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
                 return nonprivate(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
