@@ -64,7 +64,7 @@ class GAN:
         keys = [fast_key(key) for key in jax.random.split(key)]
         weights = jax.jit(self.generator.init)(keys[0], noise, label)["params"]
         judge = jax.jit(self.discriminator.init)(keys[1], jnp.zeros((1, *self.image_shape)), label)["params"]
-        return {"discriminator": judge, "generator": jax.jit(_converged)(weights)[0]}
+        return {"discriminator": judge, "generator": _converged(weights)[0]}
 
     def public_state(self, params: Params) -> State:
         """From the initial parameters."""
@@ -238,12 +238,12 @@ class GAN:
         return jax.random.fold_in(jax.random.key(self.config.seed), step)
 
 
+@jax.jit
 def _converged(weights: Params) -> tuple[Params, Params]:
     """Weights after spectral normalisation, and vectors at which the power method has converged."""
     vectors = spectral_norm.first_vectors(weights, jax.random.key(0))
-    for _ in range(ITERATIONS):
-        normalised, vectors = spectral_norm.normalise(weights, vectors)
-    return normalised, vectors
+    vectors = jax.lax.fori_loop(0, ITERATIONS, lambda _, found: spectral_norm.normalise(weights, found)[1], vectors)
+    return spectral_norm.normalise(weights, vectors)
 
 
 def _adam(learning_rate: float) -> optax.GradientTransformation:
