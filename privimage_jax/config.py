@@ -16,6 +16,7 @@ from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
 from privimage_jax.settings import derived, gan, import_strings
+from privimage_jax.settings.families import FAMILIES, unused_sections
 from privimage_jax.settings.rules import (
     ABOVE_0,
     AT_LEAST_0,
@@ -61,8 +62,8 @@ def _is_regex(text: str) -> bool:
 
 RULES: dict[str, Rule] = {
     "generator": (
-        lambda v: v in ("diffusion", "gan") or import_strings.is_one(v),
-        "diffusion, gan or package.module:Class",
+        lambda v: v in FAMILIES or import_strings.is_one(v),
+        f"{', '.join(FAMILIES)} or package.module:Class",
     ),
     "precision": one_of("auto", "float32", "tf32", "bfloat16"),
     "seed": SEED,
@@ -263,10 +264,11 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
         name for name, section in config.items() if isinstance(section, ConfigDict) and not section.get("enabled", 1)
     ]
     unused |= {key for name in off for key, _ in flatten(config[name], f"{name}.") if key != f"{name}.enabled"}
+    of_others = tuple(f"{name}." for name in unused_sections(config.generator))
     return {
         key: value
         for key, value in public_settings(config).items()
-        if key not in unused and not key.startswith(("log.", "audit."))
+        if key not in unused and not key.startswith(("log.", "audit.", *of_others))
     }
 
 

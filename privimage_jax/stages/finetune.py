@@ -290,7 +290,8 @@ def _check_model(
     try:
         dp_sgd.check_objective(generator.per_example_loss, params, batch, config.clipping.method, rule)
     except ValueError as error:
-        raise UserError(f"config.model.name={config.model.name}: {error}") from None
+        key, name = generators.network(config)
+        raise UserError(f"config.{key}={name}: {error}") from None
     slow = clipping.left_to_vmap(generator.per_example_loss, params, *batch_shapes(1, generator.image_shape))
     if slow and config.clipping.method != "vmap":
         mechanism.warn(

@@ -118,7 +118,7 @@ def make(
     made = []
     for name in (name for name in run if not names or name in names):
         of_classifier = name in (train_query.STAGE.name, query.STAGE.name)
-        model = ("query_net.model", config.query_net.model) if of_classifier else ("model.name", config.model.name)
+        model = ("query_net.model", config.query_net.model) if of_classifier else generators.network(config)
         with named_failures(*model):
             if name == finetune.STAGE.name:
                 made += [_finetune(config, facts, machine, method) for method in methods]
