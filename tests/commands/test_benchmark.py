@@ -176,7 +176,7 @@ def test_the_best_nonprivate_step_is_the_gradient_of_the_mean_loss(microbatch):
     def mean_loss(params):
         return problem.loss(params, batch, jax.random.split(key, 6)).mean()
 
-    own = types.SimpleNamespace(batch_size=6, update=lambda state, gradient: {"gradient": gradient})
+    own = types.SimpleNamespace(batch_size=6, update=lambda: lambda state, gradient: {"gradient": gradient})
     got, _ = jax.jit(programs.plain_step(own, problem.loss, microbatch))({"params": problem.params}, batch, key)
     expected = jax.jit(jax.grad(mean_loss))(problem.params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), got["gradient"], expected)
