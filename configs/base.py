@@ -122,6 +122,18 @@ def get_config() -> ConfigDict:
     config.pretrain.ema = 0.999  # decay of the averaged parameters
     config.pretrain.flip = True  # random left-right flips
     config.pretrain.shift = 0  # random shifts of up to so many pixels
+    config.pretrain.perturbation = 0.0  # gamma: gradients at weights moved so far towards more loss (RPGen); 0 = off
+    config.pretrain.perturbation_norm = "layer"  # layer (gamma times the norm of each) | global (gamma in all; RPGen's)
+
+    config.warmup = ConfigDict()  # DP-FETA: pre-train, after public images if any, on noisy means of random subsets
+    config.warmup.enabled = False  # True = a mechanism of its own, paid from the budget; False costs nothing
+    config.warmup.means = 5  # noisy means of each class
+    config.warmup.subset_size = 6000  # images drawn at a time, in expectation: of each class those make one mean
+    config.warmup.noise_multiplier = 5.0  # noise on every sum of a subset, relative to the largest norm of an image
+    config.warmup.downscale = 2  # means have sides so many times smaller, for less noise, and are enlarged again
+    config.warmup.steps = 2000  # of training on the means: post-processing, free of privacy cost
+    config.warmup.batch_size = 1024  # images per step
+    config.warmup.learning_rate = 3e-4  # of the optimizer; all else as config.pretrain has it
 
     config.finetune = ConfigDict()  # DP-SGD (mechanism 2)
     config.finetune.enabled = True  # False = stop at the pre-trained generator
