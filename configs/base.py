@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     """The base configuration."""
     config = ConfigDict()
     config.name = "cifar10"  # shown as the report's title
+    config.method = ""  # a method of the field, whose settings these are to be: see docs/methods.md; "" = none
     config.precision = "auto"  # auto (bfloat16 on accelerators, float32 on CPUs) | float32 | tf32 | bfloat16
     config.seed = 0  # of all public randomness: initial weights, public batches, sampling; never of privacy noise
 
@@ -90,13 +91,15 @@ def get_config() -> ConfigDict:
     config.class_histogram.noise_multiplier = 50.0  # standard deviation of the noise on every class count
 
     config.selection = ConfigDict()  # which public images pre-train the generator
-    config.selection.method = "semantic"  # semantic | random (as many semantics, drawn blindly) | all (unlabelled)
+    config.selection.method = (
+        "semantic"  # semantic | random (blind) | all (labels folded to classes) | unlabelled (all) | none
+    )
     config.selection.k2 = 1  # semantics picked for each sensitive class
     config.selection.ratio = 0.0  # >0: k2 = ratio * public classes / sensitive classes, in place of k2
     config.selection.assignment = "sequential"  # sequential (the paper's) | optimal (largest total noisy count)
     config.selection.seed = 0  # random: of the draw of semantics
 
-    config.generator = "diffusion"  # diffusion | package.module:Class of a generators.base.Generator
+    config.generator = "diffusion"  # diffusion | gan | package.module:Class of a generators.base.Generator
 
     config.model = ConfigDict()  # the denoiser
     config.model.name = "unet"  # a zoo denoiser or package.module:Class

@@ -7,7 +7,7 @@ imports nothing heavy: a wrong value stops the program in its first second.
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, import_strings
+from privimage_jax.settings import derived, import_strings, methods
 from privimage_jax.settings.rules import (
     ABOVE_0,
     AT_LEAST_0,
@@ -60,9 +60,10 @@ def _is_regex(text: str) -> bool:
 
 
 RULES: dict[str, Rule] = {
+    "method": methods.RULE,
     "generator": (
-        lambda v: v == "diffusion" or import_strings.is_one(v),
-        "diffusion or package.module:Class",
+        lambda v: v in ("diffusion", "gan") or import_strings.is_one(v),
+        "diffusion, gan or package.module:Class",
     ),
     "precision": one_of("auto", "float32", "tf32", "bfloat16"),
     "seed": SEED,
@@ -86,7 +87,7 @@ RULES: dict[str, Rule] = {
     "query.k1": POSITIVE,
     "query.noise_multiplier": ABOVE_0,
     "class_histogram.noise_multiplier": ABOVE_0,
-    "selection.method": one_of("semantic", "random", "all"),
+    "selection.method": one_of("semantic", "random", "all", "unlabelled", "none"),
     "selection.k2": POSITIVE,
     "selection.ratio": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "selection.assignment": one_of("sequential", "optimal"),
@@ -187,7 +188,7 @@ def check(config: ConfigDict) -> ConfigDict:
     reference = dict(flatten(base.get_config()))
     given = dict(flatten(config))
     for key, value in given.items():
-        check_key(key)
+        _check_known(key, reference)
         _check_storable(key, value)
         if key in reference and not key.startswith(FREE_SECTIONS):
             check_type(f"config.{key}", value, reference[key])
@@ -207,7 +208,11 @@ def check_key(key: str) -> None:
     Raises:
       UserError: naming the key and the closest one that exists.
     """
-    reference = dict(flatten(base.get_config()))
+    _check_known(key, dict(flatten(base.get_config())))
+
+
+def _check_known(key: str, reference: Mapping[str, Any]) -> None:
+    """`check_key`, for the settings of configs/base.py."""
     if key in reference or key.startswith(FREE_SECTIONS):
         return
     inside = [name for name in reference if name.startswith(f"{key}.")]
@@ -281,6 +286,12 @@ def _check_storable(key: str, value: Any) -> None:
 
 def _check_together(config: ConfigDict) -> None:
     """What no single key can tell."""
+    methods.check(config)
+    if config.selection.method == "none" and config.pretrain.steps:
+        raise UserError(
+            f"config.selection.method=none leaves no public image for config.pretrain.steps={config.pretrain.steps}; "
+            "give config.pretrain.steps=0 or another selection."
+        )
     for name in ("data", "public"):
         _check_source(name, config[name])
     if config.evaluate.enabled and config.sample.n < 2:

@@ -54,7 +54,7 @@ def test_its_code_is_part_of_a_replays_identity(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "culprit"),
     [
-        ("gan", "config.generator='gan' is not accepted; give diffusion or package.module:Class"),
+        ("flow", "config.generator='flow' is not accepted; give diffusion, gan or package.module:Class"),
         ("nowhere:Decoder", "config.generator: nowhere:Decoder cannot be loaded"),
         ("linear:Decoder", "config.generator: linear:Decoder cannot be loaded"),
     ],
