@@ -274,6 +274,21 @@ def test_correlations_are_those_of_the_runs_that_have_both():
         correlations(rows[5:], "fid")
 
 
+def test_methods_are_swept_by_name_and_others_may_join(privimage, config, tmp_path):
+    """Although what they are differs in settings that no sweep over others may change."""
+    call = (f"--config={config}", f"--workdir={tmp_path / 'sweep'}", "--config.privacy.accountant=rdp")
+    unseen = ("--config.evaluate.enabled=False", "--config.report.public_neighbours=False")
+    for name in ("dpdm", "random"):
+        privimage("sweep", *call, *unseen, f"--over=method={name}").succeeds()
+    rows = read_rows(tmp_path / "sweep")
+    assert [(row["run"], row["status"]) for row in rows] == [("method=dpdm", "done"), ("method=random", "done")]
+    stored = [json.loads((tmp_path / "sweep" / row["run"] / "config.json").read_text()) for row in rows]
+    assert [one["selection.method"] for one in stored] == ["none", "random"]
+    privimage("sweep", *call, *unseen, "--over=method=lora", "--config.finetune.batch_size=10").refuses(
+        "holds a sweep with config.finetune.batch_size=20, which is now 10"
+    )
+
+
 def test_the_sensitive_images_as_their_own_public_set(tmp_path):
     """Every class picks itself, or is folded to itself; of all images without labels a third fits each class."""
     config = tiny_config(tmp_path)

@@ -1,6 +1,7 @@
 """Methods by name: what each sets, and that nothing contradicts it."""
 
 import importlib
+import pathlib
 
 import pytest
 
@@ -42,6 +43,12 @@ def test_every_method_fits_every_experiment(name, experiment):
     assert settings["method"] == name
     assert METHODS[name].settings.items() <= settings.items()
     assert METHODS[name].what and METHODS[name].source and METHODS[name].defaults.keys() <= METHODS[name].needs.keys()
+
+
+def test_the_table_of_the_docs_is_that_of_the_code():
+    page = (pathlib.Path(base.__file__).parents[1] / "docs" / "methods.md").read_text()
+    rows = [f"| `{name}` | {method.what} | {method.source} |" for name, method in METHODS.items()]
+    assert "\n".join(rows) in page
 
 
 def test_no_two_methods_are_the_same():
