@@ -118,6 +118,17 @@ def get_config() -> ConfigDict:
     config.diffusion.rho = 7.0  # how the levels between crowd towards the lowest
     config.diffusion.label_dropout = 0.1  # how often the label is hidden, for guidance
 
+    config.gan = ConfigDict()  # generator=gan: BigGAN's networks, small; the discriminator alone sees images
+    config.gan.noise = 60  # numbers that an image is made from
+    config.gan.embedding = 128  # numbers in the embedding of a label
+    config.gan.generator_width = 240  # channels of the generator's blocks
+    config.gan.discriminator_width = 160  # channels of the discriminator's blocks
+    config.gan.attention = 2  # the generator's block, from 1, after which there is self-attention; 0 = none
+    config.gan.discriminator_steps = 5  # of the discriminator for each step of the generator
+    config.gan.learning_rate = 2e-4  # of the generator's Adam; the discriminator's are those of pretrain and finetune
+    config.gan.batch_size = 4096  # images made for a step of the generator
+    config.gan.microbatch = 256  # of these, at once on a device
+
     config.pretrain = ConfigDict()  # public: no privacy cost
     config.pretrain.steps = 5000  # 0 = no pre-training (DPDM)
     config.pretrain.batch_size = 1024  # images per step

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, import_strings, methods
+from privimage_jax.settings import derived, gan, import_strings, methods
+from privimage_jax.settings.families import FAMILIES, unused_sections
 from privimage_jax.settings.rules import (
     ABOVE_0,
     AT_LEAST_0,
@@ -62,8 +63,8 @@ def _is_regex(text: str) -> bool:
 RULES: dict[str, Rule] = {
     "method": methods.RULE,
     "generator": (
-        lambda v: v in ("diffusion", "gan") or import_strings.is_one(v),
-        "diffusion, gan or package.module:Class",
+        lambda v: v in FAMILIES or import_strings.is_one(v),
+        f"{', '.join(FAMILIES)} or package.module:Class",
     ),
     "precision": one_of("auto", "float32", "tf32", "bfloat16"),
     "seed": SEED,
@@ -99,6 +100,15 @@ RULES: dict[str, Rule] = {
     "diffusion.sigma_max": ABOVE_0,
     "diffusion.rho": ABOVE_0,
     "diffusion.label_dropout": DECAY,
+    "gan.noise": POSITIVE,
+    "gan.embedding": POSITIVE,
+    "gan.generator_width": POSITIVE,
+    "gan.discriminator_width": POSITIVE,
+    "gan.attention": AT_LEAST_0,
+    "gan.discriminator_steps": POSITIVE,
+    "gan.learning_rate": ABOVE_0,
+    "gan.batch_size": POSITIVE,
+    "gan.microbatch": POSITIVE,
     "pretrain.steps": AT_LEAST_0,
     "pretrain.batch_size": POSITIVE,
     "pretrain.learning_rate": ABOVE_0,
@@ -268,10 +278,11 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
         name for name, section in config.items() if isinstance(section, ConfigDict) and not section.get("enabled", 1)
     ]
     unused |= {key for name in off for key, _ in flatten(config[name], f"{name}.") if key != f"{name}.enabled"}
+    of_others = tuple(f"{name}." for name in unused_sections(config.generator))
     return {
         key: value
         for key, value in public_settings(config).items()
-        if key not in unused and not key.startswith(("log.", "audit."))
+        if key not in unused and not key.startswith(("log.", "audit.", *of_others))
     }
 
 
@@ -313,6 +324,8 @@ def _check_together(config: ConfigDict) -> None:
             f"config.sample.s_min={config.sample.s_min} is above config.sample.s_max={config.sample.s_max}; "
             "give a smaller one."
         )
+    if config.generator == "gan":
+        gan.check(config)
     audit = config.audit
     if audit.guesses >= audit.canaries:
         raise UserError(

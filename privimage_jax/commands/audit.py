@@ -234,11 +234,13 @@ def attack(
     state = place(state, replicated(mesh))
     keys = place({"key": key, "loss_key": loss_key}, replicated(mesh))
     inputs = {"data": records.place(data, mesh), **keys}
-    state = _train(config, dp_sgd.dp_step(loss, _observing_update(generator), settings, mesh, merge), state, inputs)
+    state = _train(
+        config, dp_sgd.dp_step(loss, _observing_update(generator, mesh), settings, mesh, merge), state, inputs
+    )
 
     repeats = jax.random.split(score_key, LOSS_REPEATS)
     unmarked = {name: data[name][section.canaries :] for name in ("image", "label")}
-    released = jax.device_get(finetune.trained_params(generator, _generators_own(state)))
+    released = jax.device_get(generator.released(_generators_own(state)))
     before, after = (_losses(generator.per_example_loss, weights, unmarked, repeats) for weights in (params, released))
     return np.asarray(state["observed"]), before - after, settings
 
@@ -301,11 +303,13 @@ def _generators_own(state: State) -> State:
     return {**state["rest"], "params": state["params"]["generator"], "frozen": state["frozen"]}
 
 
-def _observing_update(generator: Generator) -> Callable[[State, dict], State]:
+def _observing_update(generator: Generator, mesh: Mesh) -> Callable[[State, dict], State]:
     """Fine-tuning's update, which also adds up the noised gradient of the canaries' rows."""
 
+    update = generator.private_update(mesh)
+
     def observing(state: State, gradient: dict) -> State:
-        own = generator.private_update(_generators_own(state), gradient["generator"])
+        own = update(_generators_own(state), gradient["generator"])
         observed = state["observed"] + gradient["rows"]["embedding"][:, 0]
         return _with_rows_beside(own, state["params"]["rows"], observed)
 

@@ -1,34 +1,16 @@
 """Families of generators: what is pre-trained, fine-tuned with DP-SGD, released and sampled. One file each."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
-from privimage_jax.settings import import_strings
+from privimage_jax.settings import families, import_strings
+from privimage_jax.settings.families import FAMILIES
 
 if TYPE_CHECKING:
     from privimage_jax.generators.base import Generator
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A row of `FAMILIES`.
-
-    Attributes:
-      path: "package.module:Class" of a `generators.base.Generator`, made by `Class(config, n_classes)`.
-      sections: of the config, that say what a generator of the family is.
-    """
-
-    path: str
-    sections: tuple[str, ...]
-
-
-FAMILIES: dict[str, Family] = {
-    "diffusion": Family("privimage_jax.generators.diffusion:Diffusion", ("model", "diffusion")),
-}
 
 
 def build(config: ConfigDict, n_classes: int) -> "Generator":
@@ -63,6 +45,16 @@ def path(name: str) -> str:
 
 
 def sections(config: ConfigDict) -> tuple[str, ...]:
-    """The settings that say what the generator is; those of a family from elsewhere lie in `config.extra`."""
-    name = config.generator
-    return ("generator", *(FAMILIES[name].sections if name in FAMILIES else ("model", "extra")))
+    """The settings that say what the generator is."""
+    return ("generator", *families.sections(config.generator))
+
+
+def network(config: ConfigDict) -> tuple[str, str]:
+    """The setting that names the network, without "config.", and its value: for messages.
+
+    >>> from privimage_jax.configs import base
+    >>> network(base.get_config())
+    ('model.name', 'unet')
+    """
+    key = families.network_setting(config.generator)
+    return key, config.model.name if key == "model.name" else config.generator

@@ -42,8 +42,14 @@ class Generator(Protocol):
     def per_example_loss(self, params: Params, batch: Batch, keys: jax.Array) -> jax.Array:
         """The losses [B] that fine-tuning minimises, one key each; must not mix examples. Images may be float."""
 
-    def private_update(self, state: State, gradient: Params) -> State:
-        """What follows the noise, post-processing: the optimizer, the moving average, whatever else is learnt."""
+    def private_update(self, mesh: Mesh) -> Callable[[State, Params], State]:
+        """`update(state, gradient) -> state`, what follows the noise: the optimizer, the moving average, and the rest.
+
+        It is post-processing, as it gets nothing but the noised gradient. The mesh is that of the state.
+        """
+
+    def released(self, state: State) -> Params:
+        """All parameters that a state of fine-tuning leaves, those that were trained as their moving average."""
 
     def sample(self, params: Params, keys: jax.Array, labels: jax.Array) -> jax.Array:
         """Images float32 [B, H, W, C] in [-1, 1]; image i is a function of params, keys[i] and labels[i] alone."""

@@ -34,7 +34,6 @@ class Diffusion:
         self.per_example_loss = make_per_example_loss(
             self.model, self.edm, n_classes, section.noise_multiplicity, flip=section.flip, shift=section.shift
         )
-        self.private_update = make_update(optax.adam(section.learning_rate), section.ema)
 
     def init(self, key: jax.Array) -> Params:
         """Initial parameters."""
@@ -70,6 +69,15 @@ class Diffusion:
     def merge(self, trained: Params, frozen: Params) -> Params:
         """The denoiser's parameters."""
         return merge_trainable(self.config.finetune, trained, frozen)
+
+    def private_update(self, mesh: Mesh) -> Callable[[State, Params], State]:
+        """One step of Adam and of the moving average."""
+        section = self.config.finetune
+        return make_update(optax.adam(section.learning_rate), section.ema)
+
+    def released(self, state: State) -> Params:
+        """The denoiser's parameters, those that were trained as their moving average."""
+        return self.merge(state["ema"], state["frozen"])
 
     def sample(self, params: Params, keys: jax.Array, labels: jax.Array) -> jax.Array:
         """Images by the sampler of `config.sample`."""

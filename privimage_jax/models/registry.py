@@ -111,12 +111,12 @@ def init_denoiser(model: nn.Module, key: jax.Array, image_shape: tuple[int, int,
         raise UserError(
             f"config.model.name: {name} maps images {x.shape} to {out.shape}; a denoiser must keep the shape."
         )
-    return jax.jit(model.init)(_fast_key(key), x, c_noise, label)["params"]
+    return jax.jit(model.init)(fast_key(key), x, c_noise, label)["params"]
 
 
 def init_classifier(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict:
     """Fresh variables {"params": ..., "batch_stats": ... if it has any} of a classifier for images [H,W,C]."""
-    return dict(jax.jit(model.init)(_fast_key(key), jnp.zeros((1, *image_shape))))
+    return dict(jax.jit(model.init)(fast_key(key), jnp.zeros((1, *image_shape))))
 
 
 def parameter_count(params: Any) -> int:
@@ -128,7 +128,7 @@ def parameter_count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _fast_key(key: jax.Array) -> jax.Array:
+def fast_key(key: jax.Array) -> jax.Array:
     """A key of the generator that XLA has built in: on CPUs, threefry takes 0.2 s to compile for every parameter."""
     return jax.random.wrap_key_data(jax.random.bits(key, (4,), jnp.uint32), impl="unsafe_rbg")
 

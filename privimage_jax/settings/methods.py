@@ -46,6 +46,7 @@ _USUAL: Mapping[str, Value] = {  # what each method leaves as it is, but for tho
     "finetune.trainable": ".*",
     "finetune.lora_rank": 0,
 }
+_GAN: Mapping[str, Value] = {"generator": "gan", "sample.guidance": 0.0}  # which has nothing to guide
 
 
 def _usual(*free: str) -> dict[str, Value]:
@@ -62,7 +63,7 @@ METHODS: dict[str, Method] = {
     ),
     "privimage_gan": Method(
         "the same with a GAN (PrivImage+G)",
-        {**_USUAL, "selection.method": "semantic", "generator": "gan"},
+        {**_USUAL, **_GAN, "selection.method": "semantic"},
         "Li et al. 2024, arXiv:2311.12850",
         needs=_TAUGHT,
     ),
@@ -90,7 +91,7 @@ METHODS: dict[str, Method] = {
     ),
     "dpgan": Method(
         "a GAN by DP-SGD from initial weights",
-        {**_USUAL, **_UNTAUGHT, "generator": "gan"},
+        {**_USUAL, **_GAN, **_UNTAUGHT},
         "Xie et al. 2018, arXiv:1802.06739",
     ),
     "random": Method(

@@ -13,7 +13,7 @@ from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
-from privimage_jax.generators.base import Generator, Params, State
+from privimage_jax.generators.base import Generator, Params
 from privimage_jax.generators.sampler import Sampler
 from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.run import publication
@@ -216,12 +216,12 @@ def _train(
         step_range.stop,
         mechanism.folder,
         log,
-        draw=lambda state: draw.grid(trained_params(generator, state), grid_key, generator.n_classes),
+        draw=lambda state: draw.grid(generator.released(state), grid_key, generator.n_classes),
         before=reserve,
         after=after,
         block=block,
     )
-    trained = jax.device_get(trained_params(generator, state))
+    trained = jax.device_get(generator.released(state))
     if not divergence.all_finite(trained):
         tell("parameters", "a parameter is not finite")
     return trained
@@ -233,11 +233,6 @@ def remedy(config: ConfigDict) -> str:
         "the run goes on, as ending it is your decision (docs/troubleshooting.md says what it costs); next time give "
         f"less than config.finetune.learning_rate={config.finetune.learning_rate:g}"
     )
-
-
-def trained_params(generator: Generator, state: State) -> Params:
-    """All parameters of a fine-tuned generator, the moving average of those that were trained."""
-    return generator.merge(state["ema"], state["frozen"])
 
 
 def choose_microbatch(config: ConfigDict, generator: Generator, params: Params, n_devices: int, available: int) -> int:
@@ -295,7 +290,8 @@ def _check_model(
     try:
         dp_sgd.check_objective(generator.per_example_loss, params, batch, config.clipping.method, rule)
     except ValueError as error:
-        raise UserError(f"config.model.name={config.model.name}: {error}") from None
+        key, name = generators.network(config)
+        raise UserError(f"config.{key}={name}: {error}") from None
     slow = clipping.left_to_vmap(generator.per_example_loss, params, *batch_shapes(1, generator.image_shape))
     if slow and config.clipping.method != "vmap":
         mechanism.warn(
@@ -329,7 +325,7 @@ def make_step(
     """
     rule = convolution_rule(convolutions or {}, mesh)
     dp_step = dp_sgd.dp_step(
-        generator.per_example_loss, generator.private_update, settings, mesh, generator.merge, rule, NOISE
+        generator.per_example_loss, generator.private_update(mesh), settings, mesh, generator.merge, rule, NOISE
     )
 
     def step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:

@@ -118,7 +118,7 @@ def make(
     made = []
     for name in (name for name in run if not names or name in names):
         of_classifier = name in (train_query.STAGE.name, query.STAGE.name)
-        model = ("query_net.model", config.query_net.model) if of_classifier else ("model.name", config.model.name)
+        model = ("query_net.model", config.query_net.model) if of_classifier else generators.network(config)
         with named_failures(*model):
             if name == finetune.STAGE.name:
                 made += [_finetune(config, facts, machine, method) for method in methods]
@@ -237,7 +237,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         if method == NONPRIVATE:
             plain = fast_convolutions(platform=machine.platform)(generator.per_example_loss)
-            nonprivate = nonprivate_step(plain, generator.private_update, settings, mesh, generator.merge)
+            nonprivate = nonprivate_step(plain, generator.private_update(mesh), settings, mesh, generator.merge)
 
             def plain_step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
                 return nonprivate(state, inputs["data"], inputs["key"], inputs["loss_key"], t)

@@ -54,7 +54,7 @@ def test_its_code_is_part_of_a_replays_identity(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "culprit"),
     [
-        ("flow", "config.generator='flow' is not accepted; give diffusion, gan or package.module:Class"),
+        ("vae", "config.generator='vae' is not accepted; give diffusion, gan or package.module:Class"),
         ("nowhere:Decoder", "config.generator: nowhere:Decoder cannot be loaded"),
         ("linear:Decoder", "config.generator: linear:Decoder cannot be loaded"),
     ],

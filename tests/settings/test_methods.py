@@ -18,6 +18,7 @@ OTHER = {
     "selection.method": dict.fromkeys(("semantic", "all", "unlabelled", "none"), "random") | {"random": "all"},
     "warmup.enabled": {False: True, True: False},
     "pretrain.perturbation": {0.0: 0.5},
+    "sample.guidance": {0.0: 1.5},
     "pretrain.steps": {0: 100},
     "finetune.trainable": {".*": ".*attention.*"},
     "finetune.lora_rank": {0: 3},
@@ -35,7 +36,7 @@ def change(config, key: str, value) -> None:
     config.update_from_flattened_dict({key: value})
 
 
-@pytest.mark.parametrize("experiment", ["base", "quickstart", "cifar10"])
+@pytest.mark.parametrize("experiment", ["base", "quickstart", "mnist_cpu"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_fits_every_experiment(name, experiment):
     config = of(name, importlib.import_module(f"privimage_jax.configs.{experiment}").get_config())

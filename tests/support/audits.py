@@ -78,15 +78,17 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
 
     def build(config, n_classes):
         generator = build_generator(config, n_classes)
-        update = generator.private_update
+        private_update = generator.private_update
 
         def exchange(step, gradient):
             trace.gradients[int(step)] = jax.tree.map(np.array, gradient)
             return jax.tree.map(np.asarray, (trace if replay is None else replay).gradients[int(step)])
 
-        generator.private_update = lambda state, gradient: update(
-            state, io_callback(exchange, gradient, state["step"], gradient)
-        )
+        def exchanging(mesh):
+            update = private_update(mesh)
+            return lambda state, gradient: update(state, io_callback(exchange, gradient, state["step"], gradient))
+
+        generator.private_update = exchanging
         generator.per_example_loss = marked_loss(generator.per_example_loss)
         return generator
 

@@ -86,7 +86,7 @@ def _jax_privacy_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tup
         batch_argnums=(1, 2),
         microbatch_size=None if microbatch == problem.batch_size else microbatch,
     )
-    std = problem.noise_multiplier * problem.clip_norm
+    std, update = problem.noise_multiplier * problem.clip_norm, problem.update()
 
     def step(state: dict, batch: dict, key: jax.Array) -> tuple[dict, Any]:
         loss_key, noise_key = jax.random.split(key)
@@ -94,13 +94,15 @@ def _jax_privacy_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tup
         total = gradient(state["params"], batch, keys)
         noise = optax.tree.random_like(noise_key, total, sampler=jax.random.normal)
         mean = jax.tree.map(lambda g, z: (g + std * z) / problem.batch_size, total, noise)
-        return problem.update(state, mean), ()
+        return update(state, mean), ()
 
     return step
 
 
 def _optax_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dict, Any]]:
     from optax.contrib import differentially_private_aggregate
+
+    update = problem.update()
 
     def step(state: dict, batch: dict, key: jax.Array) -> tuple[dict, Any]:
         loss_key, noise_key = jax.random.split(key)
@@ -110,6 +112,6 @@ def _optax_step(problem: Problem) -> Callable[[dict, dict, jax.Array], tuple[dic
         gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(state["params"], batch, keys[:, None])
         aggregate = differentially_private_aggregate(problem.clip_norm, problem.noise_multiplier, noise_key)
         mean, aside = aggregate.update(gradients, aggregate.init(state["params"]))
-        return problem.update(state, mean), aside
+        return update(state, mean), aside
 
     return step

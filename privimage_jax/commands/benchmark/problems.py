@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from privimage_jax import generators
 from privimage_jax.generators.base import Generator, PerExampleLoss
 from privimage_jax.training import memory
+from privimage_jax.training.mesh import make_mesh
 from privimage_jax.training.precision import activations
 
 
@@ -24,6 +25,7 @@ class Problem:
       config: resolved, with this problem's precision and noise multiplicity.
       generator: of that config, all of whose parameters are trained.
       params: what is trained, as `loss` takes it.
+      frozen: what the generator holds beside that.
       batch_size: B.
       microbatch: examples that a device handles at once.
     """
@@ -31,6 +33,7 @@ class Problem:
     config: ConfigDict
     generator: Generator
     params: Any
+    frozen: Any
     batch_size: int
     microbatch: int
     noise_multiplier: float = 1.0
@@ -40,10 +43,9 @@ class Problem:
         """`(params, batch, keys [B]) -> [B]`."""
         return lambda params, batch, keys: self.generator.per_example_loss(self.merged(params), batch, keys)
 
-    @property
-    def update(self) -> Callable[[dict, Any], dict]:
-        """`(state, gradient) -> state`."""
-        return self.generator.private_update
+    def update(self, devices: int = 1) -> Callable[[dict, Any], dict]:
+        """`(state, gradient) -> state`, on the first so many devices."""
+        return self.generator.private_update(make_mesh(jax.devices()[:devices]))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -77,7 +79,7 @@ class Problem:
 
     def merged(self, params: Any) -> Any:
         """The model's own parameters, from those that are trained."""
-        return self.generator.merge(params, {})
+        return self.generator.merge(params, self.frozen)
 
     def state(self) -> dict[str, Any]:
         """The state from which fine-tuning starts."""
@@ -116,9 +118,9 @@ def make_problem(
     """One setting; `params`, what is trained, are the generator's initial ones by default."""
     config, generator = build(config, precision, noise_multiplicity)
     key = jax.random.key(config.seed)
-    if params is None:
-        params = generator.private_state(generator.init(key), key)["params"]
-    problem = Problem(config, generator, params, batch_size, config.clipping.microbatch or batch_size)
+    state = generator.private_state(generator.init(key), key)
+    params = state["params"] if params is None else params
+    problem = Problem(config, generator, params, state["frozen"], batch_size, config.clipping.microbatch or batch_size)
     if not config.clipping.microbatch:
         per_example = memory.bytes_per_example(problem.loss, params, generator.image_shape)
         # Small batches go in one piece where that fits.

@@ -106,13 +106,13 @@ def own_step(problem: Problem, method: str, data: Any, n: int, devices: int, key
         precision=problem.precision,
     )
     if method == "nonprivate":
-        step = nonprivate_step(fast_convolutions()(problem.loss), problem.update, settings, mesh)
+        step = nonprivate_step(fast_convolutions()(problem.loss), problem.update(devices), settings, mesh)
     else:
         device = mesh.devices.flat[0]
         rule = convolution_choice.of_device(
             lambda: convolution_choice.layers(problem.loss, problem.params, problem.image_shape, settings), device
         )
-        step = dp_sgd.dp_step(problem.loss, problem.update, settings, mesh, convolution=rule)
+        step = dp_sgd.dp_step(problem.loss, problem.update(devices), settings, mesh, convolution=rule)
     inputs = (data, *_place((key, jax.random.key(1)), devices))
     program = _Compiled(step, problem, devices, *inputs, np.int32(0))
     return _entry(method, devices, program, lambda t: program(*inputs, np.int32(t)))
@@ -188,7 +188,7 @@ def timed(run: Callable[[int], None], t: int) -> float:
 
 def plain_step(problem: Problem, loss: Callable, microbatch: int) -> Callable:
     """`step(state, batch, key) -> (state, ())` on the gradient of the mean loss, summed over microbatches."""
-    trips = problem.batch_size // microbatch
+    trips, update = problem.batch_size // microbatch, problem.update()
 
     def gradient(params: Any, batch: Any, keys: jax.Array) -> Any:
         return jax.grad(lambda params: jnp.sum(loss(params, batch, keys)) / problem.batch_size)(params)
@@ -196,14 +196,14 @@ def plain_step(problem: Problem, loss: Callable, microbatch: int) -> Callable:
     def step(state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
         keys = jax.random.split(key, problem.batch_size)
         if trips == 1:
-            return problem.update(state, gradient(state["params"], batch, keys)), ()
+            return update(state, gradient(state["params"], batch, keys)), ()
         parts = jax.tree.map(lambda leaf: leaf.reshape(trips, microbatch, *leaf.shape[1:]), (batch, keys))
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(state["params"], *part)), None
 
         total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["params"]), parts)
-        return problem.update(state, total), ()
+        return update(state, total), ()
 
     return step
 

@@ -101,7 +101,7 @@ def check_models(config: ConfigDict, sets: DataSets, n_devices: int, available: 
     names = [stage.name for stage in enabled_stages(config)]
     key, microbatch = jax.random.key(0), 0
     generator = generators.build(config, n_classes)
-    with named_failures("model.name", config.model.name):
+    with named_failures(*generators.network(config)):
         params = jax.eval_shape(generator.init, key)
         if finetune.STAGE.name in names:
             microbatch = finetune.choose_microbatch(config, generator, params, n_devices, available)

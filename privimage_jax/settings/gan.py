@@ -1,0 +1,45 @@
+"""What `config.generator=gan` asks of the settings."""
+
+from ml_collections import ConfigDict
+
+from privimage_jax.errors import UserError
+
+_WITHOUT = {  # what only diffusion models have, and the value that does without
+    "sample.guidance": 0.0,
+    "sampler_choice.enabled": False,
+    "finetune.lora_rank": 0,
+    "finetune.trainable": ".*",
+}
+
+
+def sides(side: int) -> list[int]:
+    """Sides of the images inside the generator, from the first to the final one: halved once, and while above 4.
+
+    >>> sides(32), sides(28), sides(4)
+    ([4, 8, 16, 32], [4, 7, 14, 28], [2, 4])
+    """
+    found = [-(-side // 2), side]
+    while found[0] > 4:
+        found.insert(0, -(-found[0] // 2))
+    return found
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses settings that only diffusion models have, and noise that is too short.
+
+    Raises:
+      UserError: naming the setting.
+    """
+    for key, without in _WITHOUT.items():
+        section, name = key.split(".")
+        if (given := config[section][name]) != without:
+            raise UserError(
+                f"config.{key}={given!r} is of diffusion models, and config.generator=gan has nothing like it; give "
+                f"{without!r}."
+            )
+    parts = len(sides(config.data.image_size))
+    if config.gan.noise < parts:
+        raise UserError(
+            f"config.gan.noise={config.gan.noise} cannot be cut into {parts} parts, one for the start and one for each "
+            f"block of the generator; give at least {parts}."
+        )

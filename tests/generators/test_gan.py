@@ -1,0 +1,214 @@
+"""The second family: its size, its protocol, what its generator learns from, and that it learns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pipelines import CLASSES, SIDE, run, tiny_config
+
+from privimage_jax import config as configs
+from privimage_jax import generators
+from privimage_jax.configs import base
+from privimage_jax.errors import UserError
+from privimage_jax.models import spectral_norm
+from privimage_jax.models.registry import parameter_count
+from privimage_jax.privacy import clipping, dp_sgd
+from privimage_jax.training.mesh import make_mesh
+
+ONE = jax.devices()[:1]
+
+
+def gan_config(folder):
+    """The tiny experiment with small networks."""
+    config = tiny_config(folder)
+    config.generator = "gan"
+    config.gan.noise, config.gan.embedding, config.gan.generator_width = 8, 4, 8
+    config.gan.discriminator_width, config.gan.batch_size, config.gan.microbatch = 8, 8, 4
+    config.gan.discriminator_steps = 2
+    return config
+
+
+@pytest.fixture
+def config(tmp_path):
+    return gan_config(tmp_path)
+
+
+@functools.cache
+def built():
+    """A generator of tiny networks, and its parameters."""
+    config = base.get_config()
+    config.data.image_size, config.data.channels, config.generator = SIDE, 1, "gan"
+    config.gan.noise, config.gan.embedding, config.gan.generator_width = 8, 4, 8
+    config.gan.discriminator_width, config.gan.batch_size, config.gan.microbatch = 8, 8, 4
+    config.gan.discriminator_steps, config.finetune.noise_multiplicity = 2, 2
+    generator = generators.build(config, CLASSES)
+    return generator, generator.init(jax.random.key(0))
+
+
+def batch_of(n, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, SIDE, SIDE, 1), np.uint8)
+    return {"image": images, "label": np.arange(n, dtype=np.int32) % CLASSES}
+
+
+@pytest.mark.parametrize(("side", "generator", "discriminator"), [(32, 3.84e6, 1.65e6), (28, 3.83e6, 1.65e6)])
+def test_the_networks_are_as_large_as_the_published_ones(side, generator, discriminator):
+    """DPImageBench states 3.8 M for the generator; its log for CelebA has a discriminator of 1.65 M."""
+    config = base.get_config()
+    config.generator, config.data.image_size = "gan", side
+    params = jax.eval_shape(generators.build(config, 10).init, jax.random.key(0))
+    assert parameter_count(params["generator"]) == pytest.approx(generator, rel=0.01)
+    assert parameter_count(params["discriminator"]) == pytest.approx(discriminator, rel=0.01)
+
+
+def test_spectral_norms_are_one():
+    rng = np.random.default_rng(0)
+    weights = {"kernel": rng.standard_normal((3, 3, 4, 6), np.float32), "bias": np.ones(6, np.float32)}
+    vectors = spectral_norm.first_vectors(weights, jax.random.key(0))
+    for _ in range(60):
+        normalised, vectors = spectral_norm.normalise(weights, vectors)
+    assert np.linalg.norm(normalised["kernel"].reshape(-1, 6), 2) == pytest.approx(1, abs=1e-4)
+    np.testing.assert_array_equal(normalised["bias"], weights["bias"])
+
+
+def test_an_image_depends_on_its_own_key_and_label_alone():
+    generator, params = built()
+    keys, labels = jax.random.split(jax.random.key(1), 5), jnp.array([0, 1, 2, CLASSES, 0])
+    together = generator.sample(params, keys, labels)
+    alone = generator.sample(params, keys[2:3], labels[2:3])
+    assert together.shape == (5, SIDE, SIDE, 1) and np.abs(together).max() <= 1
+    np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
+    assert np.abs(together[0] - together[4]).max() > 1e-3
+
+
+def test_book_keeping_agrees_with_vmap_and_examples_do_not_mix():
+    generator, params = built()
+    state = generator.private_state(params, jax.random.key(1))
+
+    def loss(trained, batch, keys):
+        return generator.per_example_loss(generator.merge(trained, state["frozen"]), batch, keys)
+
+    batch, keys, mask = batch_of(3), jax.random.split(jax.random.key(2), 3), np.array([True, True, False])
+    flat, reference = (
+        jax.jit(clipping.clipped_grad(loss, 1e-2, method))(state["params"], batch, keys, mask)
+        for method in ("bookkeeping", "vmap")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), flat, reference)
+    dp_sgd.check_objective(loss, state["params"], batch | {"image": batch["image"].astype(np.float32)})
+
+
+def test_one_record_moves_the_sum_by_at_most_the_clip_norm():
+    """Its real image and the generated ones beside it share one clipped gradient."""
+    generator, params = built()
+    state, n, clip_norm = generator.private_state(params, jax.random.key(1)), 12, 1e-2
+    settings = dp_sgd.DPSGD(n=n, batch_size=n // 2, clip_norm=clip_norm, noise_multiplier=0.0, microbatch=4)
+    step = jax.jit(
+        dp_sgd.dp_step(
+            generator.per_example_loss, lambda state, mean: mean, settings, make_mesh(ONE), merge=generator.merge
+        )
+    )
+    key, data = np.arange(8, dtype=np.uint32), batch_of(n)
+    with_all, _ = step(state, data, key, jax.random.key(3), 0)
+    moved = []
+    for record in range(n):
+        image = np.array(data["image"])
+        image[record] = 255 - image[record]
+        other, _ = step(state, data | {"image": image}, key, jax.random.key(3), 0)
+        difference = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b, np.float64), with_all, other)
+        moved.append(np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(difference))) * settings.batch_size)
+    assert 0 < max(moved) <= 2 * clip_norm * (1 + 1e-6), "one contribution is replaced by another"
+    assert moved.count(0.0) > 0, "records that were not drawn change nothing"
+
+
+def test_the_generator_learns_from_the_noised_gradient_alone():
+    """Played again without any image, the recorded noised gradients give the same networks."""
+    generator, params = built()
+    n, mesh = 12, make_mesh(ONE)
+    settings = dp_sgd.DPSGD(n=n, batch_size=6, clip_norm=1e-2, noise_multiplier=1.0, microbatch=4)
+    update, seen = generator.private_update(mesh), []
+    step = dp_sgd.dp_step(
+        generator.per_example_loss, lambda state, mean: {**state, "mean": mean}, settings, mesh, merge=generator.merge
+    )
+    recording, play = jax.jit(step), jax.jit(update)
+    state, key = generator.private_state(params, jax.random.key(1)), np.arange(8, dtype=np.uint32)
+    for t in range(4):
+        noised, _ = recording(state, batch_of(n), key, jax.random.key(3), t)
+        seen.append(noised.pop("mean"))
+        state = play(state, seen[-1])
+    replayed = generator.private_state(params, jax.random.key(1))
+    for mean in seen:
+        replayed = play(replayed, mean)
+    jax.tree.map(np.testing.assert_array_equal, generator.released(state), generator.released(replayed))
+    assert int(state["generator"]["step"]) == 2, "every second step is the generator's too"
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state["frozen"]["generator"], params["generator"])
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_devices_change_the_generators_step_by_rounding_only():
+    generator, params = built()
+    gradient = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), params["discriminator"])
+    found = []
+    for devices in (ONE, jax.devices()[:2]):
+        mesh = make_mesh(devices)
+        state = jax.device_put(generator.private_state(params, jax.random.key(1)), jax.NamedSharding(mesh, jax.P()))
+        update = jax.jit(generator.private_update(mesh))
+        found.append(jax.device_get(generator.released(update(update(state, gradient), gradient))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found)
+
+
+def test_it_learns_where_the_classes_lie():
+    """Plain images whose grey level is normal about its class's mean: generated ones come near in mean and spread."""
+    config = base.get_config()
+    config.data.image_size, config.data.channels, config.generator = 4, 1, "gan"
+    config.gan.noise, config.gan.embedding, config.gan.generator_width = 8, 8, 8
+    config.gan.discriminator_width, config.gan.batch_size, config.gan.discriminator_steps = 8, 32, 1
+    config.gan.learning_rate = config.pretrain.learning_rate = 5e-3
+    config.pretrain.ema, config.pretrain.flip = 0.9, False
+    generator = generators.build(config, 2)
+    means, spread, size = np.array([-0.5, 0.5]), 0.1, 32
+    update = generator.public_update(make_mesh(ONE))
+
+    @jax.jit
+    def train(state, key):
+        def body(t, state):
+            grey_key, loss_key = jax.random.split(jax.random.fold_in(key, t))
+            label = jnp.arange(size, dtype=jnp.int32) % 2
+            grey = jnp.asarray(means)[label] + spread * jax.random.normal(grey_key, (size,))
+            image = jnp.broadcast_to(grey[:, None, None, None], (size, 4, 4, 1))
+            return update(state, {"image": image, "label": label}, jax.random.split(loss_key, size))[0]
+
+        return jax.lax.fori_loop(0, 200, body, state)
+
+    state = train(generator.public_state(generator.init(jax.random.key(0))), jax.random.key(1))
+    labels = jnp.repeat(jnp.arange(2), 100)
+    images = generator.sample(state["ema"], jax.random.split(jax.random.key(2), 200), labels)
+    for label, mean in enumerate(means):
+        own = np.asarray(images[labels == label])
+        assert own.mean() == pytest.approx(mean, abs=0.15)
+        assert own.mean(axis=(1, 2, 3)).std() < 0.35
+
+
+def test_the_whole_pipeline_runs_with_it(config, tmp_path):
+    workdir = run(config, tmp_path / "run")
+    with np.load(workdir.release / "synthetic.npz") as arrays:
+        assert arrays["images"].shape == (config.sample.n, SIDE, SIDE, 1)
+    assert (workdir.release / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "culprit"),
+    [
+        ("sample.guidance", 1.0, "config.sample.guidance=1.0 is of diffusion models"),
+        ("sampler_choice.enabled", True, "config.sampler_choice.enabled=True is of diffusion models"),
+        ("finetune.lora_rank", 2, "config.finetune.lora_rank=2 is of diffusion models"),
+        ("finetune.trainable", ".*attention.*", "config.finetune.trainable='.*attention.*' is of diffusion models"),
+        ("gan.noise", 0, "config.gan.noise=0 is not accepted"),
+        ("gan.noise", 1, "config.gan.noise=1 "),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(config, key, value, culprit):
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=culprit.replace("*", r"\*").replace(".", r"\.")):
+        configs.check(config)
