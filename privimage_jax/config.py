@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, gan, import_strings, methods
+from privimage_jax.settings import derived, evaluation, gan, import_strings, methods
+from privimage_jax.settings.evaluation import short_name
 from privimage_jax.settings.families import FAMILIES, unused_sections
 from privimage_jax.settings.rules import (
     ABOVE_0,
@@ -37,10 +38,6 @@ PLACES = frozenset(  # what tells where data lie, or what the operator saw in th
         f"{name}.kwargs.{key}" for name in ("data", "public") for key in ("path", "data_dir")
     }  # of sources from elsewhere
     | {"query_net.workdir", "evaluate.inception_weights"}
-)
-INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
-    "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
-    "https://github.com/mseitzer/pytorch-fid"
 )
 FREE_SECTIONS = (
     "extra.",
@@ -247,11 +244,6 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def short_name(name: str) -> str:
-    """What results and settings call a model or extractor: its own name, or the last part of "package.module:Class"."""
-    return name.rpartition(":")[2]
-
-
 def section(config: ConfigDict, *names: str) -> dict[str, Any]:
     """The leaves of some sections as a flat dict: what a stage's fingerprint covers.
 
@@ -309,9 +301,7 @@ def _check_together(config: ConfigDict) -> None:
         raise UserError(
             "config.sample.n=1 is too few images to evaluate; give at least 2 or config.evaluate.enabled=False."
         )
-    if config.evaluate.enabled:
-        _check_extractors(config.evaluate)
-    _check_classifier_kwargs(config.evaluate)
+    evaluation.check(config.evaluate)
     if config.data.n:
         derived.check_against_n(config, config.data.n)
     if config.diffusion.sigma_min >= config.diffusion.sigma_max:
@@ -367,34 +357,6 @@ def _check_candidates(config: ConfigDict) -> None:
             f"config.sampler_choice.setting=s_churn has no effect with config.sample.sampler={config.sample.sampler}; "
             "give config.sample.sampler=heun or choose another setting."
         )
-
-
-def _check_extractors(evaluate: ConfigDict) -> None:
-    names = [short_name(name) for name in evaluate.extractors]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"config.evaluate.extractors={evaluate.extractors} names {max(names, key=names.count)} twice, and the "
-            "names tell the figures apart; give each once, under a name of its own."
-        )
-    if "inception" in evaluate.extractors and not evaluate.inception_weights:
-        raise UserError(
-            "config.evaluate.inception_weights is empty, but config.evaluate.extractors names inception; "
-            f"{INCEPTION_WEIGHTS}, and give its path."
-        )
-
-
-def _check_classifier_kwargs(evaluate: ConfigDict) -> None:
-    section, names = "config.evaluate.classifier_kwargs", [short_name(name) for name in evaluate.classifiers]
-    for name, value in evaluate.classifier_kwargs.items():
-        if not isinstance(value, ConfigDict):
-            raise UserError(
-                f"{section}.{name}={value!r} is of no model; give it under a model's name: {section}.{names[0]}.{name}."
-            )
-        if value and name not in names:
-            raise UserError(
-                f"{section}.{name} has arguments of a model that config.evaluate.classifiers does not name (it names "
-                f"{', '.join(names)}); add the model or leave them out."
-            )
 
 
 def _check_source(name: str, data: ConfigDict) -> None:

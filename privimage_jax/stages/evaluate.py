@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax.data import Dataset
 from privimage_jax.metrics import extractors, fidelity, measures, real_features
 from privimage_jax.metrics.extractors import Extractor
@@ -18,6 +17,7 @@ from privimage_jax.report.gallery import ImageSet
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.settings import derived
+from privimage_jax.settings.evaluation import short_name
 from privimage_jax.stages import sample, selection, train_query
 from privimage_jax.stages.parts import evaluation_page, utility
 from privimage_jax.stages.query import count_semantics
@@ -111,7 +111,7 @@ def _fidelity(inputs: Inputs, synthetic: Dataset) -> dict[str, float]:
         if name == section.extractors[0]:
             results |= measured
         if len(section.extractors) > 1:
-            results |= {f"{measure}_{configs.short_name(name)}": value for measure, value in measured.items()}
+            results |= {f"{measure}_{short_name(name)}": value for measure, value in measured.items()}
     return results
 
 
