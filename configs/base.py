@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     """The base configuration."""
     config = ConfigDict()
     config.name = "cifar10"  # shown as the report's title
+    config.method = ""  # a method of the field, whose settings these are to be: see docs/methods.md; "" = none
     config.precision = "auto"  # auto (bfloat16 on accelerators, float32 on CPUs) | float32 | tf32 | bfloat16
     config.seed = 0  # of all public randomness: initial weights, public batches, sampling; never of privacy noise
 
@@ -90,7 +91,9 @@ def get_config() -> ConfigDict:
     config.class_histogram.noise_multiplier = 50.0  # standard deviation of the noise on every class count
 
     config.selection = ConfigDict()  # which public images pre-train the generator
-    config.selection.method = "semantic"  # semantic | random (as many semantics, drawn blindly) | all (unlabelled)
+    config.selection.method = (
+        "semantic"  # semantic | random (blind) | all (labels folded to classes) | unlabelled (all) | none
+    )
     config.selection.k2 = 1  # semantics picked for each sensitive class
     config.selection.ratio = 0.0  # >0: k2 = ratio * public classes / sensitive classes, in place of k2
     config.selection.assignment = "sequential"  # sequential (the paper's) | optimal (largest total noisy count)
@@ -133,6 +136,18 @@ def get_config() -> ConfigDict:
     config.pretrain.ema = 0.999  # decay of the averaged parameters
     config.pretrain.flip = True  # random left-right flips
     config.pretrain.shift = 0  # random shifts of up to so many pixels
+    config.pretrain.perturbation = 0.0  # gamma: gradients at weights moved so far towards more loss (RPGen); 0 = off
+    config.pretrain.perturbation_norm = "layer"  # layer (gamma times the norm of each) | global (gamma in all; RPGen's)
+
+    config.warmup = ConfigDict()  # DP-FETA: pre-train, after public images if any, on noisy means of random subsets
+    config.warmup.enabled = False  # True = a mechanism of its own, paid from the budget; False costs nothing
+    config.warmup.means = 5  # noisy means of each class
+    config.warmup.subset_size = 6000  # images drawn at a time, in expectation: of each class those make one mean
+    config.warmup.noise_multiplier = 5.0  # noise on every sum of a subset, relative to the largest norm of an image
+    config.warmup.downscale = 2  # means have sides so many times smaller, for less noise, and are enlarged again
+    config.warmup.steps = 2000  # of training on the means: post-processing, free of privacy cost
+    config.warmup.batch_size = 1024  # images per step
+    config.warmup.learning_rate = 3e-4  # of the optimizer; all else as config.pretrain has it
 
     config.finetune = ConfigDict()  # DP-SGD (mechanism 2)
     config.finetune.enabled = True  # False = stop at the pre-trained generator

@@ -7,7 +7,7 @@ imports nothing heavy: a wrong value stops the program in its first second.
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, gan, import_strings
+from privimage_jax.settings import derived, evaluation, gan, import_strings, methods
+from privimage_jax.settings.evaluation import short_name
 from privimage_jax.settings.families import FAMILIES, unused_sections
 from privimage_jax.settings.rules import (
     ABOVE_0,
@@ -38,10 +39,6 @@ PLACES = frozenset(  # what tells where data lie, or what the operator saw in th
     }  # of sources from elsewhere
     | {"query_net.workdir", "evaluate.inception_weights"}
 )
-INCEPTION_WEIGHTS = (  # what to do where they are missing or wrong
-    "download pt_inception-2015-12-05-6726825d.pth from the release fid_weights of "
-    "https://github.com/mseitzer/pytorch-fid"
-)
 FREE_SECTIONS = (
     "extra.",
     "data.kwargs.",
@@ -61,6 +58,7 @@ def _is_regex(text: str) -> bool:
 
 
 RULES: dict[str, Rule] = {
+    "method": methods.RULE,
     "generator": (
         lambda v: v in FAMILIES or import_strings.is_one(v),
         f"{', '.join(FAMILIES)} or package.module:Class",
@@ -87,7 +85,7 @@ RULES: dict[str, Rule] = {
     "query.k1": POSITIVE,
     "query.noise_multiplier": ABOVE_0,
     "class_histogram.noise_multiplier": ABOVE_0,
-    "selection.method": one_of("semantic", "random", "all"),
+    "selection.method": one_of("semantic", "random", "all", "unlabelled", "none"),
     "selection.k2": POSITIVE,
     "selection.ratio": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     "selection.assignment": one_of("sequential", "optimal"),
@@ -113,6 +111,15 @@ RULES: dict[str, Rule] = {
     "pretrain.learning_rate": ABOVE_0,
     "pretrain.ema": DECAY,
     "pretrain.shift": AT_LEAST_0,
+    "pretrain.perturbation": AT_LEAST_0,
+    "pretrain.perturbation_norm": one_of("layer", "global"),
+    "warmup.means": POSITIVE,
+    "warmup.subset_size": POSITIVE,
+    "warmup.noise_multiplier": ABOVE_0,
+    "warmup.downscale": POSITIVE,
+    "warmup.steps": POSITIVE,
+    "warmup.batch_size": POSITIVE,
+    "warmup.learning_rate": ABOVE_0,
     "finetune.batch_size": POSITIVE,
     "finetune.epochs": ABOVE_0,
     "finetune.steps": AT_LEAST_0,
@@ -188,7 +195,7 @@ def check(config: ConfigDict) -> ConfigDict:
     reference = dict(flatten(base.get_config()))
     given = dict(flatten(config))
     for key, value in given.items():
-        check_key(key)
+        _check_known(key, reference)
         _check_storable(key, value)
         if key in reference and not key.startswith(FREE_SECTIONS):
             check_type(f"config.{key}", value, reference[key])
@@ -208,7 +215,11 @@ def check_key(key: str) -> None:
     Raises:
       UserError: naming the key and the closest one that exists.
     """
-    reference = dict(flatten(base.get_config()))
+    _check_known(key, dict(flatten(base.get_config())))
+
+
+def _check_known(key: str, reference: Mapping[str, Any]) -> None:
+    """`check_key`, for the settings of configs/base.py."""
     if key in reference or key.startswith(FREE_SECTIONS):
         return
     inside = [name for name in reference if name.startswith(f"{key}.")]
@@ -231,11 +242,6 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def short_name(name: str) -> str:
-    """What results and settings call a model or extractor: its own name, or the last part of "package.module:Class"."""
-    return name.rpartition(":")[2]
 
 
 def section(config: ConfigDict, *names: str) -> dict[str, Any]:
@@ -283,15 +289,19 @@ def _check_storable(key: str, value: Any) -> None:
 
 def _check_together(config: ConfigDict) -> None:
     """What no single key can tell."""
+    methods.check(config)
+    if config.selection.method == "none" and config.pretrain.steps:
+        raise UserError(
+            f"config.selection.method=none leaves no public image for config.pretrain.steps={config.pretrain.steps}; "
+            "give config.pretrain.steps=0 or another selection."
+        )
     for name in ("data", "public"):
         _check_source(name, config[name])
     if config.evaluate.enabled and config.sample.n < 2:
         raise UserError(
             "config.sample.n=1 is too few images to evaluate; give at least 2 or config.evaluate.enabled=False."
         )
-    if config.evaluate.enabled:
-        _check_extractors(config.evaluate)
-    _check_classifier_kwargs(config.evaluate)
+    evaluation.check(config.evaluate)
     if config.data.n:
         derived.check_against_n(config, config.data.n)
     if config.diffusion.sigma_min >= config.diffusion.sigma_max:
@@ -347,34 +357,6 @@ def _check_candidates(config: ConfigDict) -> None:
             f"config.sampler_choice.setting=s_churn has no effect with config.sample.sampler={config.sample.sampler}; "
             "give config.sample.sampler=heun or choose another setting."
         )
-
-
-def _check_extractors(evaluate: ConfigDict) -> None:
-    names = [short_name(name) for name in evaluate.extractors]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"config.evaluate.extractors={evaluate.extractors} names {max(names, key=names.count)} twice, and the "
-            "names tell the figures apart; give each once, under a name of its own."
-        )
-    if "inception" in evaluate.extractors and not evaluate.inception_weights:
-        raise UserError(
-            "config.evaluate.inception_weights is empty, but config.evaluate.extractors names inception; "
-            f"{INCEPTION_WEIGHTS}, and give its path."
-        )
-
-
-def _check_classifier_kwargs(evaluate: ConfigDict) -> None:
-    section, names = "config.evaluate.classifier_kwargs", [short_name(name) for name in evaluate.classifiers]
-    for name, value in evaluate.classifier_kwargs.items():
-        if not isinstance(value, ConfigDict):
-            raise UserError(
-                f"{section}.{name}={value!r} is of no model; give it under a model's name: {section}.{names[0]}.{name}."
-            )
-        if value and name not in names:
-            raise UserError(
-                f"{section}.{name} has arguments of a model that config.evaluate.classifiers does not name (it names "
-                f"{', '.join(names)}); add the model or leave them out."
-            )
 
 
 def _check_source(name: str, data: ConfigDict) -> None:

@@ -195,7 +195,7 @@ def test_settings_that_the_data_do_not_allow(run, finished, tmp_path, settings, 
 def test_a_public_set_with_too_few_classes(run, folder, tmp_path):
     swapped = (f"--config.data.path={folder / 'public.npz'}", f"--config.public.path={folder / 'data.npz'}")
     run(*swapped, "--config.data.class_names=('a','b','c','d','e','f')").refuses(
-        "the public set has 3 classes for 6 sensitive ones", "config.selection.method=all"
+        "the public set has 3 classes for 6 sensitive ones", "config.selection.method=unlabelled"
     )
 
 

@@ -17,6 +17,7 @@ import privimage_jax.configs
 from privimage_jax.cli import devices, parsing
 from privimage_jax.cli.table import COMMANDS
 from privimage_jax.settings import config_files, import_strings
+from privimage_jax.settings.methods import METHODS
 
 CONFIGS = pathlib.Path(privimage_jax.configs.__path__[0])
 N = "--config.data.n=60"
@@ -41,6 +42,27 @@ N = "--config.data.n=60"
         (["ledger", "nowhere"], ["nowhere/release/ledger.jsonl does not exist", "a folder release/ or a ledger file"]),
         (["ledger", "no\x1b[2J\nwhere"], ["no\\x1b[2J\\nwhere/release/ledger.jsonl does not exist"]),
         (["ledger", "--workdir", "nowhere"], ["'workdir'"]),
+        (["ledger", "--method=dpdm", "nowhere"], ["this command takes no --method"]),
+        (["run", "--method", "dpdm"], ["--config is missing"]),
+        (["budget", "--config", "{config}", "--method"], ["--method has no value; give ", "privimage, ", " dpdm, "]),
+        (["budget", "--config", "{config}", "--method=dp-dm"], ["config.method='dp-dm' is not accepted; give "]),
+        (["budget", "--config", "{config}", "--config.method=a"], ["config.method='a' is not accepted; give "]),
+        (
+            ["budget", "--config", "{config}", "--method=lora", "--config.method=dpdm"],
+            ["two methods are named, 'lora' and 'dpdm'; give one --method."],
+        ),
+        (
+            ["budget", "--config", "{config}", "--method=dpdm", "--config.pretrain.steps=100"],
+            ["config.method=dpdm means config.pretrain.steps=0; it is 100: "],
+        ),
+        (
+            ["sweep", "--config", "{config}", "--workdir=w", "--method=dpdm", "--over=pretrain.steps=0,100"],
+            ["config.method=dpdm means config.pretrain.steps=0; it is 100: "],
+        ),
+        (
+            ["sweep", "--config", "{config}", "--workdir=w", "--method=dpdm", "--over=method=dpdm,random"],
+            ["two methods are named, 'dpdm' and 'random'; give one --method."],
+        ),
         (["prepare"], ["give the NAME of one TFDS set"]),
         (["prepare", "mnist", "cifar10"], ["give the NAME of one TFDS set, not mnist cifar10"]),
     ],
@@ -180,6 +202,7 @@ def test_code_that_ends_the_program_is_no_success(privimage, tmp_path, monkeypat
 def test_every_command_has_a_help_of_its_own(privimage, name):
     out = privimage(name, "-h").succeeds().out
     assert out.startswith(f"privimage {name}: ") and "usage: privimage " in out
+    assert "--method NAME" not in out or all(f" {method}" in out for method in METHODS)
     assert max(map(len, out.splitlines())) < 130
 
 
@@ -237,7 +260,36 @@ def test_lists_are_given_as_words(config, setting, value, apart):
 
 def test_a_config_takes_an_argument(privimage):
     assert config_files.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
-    privimage("budget", f"--config={CONFIGS / 'mnist.py'}:64").refuses("mnist.py fails", "get_config() takes 0")
+    privimage("budget", f"--config={CONFIGS / 'quickstart.py'}:8").refuses(
+        "quickstart.py fails", "get_config() takes 0"
+    )
+    privimage("budget", f"--config={CONFIGS / 'mnist.py'}:64").refuses("knows no '64'", "mnist.py:dpimagebench.")
+    rdp = "--config.privacy.accountant=rdp"
+    published = privimage("budget", f"--config={CONFIGS / 'cifar10.py'}:dpimagebench", rdp).succeeds()
+    assert "N = 45000" in published.out
+
+
+def test_a_method_gives_the_config_its_settings(privimage, config):
+    """Above the file's, below those of the command line, in whatever order these are."""
+    given = ["--config.finetune.lora_rank=3", "--method", "lora", f"--config={config}"]
+    found, _ = parsing.configured(given)
+    assert (found.method, found.finetune.lora_rank, found.pretrain.steps) == ("lora", 3, 6)
+    found, _ = parsing.configured([f"--config={config}", "--config.method", "dpdm"])
+    assert (found.method, found.selection.method, found.pretrain.steps) == ("dpdm", "none", 0)
+    assert "semantic query" not in privimage("budget", f"--config={config}", N, "--method=dpdm").succeeds().out
+
+
+def test_a_config_file_may_name_a_method_and_the_command_line_another(privimage, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{BASE}    config.pretrain.steps = 7\n    config.method = 'dpdm'\n    return config\n")
+    found = {name: parsing.configured([f"--config={path}", *flag])[0] for name, flag in FLAGS_OF_A_METHOD.items()}
+    assert {name: one.method for name, one in found.items()} == {"dpdm": "dpdm", "": "", "random": "random"}
+    assert {name: one.pretrain.steps for name, one in found.items()} == {"dpdm": 0, "": 7, "random": 7}
+    path.write_text(f"{BASE}    config.method = 'dp-dm'\n    return config\n")
+    privimage("budget", f"--config={path}", N).refuses("config.method='dp-dm' is not accepted; give ")
+
+
+FLAGS_OF_A_METHOD: dict[str, list[str]] = {"dpdm": [], "": ["--config.method="], "random": ["--method=random"]}
 
 
 def test_preparing_without_tensorflow_says_what_to_install(privimage, monkeypatch):

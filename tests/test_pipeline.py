@@ -406,7 +406,7 @@ def test_a_lost_query_key_stops_the_run(finished, tmp_path):
         run(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("method", ["random", "all"])
+@pytest.mark.parametrize("method", ["random", "all", "unlabelled"])
 def test_other_selections_need_no_query(finished, tmp_path, method):
     config = tiny_config(finished[0])
     config.selection.method = method
@@ -414,6 +414,10 @@ def test_other_selections_need_no_query(finished, tmp_path, method):
     workdir = run(config, tmp_path / "run")
     assert "gaussian" not in workdir.ledger.read_text()
     assert json.loads((workdir.release / "semantics.json").read_text())["histogram"] is None
+    assert ("Public class s taught" in (workdir.release / "report.html").read_text()) == (method == "all")
+    labels = np.load(workdir.internal / "select" / "subset.npz")["labels"]
+    taught = {"random": range(CLASSES), "all": range(CLASSES), "unlabelled": [CLASSES]}
+    assert set(labels.tolist()) == {*taught[method]} and (len(labels) == 48) == (method != "random")
 
 
 def test_low_rank_fine_tuning_changes_kernels_only(finished, tmp_path):

@@ -9,6 +9,7 @@ import errno
 import math
 import os
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,12 +18,14 @@ from ml_collections import ConfigDict, config_flags
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import config_files
+from privimage_jax.settings import config_files, methods
 
 # What the pages of all commands say that take one.
-CONFIG = """\
+CONFIG = f"""\
 --config FILE                a file with get_config(), such as configs/quickstart.py; FILE:TEXT calls it with
                              the text
+--method NAME                gives it the settings of a method (docs/methods.md):
+{textwrap.fill(", ".join(methods.METHODS), 105, initial_indent=" " * 29, subsequent_indent=" " * 29)}
 --config.section.key=VALUE   overrides one of its settings; configs/base.py has all of them"""
 PRECISIONS = ("float32", "tf32", "bfloat16")  # of `clipping.PRECISIONS`, whose module imports jax
 
@@ -42,9 +45,10 @@ def parse(
     `repeated` one may be given several times and is a list. `positional` describes the arguments that are no flags,
     from one to `most`, where it takes any.
     """
-    path, arguments = _take_config(arguments)
-    if path is not None and "config" not in required:
-        raise UserError("this command takes no --config; see privimage --help.")
+    path, method, arguments = _take_config(arguments)
+    for name, value in (("config", path), ("method", method)):
+        if value is not None and "config" not in required:
+            raise UserError(f"this command takes no --{name}; see privimage --help.")
     values = flags.FlagValues()
     for name in {*required, *optional} - {"config", *repeated}:
         flags.DEFINE_string(name, None, "A folder or a number.", flag_values=values)
@@ -55,9 +59,11 @@ def parse(
     argv = ["privimage", *arguments]
     try:
         if path is not None:
+            config = config_files.load(path)
+            methods.apply(config, config.get("method", "") if method is None else method)
             config_flags.DEFINE_config_dict(
                 "config",
-                config_files.load(path),
+                config,
                 lock_config=False,  # it is already, but for the arguments of models,
                 accept_new_attributes=True,  # which may be new; all other names have been checked
                 flag_values=values,
@@ -81,12 +87,21 @@ def parse(
     return values, rest
 
 
-def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Parts the config file's path from the other arguments, and checks the names of all overridden settings."""
+def _take_config(arguments: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """Parts the config file's path and the method's name from the other arguments.
+
+    `--config.method` names a method as `--method` does. The names of all overridden settings are checked.
+    """
     path, rest, following = None, [], iter(arguments)
+    named: list[str] = []
     for argument in following:
         name, equals, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or name.split(".")[0] != "config":
+        if argument.startswith("-") and name in ("method", "config.method"):
+            chosen = value if equals else next(following, None)
+            if chosen is None:
+                raise UserError(f"--{name} has no value; give {methods.RULE[1]}.")
+            named.append(chosen)
+        elif not argument.startswith("-") or name.split(".")[0] != "config":
             rest.append(argument)
         elif name == "config":
             path = value if equals else next(following, "")
@@ -99,7 +114,9 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
                     raise UserError(f"--{name} has no value; give one, such as --{name}=a,b, or --{name}= for none.")
                 argument = f"--{name}={_list_of_texts(listed, always=key.endswith('class_names'))}"
             rest.append(argument)
-    return path, rest
+    if len(set(named)) > 1:
+        raise UserError(f"two methods are named, {named[0]!r} and {named[-1]!r}; give one --method.")
+    return path, named[0] if named else None, rest
 
 
 def _list_of_texts(text: str, always: bool) -> str:

@@ -28,6 +28,7 @@ from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
+from privimage_jax.settings import methods
 from privimage_jax.storage import fingerprints, reading, workdir
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.console import make_console
@@ -144,10 +145,11 @@ def _take(folder: Workdir, runs: Sequence[Run]) -> None:
 def _identity(runs: Sequence[Run]) -> dict[str, Any]:
     """What all runs of one sweep have in common: the swept settings, and the value of every other one."""
     swept = sorted(runs[0].values)
+    own = {*swept, "method", *(methods.decided() if "method" in swept else ())}  # what may differ between runs
     settings = {
         key: value
         for key, value in configs.public_settings(runs[0].config).items()
-        if key not in swept and not key.startswith(MAY_CHANGE)
+        if key not in own and not key.startswith(MAY_CHANGE)
     }
     return fingerprints.jsonable({"over": swept, "settings": settings})
 

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from privimage_jax.config import INCEPTION_WEIGHTS
 from privimage_jax.data.dataset import Subset
 from privimage_jax.errors import UserError, one_line
 from privimage_jax.metrics import weight_files
 from privimage_jax.metrics.features import Outputs, extract, forward_both
 from privimage_jax.models.inception import InceptionV3, variables_from_torch
 from privimage_jax.settings import import_strings
+from privimage_jax.settings.evaluation import INCEPTION_WEIGHTS
 from privimage_jax.storage import fingerprints
 from privimage_jax.training.state import tree_digest
 

@@ -41,7 +41,7 @@ class ReportInputs:
       semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`:
         the noisy count of every semantic in each class and the semantics each class picked, as indices.
         `"noise_std"`, the standard deviation of the noise on a count, may be there too. Without a query `histogram`
-        is None, and `picked` too where all public images were used.
+        is None, and `picked` too where all public images were used: with their labels if `"method"` is "all".
       images: synthetic, uint8 `[M, H, W, C]`, C = 1 or 3.
       labels: int `[M]`, indices into `class_names`.
       class_names: the declared classes.
@@ -253,7 +253,9 @@ def _blind_selection(semantics: dict[str, Any]) -> str:
     heading = '<section id="semantics"><h2>What taught the generator</h2>'
     picked = semantics.get("picked")
     if picked is None:
-        return f"{heading}<p>All public images, with no regard to the sensitive ones.</p></section>"
+        n, folded = len(semantics["class_names"]), semantics.get("method") == "all"
+        labels = f"Public class s taught class s mod {n}, both counted from 0." if folded else "They taught no class."
+        return f"{heading}<p>All public images, with no regard to the sensitive ones. {labels}</p></section>"
     names = semantics["semantic_names"]
     rows = "".join(
         _definition(class_name, ", ".join(str(names[index]) for index in picks))

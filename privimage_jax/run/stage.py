@@ -136,6 +136,12 @@ def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "clipping.microbatch"}
 
 
+def _selection_settings(config: ConfigDict) -> dict[str, Any]:
+    """With how `all` labels images, which had another meaning under the same name at first: none."""
+    settings = configs.section(config, "seed", "selection", "public", *_IMAGES, "data.class_names")
+    return settings | ({"selection.labels": "folded"} if config.selection.method == "all" else {})
+
+
 def _sampler_settings(config: ConfigDict) -> dict[str, Any]:
     """Without the setting that is chosen, and without the number of images, which are drawn later."""
     unused = (f"sample.{config.sampler_choice.setting}", "sample.n")
@@ -195,7 +201,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="select",
         module="privimage_jax.stages.selection",
-        settings=keys("seed", "selection", "public", *_IMAGES, "data.class_names"),
+        settings=_selection_settings,
         reads=lambda config: ("query",),
         writes=("internal/select/subset.npz", "release/semantics.json"),
         depends_on=("classes", "public"),

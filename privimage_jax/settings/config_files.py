@@ -40,6 +40,8 @@ def load(path: str) -> ConfigDict:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         config = module.get_config(*[argument][: len(colon)])
+    except UserError:  # a sentence already
+        raise
     except Exception as error:  # a config file is a program and may fail in any way
         if isinstance(error, TypeError) and (wrong := _wrong_type(str(error))):
             raise UserError(f"the config file {file} gives{_line_in(file, error)} {wrong}.") from error

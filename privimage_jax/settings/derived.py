@@ -16,6 +16,11 @@ def delta(config: ConfigDict, n: int) -> float:
     return config.privacy.delta or 1 / (n * math.log(n))
 
 
+def picks_semantics(config: ConfigDict) -> bool:
+    """Whether pre-training sees the public images of some semantics alone."""
+    return config.selection.method in ("semantic", "random")
+
+
 def k2(config: ConfigDict, n_classes: int, n_semantics: int) -> int:
     """Semantics picked for each class: as given, or from the ratio of public classes to use."""
     if config.selection.ratio:
@@ -68,13 +73,13 @@ def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int, 
         raise UserError(
             f"config.sample.class_weights has {len(weights)} values for {n_classes} classes; give one per class or ()."
         )
-    if config.selection.method == "all":
+    if not picks_semantics(config):
         return
     picks, most = k2(config, n_classes, n_semantics), with_images // n_classes
     if not most:
         raise TooFewSemantics(
             f"the public set has {with_images} classes for {n_classes} sensitive ones, and each of these needs one of "
-            "its own; choose a public set with more classes or config.selection.method=all."
+            "its own; choose a public set with more classes or config.selection.method=unlabelled."
         )
     if config.selection.ratio and picks < 1:
         raise UserError(

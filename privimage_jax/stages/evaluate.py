@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax.data import Dataset
 from privimage_jax.metrics import extractors, fidelity, measures, real_features
 from privimage_jax.metrics.extractors import Extractor
@@ -17,6 +16,8 @@ from privimage_jax.metrics.sds import sds
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
+from privimage_jax.settings import derived
+from privimage_jax.settings.evaluation import short_name
 from privimage_jax.stages import sample, selection, train_query
 from privimage_jax.stages.parts import evaluation_page, utility
 from privimage_jax.stages.query import count_semantics
@@ -68,8 +69,9 @@ def _sets(inputs: Inputs, synthetic: Dataset) -> list[ImageSet]:
         ImageSet("real, held out", inputs.held_out.images, inputs.held_out.labels),
         ImageSet("synthetic", synthetic.images, synthetic.labels),
     ]
-    if selection.STAGE.enabled(inputs.config) and inputs.config.selection.method != "all":
-        sets.insert(1, ImageSet("public, picked", *selection.load(inputs)))
+    if selection.STAGE.enabled(inputs.config) and inputs.config.selection.method != "unlabelled":
+        title = "public, picked" if derived.picks_semantics(inputs.config) else "public, folded"
+        sets.insert(1, ImageSet(title, *selection.load(inputs)))
     return sets
 
 
@@ -109,7 +111,7 @@ def _fidelity(inputs: Inputs, synthetic: Dataset) -> dict[str, float]:
         if name == section.extractors[0]:
             results |= measured
         if len(section.extractors) > 1:
-            results |= {f"{measure}_{configs.short_name(name)}": value for measure, value in measured.items()}
+            results |= {f"{measure}_{short_name(name)}": value for measure, value in measured.items()}
     return results
 
 

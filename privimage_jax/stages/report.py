@@ -6,6 +6,7 @@ from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named, shows_neighbours
+from privimage_jax.settings.methods import METHODS
 from privimage_jax.stages import choose_sampler, sample, selection
 from privimage_jax.stages.parts import neighbours
 from privimage_jax.storage import workdir
@@ -40,8 +41,10 @@ def run(inputs: Inputs) -> None:
 
 
 def _shown(inputs: Inputs) -> dict[str, str]:
-    """The settings as the page shows them: with the sampler's that was chosen, and by how much."""
+    """The settings as the page shows them: with what the method is, the sampler's that was chosen, and by how much."""
     shown = {key: str(value) for key, value in STAGE.settings(choose_sampler.chosen(inputs)).items()}
+    if name := shown.pop("method"):
+        shown = {"method": f"{name}: {METHODS[name].what} ({METHODS[name].source})", **shown}
     if choose_sampler.STAGE.enabled(inputs.config):
         name, margins = inputs.config.sampler_choice.setting, choose_sampler.noisy_margins(inputs)
         shown["sampler_choice.chosen"] = f"{name} = {shown[f'sample.{name}']}"

@@ -30,9 +30,9 @@ def run(inputs: Inputs) -> None:
     sensitive, public = inputs.sensitive, inputs.public
     n_classes, n_semantics = sensitive.n_classes, public.n_classes
     histogram = None
-    if section.method == "all":
-        picked = None
-        rows, labels = np.arange(public.n), np.full(public.n, n_classes, np.int32)  # n_classes means "no label"
+    if not derived.picks_semantics(inputs.config):
+        picked, rows = None, np.arange(public.n)
+        labels = fold(public.labels, n_classes) if section.method == "all" else without_label(public.n, n_classes)
     else:
         k2 = derived.k2(inputs.config, n_classes, n_semantics)
         with_images = np.unique(public.labels)  # no other is ever picked
@@ -108,6 +108,23 @@ def relabel(public_labels: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, 
     labels = class_of[public_labels]
     rows = np.flatnonzero(labels >= 0)
     return rows, labels[rows]
+
+
+def fold(public_labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """The sensitive class that each public image teaches where all do: int32 [M], public class s teaches s mod classes.
+
+    DPImageBench's conditional pre-training has the same purpose and lets the generator keep a label for every public
+    class; sensitive class c then goes on from public class c. Folded, every image teaches a label that is used.
+
+    >>> fold(np.array([0, 1, 2, 11, 999]), n_classes=10).tolist()
+    [0, 1, 2, 1, 9]
+    """
+    return (public_labels % n_classes).astype(np.int32)
+
+
+def without_label(n: int, n_classes: int) -> np.ndarray:
+    """Labels of n images that teach no class: int32 [n], all `n_classes`, which means "no label"."""
+    return np.full(n, n_classes, np.int32)
 
 
 def read_semantics(path: Path, class_names: Sequence[str]) -> dict[str, Any]:

@@ -13,9 +13,12 @@ _KNOWN = {
     "cifar10": (50_000, 10),
     "cifar100": (50_000, 100),
     "emnist": (697_932, 62),
+    "eurosat": (27_000, 10),
     "fashion_mnist": (60_000, 10),
+    "imagenet2012": (1_281_167, 1000),
     "imagenet_resized": (1_281_167, 1000),
     "mnist": (60_000, 10),
+    "places365_small": (1_803_460, 365),
     "svhn_cropped": (73_257, 10),
 }
 _DIGITS = (1797, 10)  # scikit-learn's
@@ -68,7 +71,7 @@ def _needs_public(config: ConfigDict) -> bool:
 
 def selected(config: ConfigDict, facts: Facts) -> int:
     """How many public images pre-training sees: all, or the picked share of classes of equal size."""
-    if config.selection.method == "all":
+    if not derived.picks_semantics(config):
         return facts.public_n
     picked = derived.k2(config, facts.n_classes, facts.public_classes) * facts.n_classes
     return max(1, facts.public_n * picked // facts.public_classes)

@@ -135,7 +135,7 @@ def test_a_refusal_is_told_beside_a_warning_of_the_same_words():
 
 
 def test_a_set_that_no_stage_looks_at_is_not_read(inspect):
-    off = ("--config.selection.method=all", "--config.pretrain.steps=0", "--config.evaluate.enabled=False")
+    off = ("--config.selection.method=none", "--config.pretrain.steps=0", "--config.evaluate.enabled=False")
     result, found = inspect("--config.public.path=nowhere.npz", *off)
     result.succeeds()
     assert found["public"] is None

@@ -274,8 +274,23 @@ def test_correlations_are_those_of_the_runs_that_have_both():
         correlations(rows[5:], "fid")
 
 
+def test_methods_are_swept_by_name_and_others_may_join(privimage, config, tmp_path):
+    """Although what they are differs in settings that no sweep over others may change."""
+    call = (f"--config={config}", f"--workdir={tmp_path / 'sweep'}", "--config.privacy.accountant=rdp")
+    unseen = ("--config.evaluate.enabled=False", "--config.report.public_neighbours=False")
+    for name in ("dpdm", "random"):
+        privimage("sweep", *call, *unseen, f"--over=method={name}").succeeds()
+    rows = read_rows(tmp_path / "sweep")
+    assert [(row["run"], row["status"]) for row in rows] == [("method=dpdm", "done"), ("method=random", "done")]
+    stored = [json.loads((tmp_path / "sweep" / row["run"] / "config.json").read_text()) for row in rows]
+    assert [one["selection.method"] for one in stored] == ["none", "random"]
+    privimage("sweep", *call, *unseen, "--over=method=lora", "--config.finetune.batch_size=10").refuses(
+        "holds a sweep with config.finetune.batch_size=20, which is now 10"
+    )
+
+
 def test_the_sensitive_images_as_their_own_public_set(tmp_path):
-    """Every class picks itself, so that the subset is the sensitive set; of all images a third fits each class."""
+    """Every class picks itself, or is folded to itself; of all images without labels a third fits each class."""
     config = tiny_config(tmp_path)
     config.public.path = config.data.path = str(write_npz(tmp_path / "both.npz", 60, CLASSES, seed=1))
     config.public.test_split = config.data.test_split
@@ -283,7 +298,7 @@ def test_the_sensitive_images_as_their_own_public_set(tmp_path):
     config.selection.assignment = "optimal"
     config.privacy.accountant = "rdp"
     found = {}
-    for method in ("semantic", "all"):
+    for method in ("semantic", "all", "unlabelled"):
         config.selection.method = method
         context = make_inputs(configs.check(config), Workdir(tmp_path / method), make_mesh(jax.devices()[:1]))
         pipeline.run(context, "select")
@@ -291,7 +306,8 @@ def test_the_sensitive_images_as_their_own_public_set(tmp_path):
         config.query_net.workdir = str(tmp_path / method)
     same = {"subset_fid": pytest.approx(0, abs=1e-6), "subset_mmd": 0}
     assert found["semantic"] == {"subset_sds": pytest.approx(1), **same}
-    assert found["all"] == {"subset_sds": pytest.approx(3**-0.5, abs=0.01), **same}
+    assert found["all"] == found["semantic"]
+    assert found["unlabelled"] == {"subset_sds": pytest.approx(3**-0.5, abs=0.01), **same}
 
 
 def test_a_plot_joins_the_runs_that_differ_in_nothing_else():

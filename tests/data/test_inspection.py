@@ -222,11 +222,13 @@ def test_a_public_set_with_one_class_asks_nothing():
     assert codes(findings.of_semantics(unlabelled, is_declared=False)) == [("one_class", True)]
 
 
-@pytest.mark.parametrize(("method", "expected"), [("semantic", ["part_folders"]), ("random", []), ("all", [])])
-def test_one_class_is_too_few_where_the_query_picks(method, expected):
-    one = dataset(classes=1, class_names=("PetImages",))
+@pytest.mark.parametrize("method", ["semantic", "random", "all", "unlabelled"])
+def test_one_class_is_too_few_where_the_query_picks_or_labels_teach(method):
+    one, unlabelled = (dataset(classes=1, class_names=(name,)) for name in ("PetImages", "all"))
     found = [*plan.of_semantics(one, plan_config(**{"selection.method": method}))]
-    assert [finding.code for finding in found] == expected
+    assert [finding.code for finding in found] == ["part_folders"] * (method in ("semantic", "all"))
+    found = [*plan.of_semantics(unlabelled, plan_config(**{"selection.method": method}))]
+    assert [finding.code for finding in found] == ["one_class"] * (method in ("semantic", "all"))
 
 
 @pytest.mark.parametrize("names", [("PetImages",), ("train", "test")])
@@ -235,7 +237,7 @@ def test_class_folders_are_the_remedy_of_sources_that_have_some(names, source, h
     public = dataset(classes=len(names), class_names=names, facts=Facts(source))
     (finding,) = findings.of_semantics(public, is_declared=False)
     assert ("config.public.path" in finding.message) == has_folders
-    assert ("config.selection.method=all" in finding.message) != has_folders
+    assert ("config.selection.method=unlabelled" in finding.message) != has_folders
 
 
 def test_copies_within_a_part():

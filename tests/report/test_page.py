@@ -194,7 +194,12 @@ def test_selection_without_a_query(inputs):
     blind = {"class_names": ["cat", "dog"], "semantic_names": ["a", "<b>", "c"], "histogram": None}
     text = render(dataclasses.replace(inputs, semantics={**blind, "picked": [[1], [2, 0]]}))
     assert "<dt>cat</dt><dd>&lt;b&gt;</dd>" in text and "<dt>dog</dt><dd>c, a</dd>" in text
-    assert "All public images" in render(dataclasses.replace(inputs, semantics={**blind, "picked": None}))
+    unlabelled, folded = (
+        render(dataclasses.replace(inputs, semantics={**blind, "picked": None, "method": method}))
+        for method in ("unlabelled", "all")
+    )
+    assert "All public images" in unlabelled and "They taught no class." in unlabelled
+    assert "All public images" in folded and "Public class s taught class s mod 2" in folded
 
 
 def test_many_classes_take_less_room(inputs):

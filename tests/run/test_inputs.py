@@ -47,7 +47,11 @@ def test_the_held_out_part_has_the_same_classes(inputs):
         (2, {"sample.class_weights": (1.0, 2.0)}, "config.sample.class_weights has 2 values for 3 classes"),
         (6, {"query.k1": 7}, "config.query.k1=7 is larger than the 6 public classes"),
         (6, {"selection.k2": 3}, "config.selection.k2=3 semantics for each of 3 classes need 9"),
-        (2, {"selection.method": "all", "sample.class_weights": (1.0,)}, "config.sample.class_weights has 1 values"),
+        (
+            2,
+            {"selection.method": "unlabelled", "sample.class_weights": (1.0,)},
+            "config.sample.class_weights has 1 values",
+        ),
     ],
 )
 def test_what_does_not_fit_the_classes_is_told_as_it_is(inputs, classes, settings, culprit):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from privimage_jax.stages.query import count_semantics
-from privimage_jax.stages.selection import pick, pick_random, relabel
+from privimage_jax.stages.selection import fold, pick, pick_random, relabel, without_label
 
 HISTOGRAMS = hnp.arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(6, 8)), elements=st.integers(-20, 20))
 
@@ -62,6 +62,20 @@ def test_relabel_keeps_picked_semantics_only():
     np.testing.assert_array_equal(rows, [0, 1, 4])
     np.testing.assert_array_equal(labels, [0, 1, 0])
     assert labels.dtype == np.int32
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 50), elements=st.integers(0, 999)), st.integers(1, 12))
+def test_folded_labels_are_classes_and_those_of_a_public_class_are_alike(public_labels, n_classes):
+    labels = fold(public_labels, n_classes)
+    assert labels.dtype == np.int32 and labels.min() >= 0 and labels.max() < n_classes
+    one_of = dict(zip(public_labels.tolist(), labels.tolist(), strict=True))
+    assert [one_of[label] for label in public_labels.tolist()] == labels.tolist()
+    np.testing.assert_array_equal(fold(np.arange(n_classes), n_classes), np.arange(n_classes))
+    assert np.ptp(np.bincount(fold(np.arange(3 * n_classes + 1), n_classes))) == (n_classes > 1)
+
+
+def test_images_without_label_teach_no_class():
+    np.testing.assert_array_equal(without_label(3, 10), [10, 10, 10])
 
 
 @given(st.integers(0, 4), st.integers(1, 3), st.sampled_from([np.nan, np.inf, -np.inf, 0.0]))

@@ -17,7 +17,15 @@ RARE = 0.1  # of the images that each class would have, were all the same size
 NAMED = 5  # classes that one message names
 UNLABELLED = ("all",)  # the classes of a set without labels
 _OF_FOLDERS = ("folder", "zip")  # sources whose classes may be folders
-_OTHER_SET = "choose a set whose classes tell what its images show, or config.selection.method=all"
+_OTHER_SET = "choose a set whose classes tell what its images show, or config.selection.method=unlabelled"
+
+_NEED_CLASSES = {  # of config.selection.method: what needs labels, and what one label is too few for
+    "semantic": (
+        "the query asks which of their classes resemble the sensitive ones",
+        "the query has nothing to choose from",
+    ),
+    "all": ("config.selection.method=all teaches them by label", "all public images would teach the same label"),
+}
 
 _PART = re.compile(  # what folders of a set are called that hold no class of their own
     r"(train|test|val|valid|validat|eval|dev|hold[ _-]?out)(ing|ion|uation|elopment)?([ _-]?(set|data|images?|\d+))?"
@@ -107,21 +115,22 @@ def of_classes(dataset: Dataset, key: str, is_public: bool) -> Iterator[Finding]
         yield Finding("rare_class", f"{seen}; {remedy}.")
 
 
-def of_semantics(public: Dataset, is_declared: bool, is_asked: bool = True) -> Iterator[Finding]:
-    """Whether the classes of the public set mean something, as some of them are picked.
+def of_semantics(public: Dataset, is_declared: bool, method: str = "semantic") -> Iterator[Finding]:
+    """Whether the classes of the public set mean something, as some of them are picked or all of them taught.
 
     Args:
       public: the public set.
       is_declared: whether the user listed its classes.
-      is_asked: whether the query picks them, which needs more than one.
+      method: that selects, one of `_NEED_CLASSES` or "random", which can do with one class.
     """
     names, has_folders = public.class_names, public.facts.source in _OF_FOLDERS
-    if is_asked and names == UNLABELLED:
-        seen = "the public images have no labels, but the query asks which of their classes resemble the sensitive ones"
-        remedy = "choose a labelled set or config.selection.method=all"
+    needs_several = method in _NEED_CLASSES
+    if needs_several and names == UNLABELLED:
+        seen = f"the public images have no labels, but {_NEED_CLASSES[method][0]}"
+        remedy = "choose a labelled set or config.selection.method=unlabelled"
         yield Finding("one_class", f"{seen}; {remedy}.", refuses=True)
-    elif is_asked and len(names) == 1:
-        seen = f"the public set has the one class {names[0]!r}, so that the query has nothing to choose from"
+    elif needs_several and len(names) == 1:
+        seen = f"the public set has the one class {names[0]!r}, so that {_NEED_CLASSES[method][1]}"
         remedy = "let config.public.path be the folder that holds the class folders" if has_folders else _OTHER_SET
         yield Finding("part_folders", f"{seen}; {remedy}.", refuses=True)
     elif not is_declared and looks_like_parts(names):

@@ -34,10 +34,9 @@ def of_sensitive(sensitive: Dataset, config: ConfigDict) -> Iterator[Finding]:
 
 
 def of_semantics(public: Dataset, config: ConfigDict) -> Iterator[Finding]:
-    """Public classes that mean nothing, where the plan picks some of them."""
-    if config.selection.method != "all":
-        is_asked = config.selection.method == "semantic"
-        yield from findings.of_semantics(public, bool(config.public.class_names), is_asked)
+    """Public classes that mean nothing, where the plan picks some of them, or teaches them all."""
+    if config.selection.method not in ("unlabelled", "none"):
+        yield from findings.of_semantics(public, bool(config.public.class_names), config.selection.method)
 
 
 def of_public(public: Dataset, config: ConfigDict) -> Iterator[Finding]:

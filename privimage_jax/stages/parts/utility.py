@@ -9,12 +9,12 @@ import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax import config as configs
 from privimage_jax.data import Dataset
 from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
 from privimage_jax.models import registry
 from privimage_jax.report.measures import SPREAD
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.settings.evaluation import short_name
 from privimage_jax.storage.workdir import atomic_write_json, read_record
 from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import progress
@@ -42,7 +42,7 @@ def measure(inputs: Inputs, synthetic: Dataset, record: Path) -> dict[str, float
                     found[one] = _accuracy(inputs, name, train, kind, seed)
                     atomic_write_json(record, found)
             keys = [f"accuracy_{kind}"] * (name == section.classifiers[0])
-            keys += [f"accuracy_{kind}_{configs.short_name(name)}"] * (len(section.classifiers) > 1)
+            keys += [f"accuracy_{kind}_{short_name(name)}"] * (len(section.classifiers) > 1)
             for key in keys:
                 results |= _summary(key, [found[one] for one in trained])
     return results
@@ -60,7 +60,7 @@ def describe(results: dict[str, float]) -> str:
 
 def build_classifier(config: ConfigDict, name: str, n_classes: int) -> nn.Module:
     """The module of one of `config.evaluate.classifiers`."""
-    short = configs.short_name(name)
+    short = short_name(name)
     return registry.build_classifier(
         name,
         n_classes,
@@ -73,7 +73,7 @@ def build_classifier(config: ConfigDict, name: str, n_classes: int) -> nn.Module
 def _accuracy(inputs: Inputs, name: str, train: Dataset, kind: str, seed: int) -> float:
     section = inputs.config.evaluate
     protocol = _protocol(section, train.n)
-    title = f"evaluate: {configs.short_name(name)} on {kind}"
+    title = f"evaluate: {short_name(name)} on {kind}"
     if section.classifier_seeds > 1:
         title += f", seed {seed + 1} of {section.classifier_seeds}"
     with progress(title, protocol.recipe.steps) as bar:

@@ -1,0 +1,119 @@
+"""Methods by name: what each sets, and that nothing contradicts it."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from privimage_jax import config as configs
+from privimage_jax.configs import base
+from privimage_jax.errors import UserError
+from privimage_jax.run.stage import enabled_stages, noise_multipliers
+from privimage_jax.settings import methods
+from privimage_jax.settings.methods import METHODS
+
+ROWS = [(name, key) for name, method in METHODS.items() for key in (*method.settings, *method.needs)]
+OTHER = {
+    "generator": {"diffusion": "gan", "gan": "diffusion"},
+    "selection.method": dict.fromkeys(("semantic", "all", "unlabelled", "none"), "random") | {"random": "all"},
+    "warmup.enabled": {False: True, True: False},
+    "pretrain.perturbation": {0.0: 0.5},
+    "sample.guidance": {0.0: 1.5},
+    "pretrain.steps": {0: 100},
+    "finetune.trainable": {".*": ".*attention.*"},
+    "finetune.lora_rank": {0: 3},
+}
+
+
+def of(name: str, config=None):
+    """A config with the settings of a method."""
+    config = base.get_config() if config is None else config
+    methods.apply(config, name)
+    return config
+
+
+def change(config, key: str, value) -> None:
+    config.update_from_flattened_dict({key: value})
+
+
+@pytest.mark.parametrize("experiment", ["base", "quickstart", "mnist_cpu"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_fits_every_experiment(name, experiment):
+    config = of(name, importlib.import_module(f"privimage_jax.configs.{experiment}").get_config())
+    settings = dict(configs.flatten(configs.check(config)))
+    assert settings["method"] == name
+    assert METHODS[name].settings.items() <= settings.items()
+    assert METHODS[name].what and METHODS[name].source and METHODS[name].defaults.keys() <= METHODS[name].needs.keys()
+
+
+def test_the_table_of_the_docs_is_that_of_the_code():
+    page = (pathlib.Path(base.__file__).parents[1] / "docs" / "methods.md").read_text()
+    rows = [f"| `{name}` | {method.what} | {method.source} |" for name, method in METHODS.items()]
+    assert "\n".join(rows) in page
+
+
+def test_no_two_methods_are_the_same():
+    settings = [{key: dict(configs.flatten(of(name)))[key] for key in methods.decided()} for name in METHODS]
+    assert all(settings.count(one) == 1 for one in settings)
+
+
+@pytest.mark.parametrize(("name", "key"), ROWS)
+def test_a_setting_that_contradicts_is_named_with_the_method(name, key):
+    config, method = of(name), METHODS[name]
+    wrong = OTHER[key][method.settings[key]] if key in method.settings else base_value(key)
+    change(config, key, wrong)
+    with pytest.raises(UserError) as caught:
+        configs.check(config)
+    said = str(caught.value)
+    assert said.startswith(f"config.method={name} means ") and f"config.{key}" in said and f"it is {wrong!r}: " in said
+
+
+def base_value(key: str):
+    """A value that no method accepts which leaves the setting open: that of no pre-training, or of configs/base.py."""
+    return 0 if key == "pretrain.steps" else dict(configs.flatten(base.get_config()))[key]
+
+
+def test_the_method_that_fits_is_named():
+    config = of("privimage")
+    config.finetune.lora_rank = 4
+    with pytest.raises(UserError, match=r"means config\.finetune\.lora_rank=0; it is 4: .* config\.method=lora, which"):
+        configs.check(config)
+    config.method = "lora"
+    configs.check(config)
+    config.pretrain.steps = 0
+    with pytest.raises(UserError, match=r"config\.pretrain\.steps is a whole number of at least 1; .* to name none\."):
+        configs.check(config)
+    config.method = ""
+    configs.check(config)
+
+
+def test_defaults_give_way_to_what_would_do():
+    for name, key, value in (("lora", "finetune.lora_rank", 8), ("rpgen", "pretrain.perturbation", 0.1)):
+        config = base.get_config()
+        change(config, key, value)
+        assert dict(configs.flatten(of(name, config)))[key] == value
+        assert dict(configs.flatten(of(name)))[key] == METHODS[name].defaults[key] != value
+    assert of("attention").finetune.trainable == ".*attention.*"
+
+
+@pytest.mark.parametrize("name", ["dpdm", "dpgan"])
+def test_without_public_images_there_is_neither_query_nor_selection(name):
+    config = of(name)
+    assert noise_multipliers(config) == {}
+    assert not {"query", "select"} & {stage.name for stage in enabled_stages(config)}
+
+
+def test_a_selection_of_nothing_cannot_pre_train():
+    config = base.get_config()
+    config.selection.method = "none"
+    with pytest.raises(UserError, match=r"config\.selection\.method=none leaves no .* config\.pretrain\.steps=5000"):
+        configs.check(config)
+
+
+def test_an_unknown_method_is_told_with_the_known_ones():
+    config = base.get_config()
+    config.method = "dp-dm"
+    with pytest.raises(UserError, match=r"config\.method='dp-dm' is not accepted; give .*privimage, .*, dpdm, "):
+        configs.check(config)
+    with pytest.raises(UserError, match=r"config\.method='dp-dm' is not accepted"):
+        methods.apply(config, "dp-dm")
