@@ -22,7 +22,7 @@ from privimage_jax import generators
 from privimage_jax.metrics import downstream, features
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
 from privimage_jax.run import noisy_counts
-from privimage_jax.stages import choose_sampler, class_histogram, query
+from privimage_jax.stages import choose_sampler, class_histogram, query, warmup
 from privimage_jax.training import loop
 from privimage_jax.training.mesh import make_mesh
 
@@ -32,6 +32,7 @@ ETA = clipping.ETA
 # At level 0 a program that runs a few times on a few examples compiles in a third of the time.
 OPTIONS = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 NULL_MARK, NAN_MARK, HUGE_MARK = 255, 254, 253  # images of this value alone: see `marked_loss`
+COUNTING = ("gaussian", "sampled-gaussian")  # the ledger's lines of noisy counts
 COORDINATES = ("domain", "step", "leaf", "counter")
 
 
@@ -66,7 +67,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         gradients).
     """
     count_semantics, count_classes = query.count_semantics, class_histogram.count_classes
-    agreement = choose_sampler.agreement
+    agreement, sum_by_class = choose_sampler.agreement, warmup.sum_by_class
     add_noise, build_generator = noisy_counts.add_noise, generators.build
 
     def without_null(labels):
@@ -105,6 +106,11 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
             choose_sampler,
             "agreement",
             lambda logits, labels: agreement(logits[without_null(labels)], labels[without_null(labels)]),
+        )
+        patch.setattr(
+            warmup,
+            "sum_by_class",
+            lambda images, labels, members, *args: sum_by_class(images, labels, members & without_null(labels), *args),
         )
         patch.setattr(noisy_counts, "add_noise", exchange_counts)
         patch.setattr(generators, "build", build)
@@ -188,11 +194,11 @@ def check_spent_before_use(trace: Trace) -> None:
         before = [line for place, line in trace.lines if place <= number]
         for *key, domain, step in np.unique(draw[:, :10], axis=0).tolist():
             if domain in (MEMBERSHIP, NOISE):
-                blocks = [line["steps"] for line in before if line["kind"] == "dp-sgd"]
+                blocks = [line["steps"] for line in before if "steps" in line]
                 paid = any(start <= step < stop for start, stop in blocks)
             else:
                 asked.add(tuple(key))
-                paid = len(asked) <= sum(line["kind"] == "gaussian" for line in before)
+                paid = len(asked) <= sum(line["kind"] in COUNTING for line in before)
             assert paid, f"draw {number}, of domain {domain} and step {step}, came before its ledger line"
 
 
