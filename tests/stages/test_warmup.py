@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from crashes import WriteLog, problems, rebuild, states
 from dp_accounting import rdp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
@@ -74,6 +74,7 @@ def sets(draw):
     return images, labels, draw(arrays.arrays(bool, n)), downscale
 
 
+@settings(deadline=None)
 @given(sets(), st.data())
 def test_striking_out_a_record_moves_the_sum_of_its_class_by_the_sensitivity_at_most(given_set, data):
     images, labels, members, downscale = given_set
