@@ -287,7 +287,7 @@ STAGES: tuple[Stage, ...] = (
         settings=configs.settings_in_use,
         reads=lambda config: (
             *(("train-query",) if shows_neighbours(config) else ()),
-            *("select", "pretrain", "finetune", "choose-sampler", "sample"),
+            *("warmup", "select", "pretrain", "finetune", "choose-sampler", "sample"),
         ),
         writes=("release/report.html",),
     ),

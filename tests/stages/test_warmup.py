@@ -156,6 +156,8 @@ def test_what_is_released_shows_the_means(finished):
     assert labels.dtype == np.int32 and labels.tolist() == [0, 1, 2] * MEANS
     expected = np.full(CLASSES, (SIZE * 2**32 // N) / 2**32 * N / CLASSES)
     np.testing.assert_array_equal(images, warmup.to_images(sums, expected, 2))
+    page = (workdir.release / "report.html").read_text()
+    assert "What all images have in common" in page and "noisy mean, class middle, number 1" in page
 
 
 def test_its_share_is_reserved_and_shown(tmp_path):
