@@ -34,9 +34,9 @@ class ReportInputs:
       delta: its delta.
       n: number N of sensitive records.
       entries: the ledger's lines in order: dicts with `index`, `kind` ("open", "gaussian", "sampled-gaussian",
-        "dp-sgd", "closed"), `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after this line),
-        `previous` (hash), each where it applies, and any further public fields. A field `private`
-        that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
+        "dp-sgd", "closed"), `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after
+        this line), `previous` (hash), each where it applies, and any further public fields. A field `private` that is
+        False, or the words "NOT PRIVATE" in any field, void the guarantee.
       ledger_ok: whether the chain of hashes holds.
       semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`:
         the noisy count of every semantic in each class and the semantics each class picked, as indices.
@@ -163,8 +163,8 @@ def _means(inputs: ReportInputs) -> str:
         return ""
     return (
         '<section id="means"><h2>What all images have in common</h2>'
-        "<p>Means of random subsets of the sensitive images of each class, with noise. They taught the generator first. "
-        "They are part of the release, in <code>warmup.npz</code>, and the ledger has their cost.</p>"
+        "<p>Means of random subsets of the sensitive images of each class, with noise: they taught the generator "
+        "first. They are part of the release, in <code>warmup.npz</code>, and the ledger has their cost.</p>"
         f"{gallery([inputs.means], inputs.class_names)}</section>"
     )
 
