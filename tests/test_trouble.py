@@ -158,7 +158,8 @@ def spent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spent")
     config = tiny_config(folder)
     config.privacy.accountant, config.evaluate.enabled = "rdp", False
-    config.class_histogram.enabled = config.sampler_choice.enabled = True
+    config.class_histogram.enabled = config.warmup.enabled = config.sampler_choice.enabled = True
+    config.warmup.subset_size, config.warmup.steps = 20, 4
     config.class_histogram.noise_multiplier = 4.0
     config.sampler_choice.noise_multiplier, config.sampler_choice.candidates = 6.0, (0.0, 1.0)
     workdir = run(config, folder / "run", last="choose-sampler")
