@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from privimage_jax.errors import UserError
 
 _WITHOUT = {  # what only diffusion models have, and the value that does without
+    "pretrain.perturbation": 0.0,
     "sample.guidance": 0.0,
     "sampler_choice.enabled": False,
     "finetune.lora_rank": 0,

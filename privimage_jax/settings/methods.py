@@ -116,10 +116,14 @@ METHODS: dict[str, Method] = {
     ),
     "rpgen": Method(
         "privimage whose pre-training withstands adversarial changes of the weights",
-        {**_usual("pretrain.perturbation"), "selection.method": "semantic"},
+        {
+            **_usual("pretrain.perturbation"),
+            "pretrain.perturbation_norm": "global",
+            "selection.method": "semantic",
+        },
         "RPGen, AAAI 2026",
         needs={**_TAUGHT, "pretrain.perturbation": ABOVE_0},
-        defaults={"pretrain.perturbation": 0.05},
+        defaults={"pretrain.perturbation": 0.2},
     ),
 }
 RULE: Rule = (lambda v: not v or v in METHODS, f'"" or one of {", ".join(METHODS)}')
