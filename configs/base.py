@@ -146,8 +146,7 @@ def get_config() -> ConfigDict:
     config.warmup.noise_multiplier = 5.0  # noise on every sum of a subset, relative to the largest norm of an image
     config.warmup.downscale = 2  # means have sides so many times smaller, for less noise, and are enlarged again
     config.warmup.steps = 2000  # of training on the means: post-processing, free of privacy cost
-    config.warmup.batch_size = 1024  # images per step
-    config.warmup.learning_rate = 3e-4  # of the optimizer; all else as config.pretrain has it
+    config.warmup.learning_rate = 3e-4  # of Adam; all else as config.pretrain has it
 
     config.finetune = ConfigDict()  # DP-SGD (mechanism 2)
     config.finetune.enabled = True  # False = stop at the pre-trained generator

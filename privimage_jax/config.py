@@ -118,7 +118,6 @@ RULES: dict[str, Rule] = {
     "warmup.noise_multiplier": ABOVE_0,
     "warmup.downscale": POSITIVE,
     "warmup.steps": POSITIVE,
-    "warmup.batch_size": POSITIVE,
     "warmup.learning_rate": ABOVE_0,
     "finetune.batch_size": POSITIVE,
     "finetune.epochs": ABOVE_0,
@@ -304,6 +303,7 @@ def _check_together(config: ConfigDict) -> None:
     evaluation.check(config.evaluate)
     if config.data.n:
         derived.check_against_n(config, config.data.n)
+    derived.check_pretraining(config)
     if config.diffusion.sigma_min >= config.diffusion.sigma_max:
         raise UserError(
             f"config.diffusion.sigma_min={config.diffusion.sigma_min} is not below "

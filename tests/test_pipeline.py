@@ -78,7 +78,8 @@ def test_the_release_is_written_by_one_function(recorded):
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in stage.published])
 def test_nothing_is_published_before_it_is_paid_for(tmp_path, stage, name):
     config = tiny_config(tmp_path)
-    config.class_histogram.enabled = config.sampler_choice.enabled = True
+    config.class_histogram.enabled = config.warmup.enabled = config.sampler_choice.enabled = True
+    config.warmup.subset_size = 20
     inputs = make_inputs(configs.check(config), Workdir(tmp_path / "run")).of(stage)
     with pytest.raises(UserError, match=f"{name} would show the .*, of which .*ledger.jsonl has no line"):
         publication.publish(inputs, name, lambda path: pytest.fail("written"))

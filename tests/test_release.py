@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from audits import (
+    COUNTING,
     HUGE_MARK,
     MEMBERSHIP,
     NAN_MARK,
@@ -36,6 +37,7 @@ N, STEPS, BATCH, CLIP_NORM, K1 = 60, 4, 40, 1e-3, 2
 # Rows of D: an image of a class with many, one with a gradient of NaN, one far above the clip norm, the only triangle.
 COMMON, NAN, HUGE, RARE = 4, 9, 14, 59
 CANDIDATES = (0.0, 1.0, 3.0)
+MEANS, SUBSET = 3, 50
 
 
 def make_config(folder):
@@ -46,6 +48,8 @@ def make_config(folder):
     config.class_histogram.enabled, config.class_histogram.noise_multiplier = True, 10.0
     config.sampler_choice.enabled, config.sampler_choice.noise_multiplier = True, 10.0
     config.sampler_choice.candidates = CANDIDATES
+    config.warmup.enabled, config.warmup.means, config.warmup.subset_size = True, MEANS, SUBSET
+    config.warmup.noise_multiplier, config.warmup.steps = 10.0, 4
     config.finetune.batch_size = BATCH
     config.finetune.steps = STEPS
     config.clipping.norm = CLIP_NORM
@@ -157,6 +161,20 @@ def test_counts_move_by_their_sensitivity_at_most(original, replayed, name, sens
     assert spent == [sensitivity]
 
 
+def test_every_sum_of_a_subset_moves_by_its_sensitivity_at_most(original, replayed):
+    """The record's own class alone, and only where it was drawn."""
+    neighbour, other = replayed
+    one, two = original.trace, other.trace
+    (line,) = (line for _, line in one.lines if line.get("mechanism") == "noisy means" and "epsilon" in line)
+    assert line["steps"] == [0, MEANS] and line["l2_sensitivity"] == 255 * 2 * SIDE
+    moved = np.linalg.norm((two.counts["noisy means"] - one.counts["noisy means"]).reshape(MEANS, -1), axis=1)
+    assert (moved <= neighbour.sensitivities * line["l2_sensitivity"]).all()
+    members = drawn(neighbour.row, "warmup", SUBSET)[:MEANS]
+    assert members.any() and ((moved > 0) == members).all()
+    noise = [trace.noisy["noisy means"] - trace.counts["noisy means"] for trace in (one, two)]
+    np.testing.assert_array_equal(*noise)
+
+
 def test_every_sum_of_gradients_moves_by_the_clip_norm_at_most(original, replayed):
     """The parameters at each step are those of D, and so is the noise: what differs are the clipped sums."""
     neighbour, other = replayed
@@ -196,10 +214,10 @@ def test_without_those_outputs_the_release_would_differ(original, public, tmp_pa
         check_releases_are_equal(original.release, run_on(tmp_path, public, NEIGHBOURS["another image"]).release)
 
 
-def drawn(row):
+def drawn(row, stage="finetune", size=BATCH):
     """In which steps a record is a member of the batch, under the key of the fixed seed."""
-    key = chacha.key_from_seed("7 finetune 0")
-    threshold = sampling.threshold(BATCH, N)
+    key = chacha.key_from_seed(f"7 {stage} 0")
+    threshold = sampling.threshold(size, N)
     return np.array([bool(sampling.membership(key, step, N, threshold)[row]) for step in range(STEPS)])
 
 
@@ -208,12 +226,11 @@ def test_the_ledger_covers_every_mechanism(original):
     lines = [json.loads(line) for line in original.release["ledger.jsonl"].splitlines()]
     assert lines == [line for _, line in original.trace.lines]
     steps = [range(*line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
-    asked = [line["mechanism"] for line in lines if line["kind"] == "gaussian"]
-    assert (
-        sorted(asked)
-        == sorted(original.trace.counts)
-        == sorted(["semantic query", "class histogram", "sampler choice"])
-    )
+    asked = [line["mechanism"] for line in lines if line["kind"] in COUNTING]
+    names = ["semantic query", "class histogram", "noisy means", "sampler choice"]
+    assert sorted(asked) == sorted(original.trace.counts) == sorted(names)
     assert sorted(step for block in steps for step in block) == sorted(original.trace.gradients)
     blocks = np.concatenate(original.trace.blocks)
-    assert set(blocks[blocks[:, 8] == MEMBERSHIP, 9].tolist()) == set(original.trace.gradients)
+    for key, steps in (("7 finetune 0", set(original.trace.gradients)), ("7 warmup 0", set(range(MEANS)))):
+        own = blocks[(blocks[:, :8] == chacha.key_from_seed(key)).all(axis=1)]
+        assert set(own[own[:, 8] == MEMBERSHIP, 9].tolist()) == steps

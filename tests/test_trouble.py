@@ -56,7 +56,7 @@ def test_a_query_network_that_diverges_spends_nothing(asked, tmp_path, rate, fou
 def test_pre_training_that_diverges_keeps_what_the_query_spent(copy, capsys):
     config, folder = copy
     ledger = Workdir(folder).ledger.read_bytes()
-    for rate, found in ((1e30, "is inf in the steps 1 to 2"), (10.0, "has diverged: the loss on public images was")):
+    for rate, found in ((1e30, "is inf in the steps 1 to 2"), (10.0, "has diverged: the loss on its images was")):
         config.pretrain.learning_rate = rate
         with pytest.raises(UserError, match=rf"{found}.* less than config\.pretrain\.learning_rate=1"):
             run(config, folder, last="finetune")
@@ -158,7 +158,8 @@ def spent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spent")
     config = tiny_config(folder)
     config.privacy.accountant, config.evaluate.enabled = "rdp", False
-    config.class_histogram.enabled = config.sampler_choice.enabled = True
+    config.class_histogram.enabled = config.warmup.enabled = config.sampler_choice.enabled = True
+    config.warmup.subset_size, config.warmup.steps = 20, 4
     config.class_histogram.noise_multiplier = 4.0
     config.sampler_choice.noise_multiplier, config.sampler_choice.candidates = 6.0, (0.0, 1.0)
     workdir = run(config, folder / "run", last="choose-sampler")

@@ -13,6 +13,7 @@ from privimage_jax.generators.edm import EDM, Churn, denoise, make_per_example_l
 from privimage_jax.models import registry
 from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.training import mesh as meshes
+from privimage_jax.training import perturbation
 from privimage_jax.training.precision import activations
 from privimage_jax.training.state import init_state, make_update
 from privimage_jax.training.trainable import merge_trainable, split_trainable
@@ -44,7 +45,7 @@ class Diffusion:
         return init_state(params, optax.adam(self.config.pretrain.learning_rate))
 
     def public_update(self, mesh: Mesh) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
-        """One step of Adam on the mean denoising loss, one draw for each image."""
+        """One step of Adam on the mean denoising loss, one draw for each image, at weights that may be perturbed."""
         section = self.config.pretrain
         update = make_update(optax.adam(section.learning_rate), section.ema)
         per_example_loss = fast_convolutions(platform=meshes.platform(mesh))(
@@ -55,7 +56,8 @@ class Diffusion:
             def mean_loss(params: Params) -> jax.Array:
                 return jnp.mean(per_example_loss(params, batch, keys))
 
-            loss, gradients = jax.value_and_grad(mean_loss)(state["params"])
+            gradient = perturbation.value_and_grad(mean_loss, section.perturbation, section.perturbation_norm)
+            loss, gradients = gradient(state["params"])
             return update(state, gradients), {"loss": loss}
 
         return step

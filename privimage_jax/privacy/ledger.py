@@ -30,12 +30,15 @@ FIELDS = {
     "open": {"epsilon_target", "delta", "n", "adjacency", "accountant", "mechanisms", "private", "note"},
     # One Gaussian mechanism on all records. `epsilon` is that of everything spent so far, this line included.
     "gaussian": {*_SPENDING, "l2_sensitivity"},
+    # Gaussian mechanisms [a, b), each on a Poisson sample of its own, drawn under one key.
+    "sampled-gaussian": {*_SPENDING, "l2_sensitivity", "steps", "sampling_rate", "expected_batch_size"},
     # The steps [a, b) of DP-SGD, reserved before step a is dispatched.
     "dp-sgd": {*_SPENDING, "steps", "sampling_rate", "clip_norm", "expected_batch_size"},
     # The mechanism's artefact is complete; it spends no more.
     "closed": {"mechanism"},
 }
 _OPTIONAL = {"note", "l2_sensitivity", "expected_batch_size"}
+_FACTORS = ("noise_multiplier", "sampling_rate", "clip_norm")  # of steps; under one key they never change
 _START = "0" * 64
 _MAX_TEXT = 200  # characters of a text in a line
 MAX_BYTES = 1 << 26  # of a ledger file
@@ -117,10 +120,10 @@ class _Order:
             raise UserError(f"{name} is closed in the ledger and spends no more; start a new workdir.")
         if kind == "closed" and name not in self._spending:
             raise UserError(f"{name} has spent nothing and cannot be closed in the ledger; start a new workdir.")
-        if kind != "dp-sgd":
+        if "steps" not in fields:
             return
         for field, value in self._factors.get((name, fields["key_generation"]), {}).items():
-            if fields[field] != value:
+            if fields.get(field, value) != value:
                 raise UserError(
                     f"{name} has reserved steps with {field} = {value:g} and cannot go on with {fields[field]:g}; "
                     "restore the settings or start a new workdir."
@@ -132,8 +135,8 @@ class _Order:
             self._mechanisms = set(fields["mechanisms"])
             return
         (self._closed if kind == "closed" else self._spending).add(fields["mechanism"])
-        if kind == "dp-sgd":
-            factors = {name: fields[name] for name in ("noise_multiplier", "sampling_rate", "clip_norm")}
+        if "steps" in fields:
+            factors = {name: fields[name] for name in _FACTORS if name in fields}
             self._factors[fields["mechanism"], fields["key_generation"]] = factors
 
 
@@ -216,7 +219,7 @@ class Ledger:
         """Appends a spending line with the cumulative epsilon, unless that exceeds the target of the "open" line.
 
         Args:
-          kind: "gaussian" or "dp-sgd".
+          kind: "gaussian", "sampled-gaussian" or "dp-sgd".
           epsilon: from the events of `spent` to their epsilon (the accountant at the run's delta).
           terms: fields of the "open" line, which an empty ledger gets first; any other must have been opened with them.
           **fields: of the line, without `epsilon`.
@@ -285,7 +288,7 @@ def spent(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     for entry in entries:
         if entry["kind"] == "gaussian":
             events.append({"noise_multiplier": entry["noise_multiplier"]})
-        elif entry["kind"] == "dp-sgd":
+        elif "steps" in entry:
             mechanism = (entry["mechanism"], entry["key_generation"], entry["noise_multiplier"], entry["sampling_rate"])
             blocks.setdefault(mechanism, []).append(entry["steps"])
     counts: dict[tuple[float, float], int] = {}

@@ -89,8 +89,8 @@ def _problem(lines: list[dict[str, Any]], terms: dict[str, Any]) -> str:
 def recompute(lines: Iterable[dict[str, Any]], delta: float, accountant: str) -> float:
     """The epsilon of ledger lines by dp-accounting, not rounded.
 
-    A "gaussian" line is one Gaussian mechanism; the steps of "dp-sgd" lines are Poisson-sampled Gaussian mechanisms,
-    each counted once per mechanism and key.
+    A "gaussian" line is one Gaussian mechanism; the steps of "dp-sgd" and "sampled-gaussian" lines are Poisson-sampled
+    Gaussian mechanisms, each counted once per mechanism and key.
 
     Args:
       lines: of one ledger.
@@ -101,7 +101,7 @@ def recompute(lines: Iterable[dict[str, Any]], delta: float, accountant: str) ->
     counter = _ACCOUNTANTS[accountant]()
     blocks: dict[tuple, list[list[int]]] = {}
     for line in lines:
-        if line["kind"] == "dp-sgd":
+        if line["kind"] in ("dp-sgd", "sampled-gaussian"):
             drawn_alike = (line["mechanism"], line["key_generation"], line["sampling_rate"], line["noise_multiplier"])
             blocks.setdefault(drawn_alike, []).append(line["steps"])
     with _quiet():

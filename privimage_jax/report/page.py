@@ -33,10 +33,10 @@ class ReportInputs:
       epsilon: the whole budget that the release is held to.
       delta: its delta.
       n: number N of sensitive records.
-      entries: the ledger's lines in order: dicts with `index`, `kind` ("open", "gaussian", "dp-sgd", "closed"),
-        `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after this line),
-        `previous` (hash), each where it applies, and any further public fields. A field `private`
-        that is False, or the words "NOT PRIVATE" in any field, void the guarantee.
+      entries: the ledger's lines in order: dicts with `index`, `kind` ("open", "gaussian", "sampled-gaussian",
+        "dp-sgd", "closed"), `mechanism`, `noise_multiplier`, `sampling_rate`, `steps` [a, b), `epsilon` (spent after
+        this line), `previous` (hash), each where it applies, and any further public fields. A field `private` that is
+        False, or the words "NOT PRIVATE" in any field, void the guarantee.
       ledger_ok: whether the chain of hashes holds.
       semantics: None (no section), or `{"class_names", "semantic_names", "histogram": [[int]], "picked": [[int]]}`:
         the noisy count of every semantic in each class and the semantics each class picked, as indices.
@@ -48,6 +48,7 @@ class ReportInputs:
       settings: public settings, as names and values ready to read.
       neighbourhoods: some synthetic images beside public ones; none (no section) where these may not be shown.
       training: titles and values of training on public images alone; fine-tuning's are not public.
+      means: the noisy means of sensitive images that the generator learnt from; None (no section) without any.
     """
 
     title: str
@@ -63,6 +64,7 @@ class ReportInputs:
     settings: dict[str, str]
     neighbourhoods: Sequence[neighbours.Neighbourhood] = ()
     training: Sequence[tuple[str, curves.Metric]] = ()
+    means: ImageSet | None = None
 
 
 def render(inputs: ReportInputs) -> str:
@@ -82,6 +84,7 @@ def render(inputs: ReportInputs) -> str:
         samples=_samples(inputs),
         budget=_budget(inputs),
         semantics=_semantics(inputs.semantics),
+        means=_means(inputs),
         neighbours=_neighbours(inputs.neighbourhoods),
         training=_training(inputs.training),
         settings=_settings(inputs.settings),
@@ -152,6 +155,17 @@ def _samples(inputs: ReportInputs) -> str:
     return (
         f'<p class="note">The first images of each class, of {len(inputs.labels):,} in <code>synthetic.npz</code>. '
         f"Nobody chose them.</p>{shown}"
+    )
+
+
+def _means(inputs: ReportInputs) -> str:
+    if inputs.means is None:
+        return ""
+    return (
+        '<section id="means"><h2>What all images have in common</h2>'
+        "<p>Means of random subsets of the sensitive images of each class, with noise: they taught the generator "
+        "first. They are part of the release, in <code>warmup.npz</code>, and the ledger has their cost.</p>"
+        f"{gallery([inputs.means], inputs.class_names)}</section>"
     )
 
 

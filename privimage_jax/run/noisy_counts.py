@@ -6,22 +6,27 @@ the L2 sensitivity of H. Rounding is post-processing, so that the accounting is 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract
 from privimage_jax.privacy import noise
+from privimage_jax.privacy.events import SampledGaussian
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
-from privimage_jax.run.stage import Stage, mechanism_names
+from privimage_jax.run.stage import Stage, mechanism_names, value
 from privimage_jax.storage import reading
+
+Digests = dict[str, str]
+CountUnderKey = Callable[[np.ndarray], np.ndarray]
 
 
 def release(
     inputs: Inputs,
     output: Path,
-    prepare: Callable[[], tuple[dict[str, str], Callable[[], np.ndarray]]],
+    prepare: Callable[[], tuple[Digests, Callable[[], np.ndarray]]],
     save: Callable[[np.ndarray], None],
 ) -> None:
     """Spends the share of the budget of a stage's mechanism, once, and saves its output.
@@ -37,6 +42,50 @@ def release(
     Raises:
       UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
     """
+
+    def counted_first() -> tuple[Digests, Callable[[], CountUnderKey]]:
+        determinants, count = prepare()
+
+        def before_spending() -> CountUnderKey:
+            counts = count()
+            return lambda key: counts
+
+        return determinants, before_spending
+
+    _release(inputs, output, counted_first, save)
+
+
+def release_sampled(
+    inputs: Inputs,
+    output: Path,
+    prepare: Callable[[], tuple[Digests, CountUnderKey]],
+    save: Callable[[np.ndarray], None],
+) -> None:
+    """`release` for counts of Poisson samples of the records, which are drawn under the mechanism's key.
+
+    Args:
+      inputs, output, save: as in `release`.
+      prepare: likewise, but that the function which counts is given the key, uint32 [8]: it draws sample t as
+        `sampling.membership(key, t, n, threshold)` does. It is called once the budget is spent.
+
+    Raises:
+      UserError: as in `release`.
+    """
+
+    def drawn_later() -> tuple[Digests, Callable[[], CountUnderKey]]:
+        determinants, count = prepare()
+        return determinants, lambda: count
+
+    _release(inputs, output, drawn_later, save)
+
+
+def _release(
+    inputs: Inputs,
+    output: Path,
+    prepare: Callable[[], tuple[Digests, Callable[[], CountUnderKey]]],
+    save: Callable[[np.ndarray], None],
+) -> None:
+    """The order of writes: `prepare` gives what is done before budget is spent, and that what is done with the key."""
     mechanism = Mechanism(inputs)
     spent = mechanism.generation >= 0
     if spent and output.exists():
@@ -49,17 +98,31 @@ def release(
             f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its key or its output was "
             "deleted; start a new workdir."
         )
-    counts = count()
+    count_under = count()
     key = mechanism.key(0)
     if not spent:
-        mechanism.spend(
-            "gaussian",
-            noise_multiplier=inputs.plan.count_noise[mechanism.name],
-            l2_sensitivity=mechanism.stage.sensitivity(inputs.config),
-            key_generation=0,
-        )
-    save(add_noise(mechanism.name, key, counts, noise_std(inputs, mechanism.stage)))
+        _spend(inputs, mechanism)
+    save(add_noise(mechanism.name, key, count_under(key), noise_std(inputs, mechanism.stage)))
     mechanism.close()
+
+
+def _spend(inputs: Inputs, mechanism: Mechanism) -> None:
+    """Writes the mechanism's ledger line, which says what the plan has reserved for it."""
+    event, record = inputs.plan.reserved[mechanism.name], mechanism.stage.mechanism
+    sampled: dict[str, Any] = {}
+    if isinstance(event, SampledGaussian) and record is not None:
+        sampled = {
+            "sampling_rate": event.sampling_rate,
+            "steps": [0, event.steps],
+            "expected_batch_size": value(inputs.config, record.sample_size),
+        }
+    mechanism.spend(
+        "sampled-gaussian" if sampled else "gaussian",
+        noise_multiplier=event.noise_multiplier,
+        l2_sensitivity=mechanism.stage.sensitivity(inputs.config),
+        key_generation=0,
+        **sampled,
+    )
 
 
 def read(path: Path, field: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -10,7 +10,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, sampling
 from privimage_jax.privacy.noise import INDEPENDENT
 from privimage_jax.privacy.rounding import plain_up
-from privimage_jax.run.stage import noise_multipliers, solved_mechanism, symbol
+from privimage_jax.run.stage import Mechanism, counting, solved_mechanism, symbol, value
 from privimage_jax.settings import derived
 
 NOISE = INDEPENDENT  # of DP-SGD; the ledger's lines "dp-sgd" and their verification know its event, and no other
@@ -20,24 +20,29 @@ NOISE = INDEPENDENT  # of DP-SGD; the ledger's lines "dp-sgd" and their verifica
 class Plan:
     """Public numbers of the mechanisms, fixed before any runs.
 
-    `count_noise` has, for every mechanism that releases noisy counts and is run, its noise multiplier, relative to its
-    L2 sensitivity; that of the semantic query is sigma1. `finetune_noise` (sigma2) is relative to the clip norm, and
-    None when DP-SGD is not run. `sampling_rate` is the exact q that a 32-bit threshold stands for.
+    `reserved` has, for every mechanism that releases noisy counts and is run, what it costs. `finetune_noise` (sigma2)
+    is relative to the clip norm, and None when DP-SGD is not run. `sampling_rate` is the exact q that a 32-bit
+    threshold stands for.
     """
 
     epsilon: float
     delta: float
     n: int
     accountant: str
-    count_noise: Mapping[str, float]
+    reserved: Mapping[str, accounting.Event]
     finetune_noise: float | None
     sampling_rate: float
     steps: int
 
     @property
+    def count_noise(self) -> dict[str, float]:
+        """The noise multipliers of `reserved`, relative to L2 sensitivities; that of the semantic query is sigma1."""
+        return {name: event.noise_multiplier for name, event in self.reserved.items()}
+
+    @property
     def mechanisms(self) -> list[str]:
         """The names of all that share the budget."""
-        return [*self.count_noise, *([] if self.finetune_noise is None else [solved_mechanism().name])]
+        return [*self.reserved, *([] if self.finetune_noise is None else [solved_mechanism().name])]
 
     @property
     def noise_multiplier(self) -> float:
@@ -48,7 +53,7 @@ class Plan:
 
     def events(self) -> list[accounting.Event]:
         """The planned mechanisms as events of `privacy.accounting`."""
-        events: list[accounting.Event] = [accounting.Gaussian(noise) for noise in self.count_noise.values()]
+        events = list(self.reserved.values())
         if self.finetune_noise is not None:
             events.append(NOISE.event(self.finetune_noise, self.sampling_rate, self.steps))
         return events
@@ -66,7 +71,7 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
       n: number of sensitive training images (public).
 
     Raises:
-      UserError: if the others alone exceed epsilon.
+      UserError: if the others alone exceed epsilon, or one draws more records than there are.
     """
     derived.check_against_n(config, n)
     return _solve(
@@ -74,10 +79,24 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
         delta=derived.delta(config, n),
         n=n,
         accountant=config.privacy.accountant,
-        counts=tuple((name, *noise) for name, noise in noise_multipliers(config).items()),
+        others=tuple((one.name, one.noise_multiplier, _event(config, one, n)) for one in counting(config)),
         batch_size=config.finetune.batch_size,
         steps=derived.finetune_steps(config, n),
     )
+
+
+def _event(config: ConfigDict, mechanism: Mechanism, n: int) -> accounting.Event:
+    """What a mechanism of noisy counts costs: one Gaussian on all records, or one on each of its Poisson samples."""
+    noise = float(value(config, mechanism.noise_multiplier))
+    if not mechanism.sample_size:
+        return accounting.Gaussian(noise)
+    size = value(config, mechanism.sample_size)
+    if size > n:
+        raise UserError(
+            f"config.{mechanism.sample_size}={size} is larger than the N={n} sensitive training images; "
+            f"give at most {n}."
+        )
+    return accounting.SampledGaussian(noise, sampling.poisson_rate(size, n), value(config, mechanism.samples))
 
 
 @functools.cache
@@ -86,45 +105,51 @@ def _solve(
     delta: float,
     n: int,
     accountant: str,
-    counts: tuple[tuple[str, str, float], ...],
+    others: tuple[tuple[str, str, accounting.Event], ...],
     batch_size: int,
     steps: int,
 ) -> Plan:
-    """The plan; `counts` has the name, the setting and the noise multiplier of each mechanism of noisy counts."""
+    """The plan; `others` has the name, the setting of the noise, and the cost of each mechanism of noisy counts."""
     rate = sampling.sampling_rate(sampling.threshold(batch_size, n)) if steps else 0.0
-    others = [accounting.Gaussian(noise) for _, _, noise in counts]
-    if (cost := accounting.epsilon(others, delta, accountant)) > epsilon:
+    events = [event for _, _, event in others]
+    if (cost := accounting.epsilon(events, delta, accountant)) > epsilon:
         raise UserError(
-            f"the {' and the '.join(name for name, _, _ in counts)} alone cost{'s' * (len(counts) == 1)} epsilon "
+            f"the {' and the '.join(name for name, _, _ in others)} alone cost{'s' * (len(others) == 1)} epsilon "
             f"{cost:.4f}, more than config.privacy.epsilon = {epsilon:g}; raise "
-            f"{', '.join(f'config.{key}' for _, key, _ in counts)} or config.privacy.epsilon."
+            f"{', '.join(f'config.{key}' for _, key, _ in others)} or config.privacy.epsilon."
         )
     noise = None
     if steps:
         try:
-            noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, others, accountant, NOISE.event)
+            noise = accounting.solve_noise_multiplier(epsilon, delta, rate, steps, events, accountant, NOISE.event)
         except ValueError as error:
             raise UserError(f"config.privacy: {error}") from None
-    return Plan(epsilon, delta, n, accountant, {name: noise for name, _, noise in counts}, noise, rate, steps)
+    return Plan(epsilon, delta, n, accountant, {name: event for name, _, event in others}, noise, rate, steps)
 
 
 def describe(plan: Plan, config: ConfigDict) -> str:
     """The plan as a table: every mechanism, its noise, and its epsilon, alone and together, by both accountants."""
-    lines = [
-        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
-        "",
-        f"{'mechanism':<44}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
-    ]
     rows: list[tuple[str, list[accounting.Event]]] = []
-    for name, noise in plan.count_noise.items():
-        rows.append((f"{name}: {symbol(config, name)} = {noise:g}", [accounting.Gaussian(noise)]))
+    for name, event in plan.reserved.items():
+        samples = (
+            f", q = {event.sampling_rate:.4g}, T = {event.steps}"
+            if isinstance(event, accounting.SampledGaussian)
+            else ""
+        )
+        rows.append((f"{name}: {symbol(config, name)} = {event.noise_multiplier:g}{samples}", [event]))
     if plan.finetune_noise is not None:
         event = NOISE.event(plan.finetune_noise, plan.sampling_rate, plan.steps)
         rows.append(
             (f"DP-SGD: sigma2 = {plan.finetune_noise:.4g}, q = {plan.sampling_rate:.4g}, T = {plan.steps}", [event])
         )
     rows.append(("together", plan.events()))
+    width = max(44, *(len(name) + 2 for name, _ in rows))
+    lines = [
+        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
+        "",
+        f"{'mechanism':<{width}}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
+    ]
     for name, events in rows:
         pld, rdp = (plan.spent(events, accountant) if events else 0.0 for accountant in ("pld", "rdp"))
-        lines.append(f"{name:<44}{plain_up(pld, 6):>15}{plain_up(rdp, 6):>15}")
+        lines.append(f"{name:<{width}}{plain_up(pld, 6):>15}{plain_up(rdp, 6):>15}")
     return "\n".join(lines)

@@ -34,12 +34,22 @@ class Mechanism:
       noise_multiplier: the setting that holds its noise, relative to its L2 sensitivity; "" for the one mechanism
         whose noise is solved for what all others leave of the budget.
       symbol: what the privacy plan calls its noise multiplier.
+      sample_size: the setting that holds how many records are drawn for each of its Poisson samples, in expectation;
+        "" where it looks at all records, once.
+      samples: the setting that holds how many such samples there are.
     """
 
     name: str
     switch: str
     noise_multiplier: str = ""
     symbol: str = "noise multiplier"
+    sample_size: str = ""
+    samples: str = ""
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The settings that decide what it costs, where its noise is not solved for."""
+        return tuple(key for key in (self.noise_multiplier, self.sample_size, self.samples) if key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +167,13 @@ def _evaluation_settings(config: ConfigDict) -> dict[str, Any]:
     return configs.section(config, "precision", "seed", "evaluate", "data", "query.k1") | weights
 
 
+def _pretrain_settings(config: ConfigDict) -> dict[str, Any]:
+    """With those of the training on noisy means, where there are any."""
+    of_means = ("warmup.enabled", "warmup.steps", "warmup.learning_rate") if config.warmup.enabled else ()
+    names = ("precision", "seed", "pretrain", *of_means, *_IMAGES, "data.class_names")
+    return configs.section(config, *names, *generator_sections(config))
+
+
 def _asks_semantics(config: ConfigDict) -> bool:
     return config.selection.method == "semantic"
 
@@ -170,6 +187,14 @@ def shows_neighbours(config: ConfigDict) -> bool:
     """Whether public images may be shown, taught the generator, and there is a network to compare by."""
     return config.report.public_neighbours and config.pretrain.steps > 0 and _needs_network(config)
 
+
+_NOISY_MEANS = Mechanism(
+    name="noisy means",
+    switch="warmup.enabled",
+    noise_multiplier="warmup.noise_multiplier",
+    sample_size="warmup.subset_size",
+    samples="warmup.means",
+)
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -199,6 +224,15 @@ STAGES: tuple[Stage, ...] = (
         mechanism=Mechanism("class histogram", "class_histogram.enabled", "class_histogram.noise_multiplier"),
     ),
     Stage(
+        name="warmup",
+        module="privimage_jax.stages.warmup",
+        settings=keys("warmup.enabled", "warmup.downscale", *_NOISY_MEANS.costs, "privacy", "data"),
+        reads=lambda config: ("class-histogram",),
+        writes=("release/warmup.npz",),
+        enabled=lambda config: config.warmup.enabled,
+        mechanism=_NOISY_MEANS,
+    ),
+    Stage(
         name="select",
         module="privimage_jax.stages.selection",
         settings=_selection_settings,
@@ -210,8 +244,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="pretrain",
         module="privimage_jax.stages.pretrain",
-        settings=of_generator("precision", "seed", "pretrain", *_IMAGES, "data.class_names"),
-        reads=lambda config: ("select",) if config.pretrain.steps else (),
+        settings=_pretrain_settings,
+        reads=lambda config: ("select", "warmup") if config.pretrain.steps else ("warmup",),
         writes=("internal/pretrain/params",),
         memory_settings=("pretrain.batch_size",),
     ),
@@ -259,7 +293,7 @@ STAGES: tuple[Stage, ...] = (
         settings=configs.settings_in_use,
         reads=lambda config: (
             *(("train-query",) if shows_neighbours(config) else ()),
-            *("select", "pretrain", "finetune", "choose-sampler", "sample"),
+            *("warmup", "select", "pretrain", "finetune", "choose-sampler", "sample"),
         ),
         writes=("release/report.html",),
     ),
@@ -301,13 +335,16 @@ def _check_settings(config: ConfigDict, stage: Stage, name: str) -> None:
     """Refuses a mechanism whose settings are not there, or whose noise is no positive number."""
     if stage.mechanism is None:
         return
-    for key in (stage.mechanism.switch, stage.mechanism.noise_multiplier):
+    for key in (stage.mechanism.switch, *stage.mechanism.costs):
         try:
             found = value(config, key)
         except (AttributeError, KeyError, TypeError):
             raise UserError(f"config.{key} is missing, which {name} of config.extra_stages needs; give it.") from None
-    if type(found) not in (int, float) or not 0 < found < float("inf"):
-        raise UserError(f"config.{key}={found!r} is not accepted; give a number above 0.")
+        whole = key in (stage.mechanism.sample_size, stage.mechanism.samples)
+        kinds = (int,) if whole else (int, float)
+        if key != stage.mechanism.switch and (type(found) not in kinds or not 0 < found < float("inf")):
+            accepted = "a whole number of at least 1" if whole else "a number above 0"
+            raise UserError(f"config.{key}={found!r} is not accepted; give {accepted}.")
 
 
 def enabled_stages(config: ConfigDict) -> tuple[Stage, ...]:
@@ -339,13 +376,10 @@ def shown_mechanisms(config: ConfigDict, stage: Stage) -> list[str]:
     return [one.mechanism.name for one in upstream(config, stage) if one.mechanism and one.spends(config)]
 
 
-def noise_multipliers(config: ConfigDict) -> dict[str, tuple[str, float]]:
-    """Mechanism -> (setting, noise multiplier), of those that release noisy counts and that the config runs."""
-    return {
-        stage.mechanism.name: (stage.mechanism.noise_multiplier, float(value(config, stage.mechanism.noise_multiplier)))
-        for stage in all_stages(config)
-        if stage.mechanism and stage.mechanism.noise_multiplier and stage.spends(config)
-    }
+def counting(config: ConfigDict) -> tuple[Mechanism, ...]:
+    """The mechanisms that release noisy counts and that the config runs, in order."""
+    stages = [stage for stage in all_stages(config) if stage.spends(config)]
+    return tuple(stage.mechanism for stage in stages if stage.mechanism and stage.mechanism.noise_multiplier)
 
 
 def symbol(config: ConfigDict, mechanism: str) -> str:
@@ -361,7 +395,5 @@ def solved_mechanism() -> Mechanism:
 def reserved(config: ConfigDict) -> Mapping[str, Any]:
     """The settings that decide how much of the budget is reserved beside the solved mechanism."""
     records = [one.mechanism for one in all_stages(config) if one.mechanism and one.mechanism.noise_multiplier]
-    return {
-        **{record.switch: value(config, record.switch) for record in records},
-        **dict(noise_multipliers(config).values()),
-    }
+    costs = [key for record in counting(config) for key in record.costs]
+    return {key: value(config, key) for key in (*(record.switch for record in records), *costs)}

@@ -55,6 +55,24 @@ def check_against_n(config: ConfigDict, n: int) -> None:
         )
 
 
+def check_pretraining(config: ConfigDict) -> None:
+    """Checks what the settings of pre-training and of the noisy means say of each other.
+
+    Raises:
+      UserError: if means cannot be made smaller as asked, or weights are perturbed in a training that is off.
+    """
+    if config.warmup.enabled and config.data.image_size % config.warmup.downscale:
+        raise UserError(
+            f"config.warmup.downscale={config.warmup.downscale} does not divide "
+            f"config.data.image_size={config.data.image_size}; give one that does, such as 1."
+        )
+    if config.pretrain.perturbation and not (config.pretrain.steps or config.warmup.enabled):
+        raise UserError(
+            f"config.pretrain.perturbation={config.pretrain.perturbation:g} has no effect with "
+            "config.pretrain.steps=0; give config.pretrain.perturbation=0 or more steps."
+        )
+
+
 def check_against_classes(config: ConfigDict, n_classes: int, n_semantics: int, with_images: int) -> None:
     """Checks what depends on the declared classes of the sensitive and the public set.
 

@@ -116,10 +116,10 @@ METHODS: dict[str, Method] = {
     ),
     "rpgen": Method(
         "privimage whose pre-training withstands adversarial changes of the weights",
-        {**_usual("pretrain.perturbation"), "selection.method": "semantic"},
-        "RPGen, AAAI 2026",
+        {**_usual("pretrain.perturbation"), "selection.method": "semantic", "pretrain.perturbation_norm": "global"},
+        "RPGen, Wang et al., AAAI 2026",
         needs={**_TAUGHT, "pretrain.perturbation": ABOVE_0},
-        defaults={"pretrain.perturbation": 0.05},
+        defaults={"pretrain.perturbation": 0.2},
     ),
 }
 RULE: Rule = (lambda v: not v or v in METHODS, f'"" or one of {", ".join(METHODS)}')

@@ -60,5 +60,14 @@ def frequencies(inputs: Inputs) -> tuple[float, ...]:
     """
     if not STAGE.enabled(inputs.config):
         return tuple(inputs.config.sample.class_weights)
-    counts = noisy_counts.read(STAGE.artefact(inputs.workdir), "counts", (inputs.sensitive.n_classes,))
-    return tuple(np.maximum(counts, 0).astype(float).tolist()) if counts.max() > 0 else ()
+    noisy = counts(inputs)
+    return tuple(np.maximum(noisy, 0).astype(float).tolist()) if noisy.max() > 0 else ()
+
+
+def counts(inputs: Inputs) -> np.ndarray:
+    """The noisy counts, int64 [classes].
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    return noisy_counts.read(STAGE.artefact(inputs.workdir), "counts", (inputs.sensitive.n_classes,))

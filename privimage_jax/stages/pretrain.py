@@ -1,8 +1,14 @@
-"""Stage 4: pre-train the generator on the selected public images. Public data only; no privacy cost."""
+"""Stage 4: pre-train the generator on the selected public images, then on noisy means of sensitive ones, if any.
 
+Noisy means are the output of a mechanism (`stages/warmup.py`): training on them is post-processing. There is no privacy
+cost here.
+"""
+
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +26,8 @@ from privimage_jax.privacy import records
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import named
-from privimage_jax.stages import selection
+from privimage_jax.stages import selection, warmup
+from privimage_jax.storage.workdir import make_dir
 from privimage_jax.training import divergence, loop, residency
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices
@@ -29,40 +36,74 @@ from privimage_jax.training.writers import headline
 
 STAGE = named("pretrain")
 
+MEANS = "means"  # the folder of what is learnt from noisy means
 Images = np.ndarray | Subset
-COMPARED, PIECE = 64, 16  # public images on which the result is compared with the start, and how many at a time
+COMPARED, PIECE = 64, 16  # images on which the result is compared with the start, and how many at a time
 
 
 def run(inputs: Inputs) -> None:
-    """Writes the averaged parameters to `internal/pretrain/params`; with 0 steps these are the initial ones.
+    """Writes the averaged parameters to `internal/pretrain/params`; with nothing to learn these are the initial ones.
 
     Raises:
       UserError: if the loss is not finite or pre-training has diverged, see `check_result`.
     """
     generator = generators.build(inputs.config, inputs.sensitive.n_classes)
-    state = generator.public_state(generator.init(inputs.key("initial weights")))
-    state = meshes.place(state, meshes.replicated(inputs.mesh))
-    if inputs.config.pretrain.steps:
-        images, labels = selection.load(inputs)
-        loss = public_loss(generator, images, labels, inputs.mesh)
-        before = loss(state["ema"])
-        state = _train(inputs, generator, state, images, labels)
-        lowers_loss = getattr(generator, "lowers_loss", False)
-        check_result(state["ema"], before, loss(state["ema"]), lowers_loss, remedy(inputs.config))
-    save_tree(STAGE.artefact(inputs.workdir), jax.device_get(state["ema"]))
-    Checkpoints(inputs.folder(STAGE.name) / "checkpoints").clear()
+    params, folders = jax.device_get(generator.init(inputs.key("initial weights"))), []
+    for lesson in lessons(inputs):
+        params = _learn(inputs, lesson, params)
+        folders.append(lesson.folder)
+    save_tree(STAGE.artefact(inputs.workdir), params)
+    for folder in folders:
+        Checkpoints(folder / "checkpoints").clear()
 
 
-def remedy(config: ConfigDict) -> str:
-    """What to do where pre-training goes wrong, as the end of a sentence."""
-    return (
-        f"give less than config.pretrain.learning_rate={config.pretrain.learning_rate:g} and run the same command "
-        "again: the stages before keep their results, and fine-tuning has spent nothing"
-    )
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """A set of images that the generator learns from, none of which costs anything.
+
+    Attributes:
+      name: what the progress bar shows.
+      batches: the purpose of the key of its batches.
+      config: the run's, whose section `pretrain` says how it is learnt.
+      setting: of the learning rate, as the user gives it.
+      folder: of its metrics and checkpoints.
+      images: uint8 [M, H, W, C].
+      labels: int32 [M].
+    """
+
+    name: str
+    batches: str
+    config: ConfigDict
+    setting: str
+    folder: Path
+    images: Images
+    labels: np.ndarray
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it goes wrong, as the end of a sentence."""
+        return (
+            f"give less than {self.setting}={self.config.pretrain.learning_rate:g} and run the same command again: the "
+            "stages before keep their results, and fine-tuning has spent nothing"
+        )
+
+
+def lessons(inputs: Inputs) -> Iterator[Lesson]:
+    """Public images, then noisy means, each read when its turn comes; none where the config has neither."""
+    config, folder = inputs.config, inputs.folder(STAGE.name)
+    if config.pretrain.steps:
+        names = (STAGE.name, "pre-training batches")
+        yield Lesson(*names, config, "config.pretrain.learning_rate", folder, *selection.load(inputs))
+    if warmup.STAGE.enabled(config):
+        of_means = config.copy_and_resolve_references()
+        of_means.pretrain.update(steps=config.warmup.steps, learning_rate=config.warmup.learning_rate)
+        make_dir(folder / MEANS, mode=0o700)
+        names = (f"{STAGE.name}: {warmup.STAGE.name}", "warm-up batches")
+        yield Lesson(*names, of_means, "config.warmup.learning_rate", folder / MEANS, *warmup.load(inputs))
 
 
 def public_loss(generator: Generator, images: Images, labels: Images, mesh: Mesh) -> Callable[[Params], float]:
-    """The loss that fine-tuning is going to minimise, as a mean over some public images; a function of parameters.
+    """The loss that fine-tuning is going to minimise, as a mean over some of the images; a function of parameters.
 
     It is compiled once, and images and draws are the same at each call, so that two parameters are compared by nothing
     else.
@@ -100,33 +141,43 @@ def check_result(params: Params, before: float, after: float, lowers_loss: bool,
         raise UserError(f"a parameter of the pre-trained generator is not finite; {remedy}.")
     if divergence.has_diverged(after, before if lowers_loss else math.inf):
         raise UserError(
-            f"pre-training has diverged: the loss on public images was {before:.3g} at the start and is {after:.3g}; "
+            f"pre-training has diverged: the loss on its images was {before:.3g} at the start and is {after:.3g}; "
             f"{remedy}."
         )
 
 
-def _train(inputs: Inputs, generator: Generator, state: State, images: Images, labels: Images) -> State:
-    config, folder = inputs.config, inputs.folder(STAGE.name)
+def _learn(inputs: Inputs, lesson: Lesson, params: Params) -> Params:
+    """The averaged parameters, on the host, once a generator with these has learnt the lesson."""
+    generator = generators.build(lesson.config, inputs.sensitive.n_classes)
+    state = meshes.place(generator.public_state(params), meshes.replicated(inputs.mesh))
+    loss = public_loss(generator, lesson.images, lesson.labels, inputs.mesh)
+    before = loss(state["ema"])
+    state = _train(inputs, lesson, generator, state)
+    check_result(state["ema"], before, loss(state["ema"]), getattr(generator, "lowers_loss", False), lesson.remedy)
+    return jax.device_get(state["ema"])
+
+
+def _train(inputs: Inputs, lesson: Lesson, generator: Generator, state: State) -> State:
+    config, key = lesson.config, inputs.key(lesson.batches)
+    data = {"image": lesson.images, "label": lesson.labels}
     arguments = {
-        "data": residency.place(
-            {"image": images, "label": labels}, inputs.mesh, config.public.residency, "config.public.residency"
-        ),
-        "key": meshes.place(inputs.key("pre-training batches"), meshes.replicated(inputs.mesh)),
+        "data": residency.place(data, inputs.mesh, config.public.residency, "config.public.residency"),
+        "key": meshes.place(key, meshes.replicated(inputs.mesh)),
     }
-    checkpoints = Checkpoints(folder / "checkpoints", config.log.keep)
+    checkpoints = Checkpoints(lesson.folder / "checkpoints", config.log.keep)
     state = checkpoints.restore_latest(state, partial(headline, STAGE.name, "warning")) or state
     draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
     return loop.train(
-        STAGE.name,
+        lesson.name,
         make_step(config, inputs.mesh, generator),
         state,
         arguments,
         int(state["step"]),
         config.pretrain.steps,
-        folder,
+        lesson.folder,
         config.log,
         draw=lambda state: draw.grid(state["ema"], grid_key, generator.n_classes),
-        after=divergence.stop_if_not_finite(STAGE.name, remedy(config)),
+        after=divergence.stop_if_not_finite(lesson.name, lesson.remedy),
     )
 
 

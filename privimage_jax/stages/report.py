@@ -1,13 +1,14 @@
 """Stage 8: the page that goes with the release, made from the release and public values alone."""
 
 from privimage_jax.report.curves import Metric, read_metrics
+from privimage_jax.report.gallery import ImageSet
 from privimage_jax.report.page import ReportInputs, render
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named, shows_neighbours
 from privimage_jax.settings.methods import METHODS
-from privimage_jax.stages import choose_sampler, sample, selection
+from privimage_jax.stages import choose_sampler, sample, selection, warmup
 from privimage_jax.stages.parts import neighbours
 from privimage_jax.storage import workdir
 
@@ -33,6 +34,7 @@ def run(inputs: Inputs) -> None:
         settings=_shown(inputs),
         neighbourhoods=neighbours.find(inputs, images, labels) if shows_neighbours(inputs.config) else (),
         training=_pretraining(inputs),
+        means=ImageSet("noisy mean", *warmup.load(inputs)) if warmup.STAGE.enabled(inputs.config) else None,
     )
     page = render(shown).encode()
     publication.publish(

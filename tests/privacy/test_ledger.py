@@ -224,6 +224,20 @@ def test_what_counts_as_spent(tmp_path):
     assert ledger.spent([]) == [] and ledger.total_epsilon([]) == 0.0
 
 
+def test_samples_of_a_gaussian_count_as_often_as_they_are(tmp_path):
+    """Steps and a rate, as those of DP-SGD have; their noise and rate never change under one key."""
+    book = Ledger.open(tmp_path / "ledger.jsonl")
+    book.append("open", **{**OPEN, "mechanisms": ["means"]})
+    line = dict(mechanism="means", key_generation=0, noise_multiplier=5.0, sampling_rate=0.25, l2_sensitivity=9.0)
+    book.append("sampled-gaussian", **line, expected_batch_size=250, steps=[0, 40], epsilon=0.1)
+    assert ledger.spent(book.entries) == [{"noise_multiplier": 5.0, "sampling_rate": 0.25, "steps": 40}]
+    with pytest.raises(UserError, match="sampling_rate = 0.25"):
+        book.append("sampled-gaussian", **{**line, "sampling_rate": 0.1}, steps=[40, 50], epsilon=0.1)
+    with pytest.raises(ValueError, match="needs steps"):
+        book.append("sampled-gaussian", **line, epsilon=0.1)
+    assert Ledger.open(book.path).entries == book.entries
+
+
 def test_a_closed_mechanism_spends_no_more(tmp_path):
     book = filled(tmp_path / "ledger.jsonl")
     assert not ledger.is_closed(book.entries, "finetune")

@@ -23,6 +23,7 @@ from audits import (
     check_clipping,
     check_devices_agree,
     check_full_precision,
+    check_noisy_means,
     check_query_sensitivity,
     check_records_are_delivered,
     check_releases_are_equal,
@@ -44,9 +45,9 @@ from privimage_jax.generators.edm import EDM, make_per_example_loss
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
 from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, records, sampling
-from privimage_jax.run import mechanism
+from privimage_jax.run import mechanism, noisy_counts
 from privimage_jax.run.inputs import make_inputs
-from privimage_jax.stages import choose_sampler, query, sample
+from privimage_jax.stages import choose_sampler, query, sample, warmup
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
@@ -134,6 +135,20 @@ def query_sensitivity(folder):
 def choice_sensitivity(folder):
     bound = choose_sampler.margin_sensitivity(4)
     check_choice_sensitivity(choose_sampler.agreement, choose_sampler.margins, bound, n=20, candidates=4)
+
+
+def noisy_means(folder):
+    inputs = tiny_inputs(folder / "run", folder)
+    inputs.config.warmup.update(enabled=True, means=5, subset_size=20, noise_multiplier=3.0)
+    check_noisy_means(inputs)
+
+
+def samples_spent_before_use(folder):
+    """The stage of noisy means, whose samples are drawn under the key too."""
+    trace = Trace()
+    with recorded_draws(trace):
+        noisy_means(folder)
+    check_spent_before_use(trace)
 
 
 def spent_before_use(folder):
@@ -407,6 +422,64 @@ def too_little_noise_in_the_choice(patch):
     patch.setattr(choose_sampler, "margin_sensitivity", lambda candidates: candidates**0.5)
 
 
+def noise_scaled_by_the_drawn_subset(patch):
+    sum_by_class, add_noise, drawn = warmup.sum_by_class, noisy_counts.add_noise, []
+
+    def noting(images, labels, members, *more):
+        drawn.append(members.sum())
+        return sum_by_class(images, labels, members, *more)
+
+    patch.setattr(warmup, "sum_by_class", noting)
+    patch.setattr(noisy_counts, "add_noise", lambda *args: add_noise(*args[:3], args[3] * np.mean(drawn) / 20))
+
+
+def sums_divided_by_the_drawn_subset(patch):
+    sum_by_class, drawn = warmup.sum_by_class, []
+
+    def noting(images, labels, members, n_classes, *more):
+        drawn.append(np.bincount(labels[members], minlength=n_classes))
+        return sum_by_class(images, labels, members, n_classes, *more)
+
+    patch.setattr(warmup, "sum_by_class", noting)
+    patch.setattr(warmup, "expected_sizes", lambda inputs: np.mean(drawn, axis=0))
+
+
+def a_rate_that_the_accountant_is_not_told(patch):
+    """Subsets twice as large as the ledger says."""
+    membership = sampling.membership
+    patch.setattr(sampling, "membership", lambda key, step, n, threshold: membership(key, step, n, 2 * threshold))
+
+
+def a_record_in_the_means_of_every_class(patch):
+    sum_by_class = warmup.sum_by_class
+
+    def everywhere(images, labels, members, n_classes, downscale):
+        each = sum_by_class(images, labels, members, n_classes, downscale)
+        return np.broadcast_to(each.sum(axis=0), each.shape)
+
+    patch.setattr(warmup, "sum_by_class", everywhere)
+
+
+def the_norm_of_pixels_from_0_to_1(patch):
+    """Half of the sensitivity, as if pixels counted half as much."""
+    sensitivity = warmup.sensitivity
+    patch.setattr(warmup, "sensitivity", lambda config: sensitivity(config) / 2)
+
+
+def samples_drawn_before_the_ledger_line(patch):
+    release = noisy_counts.release
+
+    def early(inputs, output, prepare, save):
+        def prepare_and_draw():
+            determinants, count = prepare()
+            return determinants, lambda: count(KEY)
+
+        release(inputs, output, prepare_and_draw, save)
+
+    patch.setattr(noisy_counts, "release_sampled", early)
+    patch.setattr(chacha, "key_from_seed", lambda seed: KEY)
+
+
 def a_ledger_line_after_use(patch):
     spend, close = mechanism.Mechanism.spend, mechanism.Mechanism.close
     held = []
@@ -461,6 +534,12 @@ BUGS = (
     Bug(counts_divided_by_the_size_of_the_class, query_sensitivity, "moves the counts by"),
     Bug(every_class_weighs_the_same_in_the_choice, choice_sensitivity, "moves the margins by"),
     Bug(too_little_noise_in_the_choice, choice_sensitivity, "moves the margins by"),
+    Bug(noise_scaled_by_the_drawn_subset, noisy_means, "what is added to the sums is off"),
+    Bug(sums_divided_by_the_drawn_subset, noisy_means, "the sums are divided by other sizes"),
+    Bug(a_rate_that_the_accountant_is_not_told, noisy_means, "what is added to the sums is off"),
+    Bug(a_record_in_the_means_of_every_class, noisy_means, "what is added to the sums is off"),
+    Bug(the_norm_of_pixels_from_0_to_1, noisy_means, "the sensitivity is"),
+    Bug(samples_drawn_before_the_ledger_line, samples_spent_before_use, "came before its ledger line"),
     Bug(a_ledger_line_after_use, spent_before_use, "came before its ledger line"),
 )
 CHECKS = tuple(dict.fromkeys(bug.check for bug in BUGS))

@@ -118,6 +118,30 @@ def test_a_forged_number_is_found_although_the_chain_holds(right, tmp_path, fiel
             refused(tmp_path / "ledger.jsonl", chained(forged))
 
 
+@pytest.mark.parametrize("accountant", accounting.ACCOUNTANTS)
+def test_samples_of_a_gaussian_are_recomputed(tmp_path, accountant):
+    """A forged rate, number of samples or noise is found."""
+    book = Ledger.open(tmp_path / "ledger.jsonl")
+    terms = {**OPEN, "accountant": accountant, "mechanisms": ["means"]}
+    line = {
+        "mechanism": "means",
+        "key_generation": 0,
+        "noise_multiplier": 5.0,
+        "l2_sensitivity": 3.0,
+        "sampling_rate": sampling.poisson_rate(BATCH, N),
+        "expected_batch_size": BATCH,
+        "steps": [0, 40],
+    }
+    cost = accounting.epsilon([accounting.SampledGaussian(5.0, line["sampling_rate"], 40)], DELTA, accountant)
+    assert book.spend("sampled-gaussian", lambda _: cost, terms, **line)["epsilon"] == cost
+    book.append("closed", mechanism="means")
+    verify(Ledger.open(book.path), finished=True)
+    for forged in ({"steps": [0, 80]}, {"sampling_rate": 0.2}, {"noise_multiplier": 4.0}, {"epsilon": cost / 2}):
+        lines = [dict(line) for line in book.entries]
+        lines[1].update(forged)
+        assert refused(tmp_path / "forged.jsonl", chained(lines)).startswith("line 2 of ")
+
+
 def test_forged_steps_mechanisms_and_generations_are_found(right, tmp_path):
     lines = [json.loads(line) for line in right.splitlines()]
 

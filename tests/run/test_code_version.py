@@ -27,6 +27,7 @@ STEP = (
 COVERED = {
     "query": (*CORE, "run/noisy_counts.py", "stages/query.py", "metrics/features.py", "models/resnet.py"),
     "class-histogram": (*CORE, "run/noisy_counts.py", "stages/class_histogram.py"),
+    "warmup": (*CORE, "run/noisy_counts.py", "stages/warmup.py", "privacy/sampling.py", "stages/class_histogram.py"),
     "finetune": (*CORE, *GENERATOR, *STEP, "stages/finetune.py", "training/precision.py", "training/residency.py"),
     "choose-sampler": (*CORE, *GENERATOR, "generators/sampler.py", "metrics/downstream.py", "training/classifier.py"),
 }
@@ -35,7 +36,7 @@ COVERED = {
 @pytest.fixture
 def config(tmp_path):
     config = tiny_config(tmp_path)
-    config.class_histogram.enabled = config.sampler_choice.enabled = True
+    config.class_histogram.enabled = config.warmup.enabled = config.sampler_choice.enabled = True
     return configs.check(config)
 
 

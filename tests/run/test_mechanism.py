@@ -9,6 +9,7 @@ import pytest
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, ledger
+from privimage_jax.privacy.events import Gaussian
 from privimage_jax.run.mechanism import Mechanism, terms
 from privimage_jax.run.plan import Plan
 from privimage_jax.run.stage import named
@@ -20,7 +21,7 @@ PLAN = Plan(
     delta=1e-5,
     n=1000,
     accountant="rdp",
-    count_noise={"semantic query": 10.0},
+    reserved={"semantic query": Gaussian(10.0)},
     finetune_noise=None,
     sampling_rate=0.0,
     steps=0,

@@ -9,7 +9,7 @@ from pipelines import CLASSES, run, tiny_config
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import verification
+from privimage_jax.privacy import accounting, verification
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run import publication, stage
 from privimage_jax.run.inputs import make_inputs
@@ -47,6 +47,27 @@ def test_its_share_is_reserved(config, monkeypatch):
     assert "brightness count: tau = 5" in describe(paid, config)
     config.extra.brightness.enabled = False
     assert make_plan(config, 60).finetune_noise < paid.finetune_noise
+
+
+def test_samples_of_a_mechanism_from_elsewhere_are_planned(config, monkeypatch):
+    """Its settings say how large and how many they are; what is none, or larger than the set, is told."""
+    import brightness
+
+    sampled = dataclasses.replace(
+        brightness.STAGE.mechanism, sample_size="extra.brightness.size", samples="extra.brightness.samples"
+    )
+    monkeypatch.setattr(brightness, "STAGE", dataclasses.replace(brightness.STAGE, mechanism=sampled))
+    with pytest.raises(UserError, match="config.extra.brightness.size is missing, which brightness:STAGE"):
+        make_plan(configs.check(config), 60)
+    config.extra.brightness.size, config.extra.brightness.samples = 15, 8
+    plan = make_plan(configs.check(config), 60)
+    assert plan.reserved["brightness count"] == accounting.SampledGaussian(5.0, 0.25, 8)
+    assert set(stage.reserved(config)) >= {"extra.brightness.size", "extra.brightness.samples"}
+    for wrong, culprit in ((61, "size=61 is larger than the N=60"), (0, "size=0 is not accepted"), (True, "size=True")):
+        with config.ignore_type():
+            config.extra.brightness.size = wrong
+        with pytest.raises(UserError, match=f"config.extra.brightness.{culprit}"):
+            make_plan(config, 60)
 
 
 @pytest.mark.parametrize(

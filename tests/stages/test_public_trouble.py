@@ -89,8 +89,8 @@ def test_one_public_class_needs_no_network_that_learns():
     ("params", "after", "found"),
     [
         ({"a": np.array([1.0, math.inf])}, 0.1, "a parameter of the pre-trained generator is not finite"),
-        ({"a": np.ones(2)}, math.nan, "the loss on public images was 1 at the start and is nan"),
-        ({"a": np.ones(2)}, 2.1, "the loss on public images was 1 at the start and is 2.1"),
+        ({"a": np.ones(2)}, math.nan, "the loss on its images was 1 at the start and is nan"),
+        ({"a": np.ones(2)}, 2.1, "the loss on its images was 1 at the start and is 2.1"),
     ],
 )
 def test_a_generator_that_is_worse_than_nothing_is_refused(params, after, found):

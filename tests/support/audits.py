@@ -22,7 +22,8 @@ from privimage_jax import generators
 from privimage_jax.metrics import downstream, features
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
 from privimage_jax.run import noisy_counts
-from privimage_jax.stages import choose_sampler, class_histogram, query
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.stages import choose_sampler, class_histogram, query, warmup
 from privimage_jax.training import loop
 from privimage_jax.training.mesh import make_mesh
 
@@ -32,6 +33,7 @@ ETA = clipping.ETA
 # At level 0 a program that runs a few times on a few examples compiles in a third of the time.
 OPTIONS = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 NULL_MARK, NAN_MARK, HUGE_MARK = 255, 254, 253  # images of this value alone: see `marked_loss`
+COUNTING = ("gaussian", "sampled-gaussian")  # the ledger's lines of noisy counts
 COORDINATES = ("domain", "step", "leaf", "counter")
 
 
@@ -66,7 +68,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         gradients).
     """
     count_semantics, count_classes = query.count_semantics, class_histogram.count_classes
-    agreement = choose_sampler.agreement
+    agreement, sum_by_class = choose_sampler.agreement, warmup.sum_by_class
     add_noise, build_generator = noisy_counts.add_noise, generators.build
 
     def without_null(labels):
@@ -107,6 +109,11 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
             choose_sampler,
             "agreement",
             lambda logits, labels: agreement(logits[without_null(labels)], labels[without_null(labels)]),
+        )
+        patch.setattr(
+            warmup,
+            "sum_by_class",
+            lambda images, labels, members, *args: sum_by_class(images, labels, members & without_null(labels), *args),
         )
         patch.setattr(noisy_counts, "add_noise", exchange_counts)
         patch.setattr(generators, "build", build)
@@ -190,11 +197,11 @@ def check_spent_before_use(trace: Trace) -> None:
         before = [line for place, line in trace.lines if place <= number]
         for *key, domain, step in np.unique(draw[:, :10], axis=0).tolist():
             if domain in (MEMBERSHIP, NOISE):
-                blocks = [line["steps"] for line in before if line["kind"] == "dp-sgd"]
+                blocks = [line["steps"] for line in before if "steps" in line]
                 paid = any(start <= step < stop for start, stop in blocks)
             else:
                 asked.add(tuple(key))
-                paid = len(asked) <= sum(line["kind"] == "gaussian" for line in before)
+                paid = len(asked) <= sum(line["kind"] in COUNTING for line in before)
             assert paid, f"draw {number}, of domain {domain} and step {step}, came before its ledger line"
 
 
@@ -215,6 +222,35 @@ def check_query_sensitivity(count: Callable, n: int, semantics: int, n_classes: 
         rest = count(np.delete(logits, row, 0), np.delete(labels, row), n_classes + 1, k1)
         moved = np.linalg.norm(whole - rest)
         assert np.isclose(moved, k1**0.5), f"record {row} moves the counts by {moved}, not sqrt({k1})"
+
+
+def check_noisy_means(inputs: Inputs) -> None:
+    """The stage of noisy means is what its ledger line says: its samples, its sums, its noise and its division.
+
+    Args:
+      inputs: of a run with a fixed seed and one grey channel, which has not begun.
+    """
+    warmup.run(inputs.of(warmup.STAGE))
+    line = next(line for line in ledger.Ledger.open(inputs.workdir.ledger).entries if "steps" in line)
+    sensitive, downscale = inputs.sensitive, inputs.config.warmup.downscale
+    key = chacha.key_from_seed(f"{inputs.config.privacy.fixed_seed} warmup 0")
+    limit, pixels = int(line["sampling_rate"] * 2**32), 2 * sensitive.images[..., 0].astype(int) - 255
+    side = pixels.shape[1] // downscale
+    blocks = pixels.reshape(-1, side, downscale, side, downscale).sum((2, 4))
+    sums = np.zeros((line["steps"][1], sensitive.n_classes, side, side, 1), np.int64)
+    for t, label in itertools.product(range(len(sums)), range(sensitive.n_classes)):
+        sums[t, label, ..., 0] = blocks[
+            drawn_by_definition(key, t, sensitive.n, limit) & (sensitive.labels == label)
+        ].sum(0)
+    white = 255 * downscale**2 * side
+    assert line["l2_sensitivity"] == white, f"the sensitivity is {line['l2_sensitivity']}, not {white}"
+    with np.load(inputs.workdir.root / warmup.STAGE.writes[0]) as released:
+        noisy, images = released["sums"], released["images"]
+    added, std = noisy - sums, line["noise_multiplier"] * white
+    wanted = noise.rounded_gaussian(key, sums.shape, std)
+    assert (added == wanted).all(), f"what is added to the sums is off by {np.abs(added - wanted).max() / std} sigma S"
+    expected = np.full(sensitive.n_classes, line["sampling_rate"] * sensitive.n / sensitive.n_classes)
+    assert (images == warmup.to_images(noisy, expected, downscale)).all(), "the sums are divided by other sizes"
 
 
 def check_choice_sensitivity(agreement: Callable, margins: Callable, bound: float, n: int, candidates: int) -> None:
@@ -390,9 +426,14 @@ def linear_step(n_devices: int, settings: dp_sgd.DPSGD = SETTINGS) -> dp_sgd.Ste
 
 def members_of(t: int, settings: dp_sgd.DPSGD = SETTINGS) -> np.ndarray:
     """bool [n]: who is in the batch of step t, by the definition."""
-    record = np.arange(settings.n)  # word w of block 128 t + i is that of record 2048 t + 128 w + i
-    blocks = np.asarray(chacha.words(KEY, MEMBERSHIP, t, 0, (record // 2048 * 128 + record % 128).astype(np.uint32)))
-    return blocks[record // 128 % 16, record].astype(object) < settings.batch_size * 2**32 // settings.n
+    return drawn_by_definition(KEY, t, settings.n, settings.batch_size * 2**32 // settings.n)
+
+
+def drawn_by_definition(key: np.ndarray, t: int, n: int, limit: int) -> np.ndarray:
+    """bool [n]: whose word of step t is below the limit."""
+    record = np.arange(n)  # word w of block 128 t + i is that of record 2048 t + 128 w + i
+    blocks = np.asarray(chacha.words(key, MEMBERSHIP, t, 0, (record // 2048 * 128 + record % 128).astype(np.uint32)))
+    return blocks[record // 128 % 16, record].astype(object) < limit
 
 
 def noise_of(t: int, tree: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from privimage_jax.training.checkpoint import is_intact
 NOISY_COUNTS = {  # where a mechanism's output appears first
     "semantic query": "internal/query/histogram.json",
     "class histogram": "release/class_histogram.json",
+    "noisy means": "release/warmup.npz",
     "sampler choice": "release/sampler.json",
 }
 
@@ -178,7 +179,7 @@ def _is_as_in(reference: pathlib.Path, content: bytes) -> bool:
 def _unpaid(root: pathlib.Path) -> list[str]:
     """Outputs of mechanisms that the ledger does not speak of: they were used before they were spent."""
     lines = Ledger.open(root / "release" / "ledger.jsonl").entries
-    counted = {line["mechanism"] for line in lines if line["kind"] == "gaussian"}
+    counted = {line["mechanism"] for line in lines if line["kind"] in ("gaussian", "sampled-gaussian")}
     reserved = max((line["steps"][1] for line in lines if line["kind"] == "dp-sgd"), default=0)
     found = [name for mechanism, name in NOISY_COUNTS.items() if (root / name).exists() and mechanism not in counted]
     checkpoints = [path for path in root.glob("internal/finetune/checkpoints/*") if path.name.isdigit()]

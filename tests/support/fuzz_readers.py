@@ -295,19 +295,21 @@ def make_ledger(folder: Path) -> None:
         n=100,
         adjacency="zero-out",
         accountant="pld",
-        mechanisms=["query", "finetune"],
+        mechanisms=["query", "means", "finetune"],
         private=True,
     )
-    steps = {"sampling_rate": 0.1, "clip_norm": 0.1, "expected_batch_size": 10}
+    sample = {"sampling_rate": 0.1, "expected_batch_size": 10}
+    steps = {**sample, "clip_norm": 0.1}
     for kind, name, more in (
         ("gaussian", "query", {"l2_sensitivity": 1.0}),
+        ("sampled-gaussian", "means", {**sample, "steps": [0, 2]}),
         ("dp-sgd", "finetune", steps | {"steps": [0, 3]}),
         ("dp-sgd", "finetune", steps | {"steps": [3, 6]}),
     ):
         line = {"mechanism": name, "noise_multiplier": 2.0, "key_generation": 0, **more}
         cost = verification.recompute([*ledger.entries[1:], {"kind": kind, **line}], 1e-5, "pld")
         ledger.append(kind, **line, epsilon=math.ceil(cost * 1e6) / 1e6)
-    for name in ("query", "finetune"):
+    for name in ("query", "means", "finetune"):
         ledger.append("closed", mechanism=name)
     hostile.written(run.internal / "ledger_head.json", json.dumps(ledger.head).encode())
 

@@ -74,7 +74,8 @@ def make_config(folder: pathlib.Path, fixed_seed: int):
     config.privacy.fixed_seed = fixed_seed
     config.privacy.accountant = "rdp"
     config.query_net.epochs = 2.0
-    config.class_histogram.enabled = True
+    config.class_histogram.enabled = config.warmup.enabled = True
+    config.warmup.subset_size, config.warmup.steps = 20, 2
     config.pretrain.steps = config.finetune.steps = 4
     config.finetune.block, config.finetune.noise_multiplicity = 2, 1
     config.clipping.method = "vmap"  # traced in less time
