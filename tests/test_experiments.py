@@ -62,9 +62,9 @@ def test_every_variant_is_in_the_docstring_of_its_file(name, variant):
 
 
 def test_the_published_sizes_of_networks():
-    """DPImageBench says 3.8 M and 1.5 M."""
+    """DPImageBench's logs say 3.87 M and 1.52 M, with a label for each of ImageNet's 1,000 classes."""
     assert 3.8e6 < size_of_network(cifar10.get_config("dpimagebench")) < 3.9e6
-    assert 1.5e6 < size_of_network(mnist.get_config("dpimagebench")) < 1.6e6
+    assert 1.48e6 < size_of_network(mnist.get_config("dpimagebench")) < 1.52e6
 
 
 def test_whose_settings_are_whose():

@@ -116,12 +116,8 @@ METHODS: dict[str, Method] = {
     ),
     "rpgen": Method(
         "privimage whose pre-training withstands adversarial changes of the weights",
-        {
-            **_usual("pretrain.perturbation"),
-            "pretrain.perturbation_norm": "global",
-            "selection.method": "semantic",
-        },
-        "RPGen, AAAI 2026",
+        {**_usual("pretrain.perturbation"), "selection.method": "semantic", "pretrain.perturbation_norm": "global"},
+        "RPGen, Wang et al., AAAI 2026",
         needs={**_TAUGHT, "pretrain.perturbation": ABOVE_0},
         defaults={"pretrain.perturbation": 0.2},
     ),

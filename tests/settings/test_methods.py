@@ -8,7 +8,7 @@ import pytest
 from privimage_jax import config as configs
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
-from privimage_jax.run.stage import enabled_stages, noise_multipliers
+from privimage_jax.run.stage import counting, enabled_stages
 from privimage_jax.settings import methods
 from privimage_jax.settings.methods import METHODS
 
@@ -18,6 +18,7 @@ OTHER = {
     "selection.method": dict.fromkeys(("semantic", "all", "unlabelled", "none"), "random") | {"random": "all"},
     "warmup.enabled": {False: True, True: False},
     "pretrain.perturbation": {0.0: 0.5},
+    "pretrain.perturbation_norm": {"global": "layer"},
     "sample.guidance": {0.0: 1.5},
     "pretrain.steps": {0: 100},
     "finetune.trainable": {".*": ".*attention.*"},
@@ -99,7 +100,7 @@ def test_defaults_give_way_to_what_would_do():
 @pytest.mark.parametrize("name", ["dpdm", "dpgan"])
 def test_without_public_images_there_is_neither_query_nor_selection(name):
     config = of(name)
-    assert noise_multipliers(config) == {}
+    assert counting(config) == ()
     assert not {"query", "select"} & {stage.name for stage in enabled_stages(config)}
 
 
