@@ -11,7 +11,7 @@ from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, is_out_of_memory, reason_of
 from privimage_jax.privacy.clipping import PRECISIONS
-from privimage_jax.run import inspection
+from privimage_jax.run import inspection, public_cache, resources
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import has_spent, open_ledger, terms
@@ -55,6 +55,7 @@ def run(inputs: Inputs, last: str | None = None) -> None:
     if last is not None and last not in names:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
     preflight.check_names(inputs.config)
+    public_cache.check(inputs.config)
     _compare_processes(inputs)
     inputs.workdir.create()
     with inputs.workdir.lock():
@@ -100,15 +101,22 @@ def _run_stage(stage: Stage, inputs: Inputs) -> None:
         "fingerprint": inputs.fingerprint,
         "settings": jsonable(stage.settings(inputs.config)),
     }
+    afresh = mark is not None
     if not has_spent(inputs.workdir, stage) and workdir.read_record(started) != record:
         workdir.remove(started.parent)  # what an earlier run with other settings left half done
+        afresh = True
     inputs.folder(stage.name)
     workdir.atomic_write_json(started, record)
     headline(stage.name, "running")
     begin = time.monotonic()
     precision = inputs.config.precision if stage.follows_precision else "float32"
+
+    def make() -> None:
+        with resources.measured(run, stage.name, afresh):
+            stage.load().run(inputs)
+
     with _memory_explained(stage, inputs), jax.default_matmul_precision(PRECISIONS[precision]):
-        stage.load().run(inputs)
+        public_cache.run(inputs, make)
     run.mark_done(stage.name, record)
     headline(stage.name, "done", f"{time.monotonic() - begin:.1f} s")
 

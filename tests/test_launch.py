@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import sys
 import pytest
 import yaml
 
+from privimage_jax.cli import devices
+from privimage_jax.cli.table import COMMANDS
 from privimage_jax.cluster import distributed, preemption
+from privimage_jax.commands.study import plan, running
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -152,7 +156,7 @@ def test_scripts_are_sound_bash(script):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["slurm.sh", "tpu_pod.sh", "jobset.yaml"])
+@pytest.mark.parametrize("name", ["slurm.sh", "slurm_study.sh", "tpu_pod.sh", "jobset.yaml", "study_job.yaml"])
 def test_a_cluster_file_is_edited_in_two_places(name):
     text = (ROOT / "launch" / name).read_text()
     assert [text.count(f"### EDIT {number}:") for number in (1, 2, 3)] == [1, 1, 0]
@@ -161,29 +165,31 @@ def test_a_cluster_file_is_edited_in_two_places(name):
     assert (ROOT / config).exists() or (ROOT / "privimage_jax" / config).exists()
 
 
-def test_slurm_starts_the_same_command_in_every_task():
-    done = bash("launch/slurm.sh --dry_run", dict(os.environ))
+@pytest.mark.parametrize(("script", "command"), [("slurm.sh", "run"), ("slurm_study.sh", "study")])
+def test_slurm_starts_the_same_command_in_every_task(script, command):
+    done = bash(f"launch/{script} --dry_run", dict(os.environ))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("srun ") and " privimage run --config " in done.stdout
-    lines = (ROOT / "launch" / "slurm.sh").read_text().splitlines()
+    assert done.stdout.startswith("srun ") and f" privimage {command} --config " in done.stdout
+    lines = (ROOT / "launch" / script).read_text().splitlines()
     # sbatch reads its options up to the first command
     first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
     assert all(number < first for number, line in enumerate(lines) if line.startswith("#SBATCH"))
 
 
+@pytest.mark.parametrize("name", ["slurm.sh", "slurm_study.sh"])
 @pytest.mark.parametrize(("status", "requeued"), [(0, ""), (2, ""), (75, "requeue 12\n")])
-def test_slurm_queues_a_run_again_that_asks_for_it(environment, tmp_path, status, requeued):
+def test_slurm_queues_a_run_again_that_asks_for_it(environment, tmp_path, name, status, requeued):
     """Also where the notice reaches the batch shell itself, which then waits for its tasks."""
     programs = tmp_path / "venv" / "bin"
-    for name, script in {
+    for program, script in {
         "srun": f"kill -TERM $PPID; sleep 0.1; exit {status}",
         "scontrol": 'echo "$*"',
     }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / name).chmod(0o755)
+        (programs / program).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / program).chmod(0o755)
     os.rename(tmp_path / "venv" / ".installed-plain", tmp_path / "venv" / ".installed-cuda")
     variables = {**environment, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
-    done = bash("launch/slurm.sh", {**variables, "SLURM_SUBMIT_DIR": str(ROOT)})
+    done = bash(f"launch/{name}", {**variables, "SLURM_SUBMIT_DIR": str(ROOT)})
     assert (done.returncode, done.stdout) == (status, requeued), done.stderr
 
 
@@ -265,3 +271,40 @@ def test_the_launcher_gives_each_process_its_place_and_its_gpus():
 def test_the_launcher_returns_the_status_of_what_failed():
     done = local("--processes", 1, "--", "run", "--config", "nowhere.py", "--workdir", "w")
     assert done.returncode == 2 and "'nowhere.py' does not exist" in done.stderr
+
+
+def test_a_study_is_joined_without_the_array(environment, tmp_path):
+    os.rename(tmp_path / "venv" / ".installed-plain", tmp_path / "venv" / ".installed-cuda")
+    done = bash("launch/slurm_study.sh --join", environment)
+    assert done.returncode == 0 and done.stdout.startswith("privimage study --config "), done.stderr
+
+
+def test_the_commands_of_studies_are_right_and_know_their_shares(monkeypatch, tmp_path):
+    """The command of both files is checked as the program does it, up to the first run."""
+    (document,) = yaml.safe_load_all((ROOT / "launch" / "study_job.yaml").read_text())
+    job = document["spec"]
+    assert (document["apiVersion"], document["kind"], job["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    assert job["parallelism"] <= job["completions"] and job["maxFailedIndexes"] == job["completions"]
+    again, mended = job["podFailurePolicy"]["rules"]
+    assert (again["action"], again["onExitCodes"]["values"]) == ("Ignore", [preemption.STATUS])
+    assert (mended["action"], mended["onExitCodes"]["values"]) == ("FailIndex", [2])
+    pod = job["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 30 and pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    last = {"JOB_COMPLETION_INDEX": str(job["completions"] - 1), plan.SHARES: variables[plan.SHARES]}
+    assert plan.share(None, last) == plan.Share(job["completions"] - 1, job["completions"])
+    of_pod = container["args"][0].partition("exec ")[2].replace("\\\n", " ")
+    of_task = bash("launch/slurm_study.sh --dry_run", dict(os.environ)).stdout.partition("srun --kill-on-bad-exit=0 ")[
+        2
+    ]
+    for command in (of_pod, of_task):
+        program, name, *flags = shlex.split(command)
+        assert (program, name) == ("privimage", "study")
+        begun = []
+        monkeypatch.setattr(devices, "start", lambda cache: begun.append(cache))
+        monkeypatch.setattr(running, "run", lambda runs, base, folder, share: begun.append((len(runs), share)))
+        monkeypatch.chdir(ROOT)
+        COMMANDS[name].run(flags)
+        assert begun[1:] == [(18, plan.Share())]

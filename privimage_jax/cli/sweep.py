@@ -6,7 +6,7 @@ from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import CONFIG, configured, parse
 from privimage_jax.cluster import preemption
-from privimage_jax.commands import combinations
+from privimage_jax.commands.many_runs import combinations
 
 
 def run(arguments: list[str]) -> None:

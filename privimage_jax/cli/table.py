@@ -12,11 +12,12 @@ from privimage_jax.cli import (
     prepare,
     report,
     run,
+    study,
     sweep,
 )
 from privimage_jax.cli.command import Command
 
-_OTHERS = (report, inspect, budget, ledger, export, prepare, benchmark, forecast, first_light, audit, sweep)
+_OTHERS = (report, inspect, budget, ledger, export, prepare, benchmark, forecast, first_light, audit, sweep, study)
 COMMANDS: dict[str, Command] = {
     command.name: command for command in (run.RUN, *run.STAGE_COMMANDS, *(module.COMMAND for module in _OTHERS))
 }

@@ -58,15 +58,7 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
     settings = export.finished_settings(run)
     evaluated = _evaluated_settings(run, settings)
     network = run.done_mark("train-query")
-    synthetic = named("sample").artefact(run)
-    with reading.user_errors(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
-        images, labels = arrays.read("images"), arrays.read("labels")
-        class_names = [str(each) for each in arrays.read("class_names")]
-        shaped = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0
-        if not shaped or labels.dtype != np.int32 or labels.shape != images.shape[:1]:
-            raise reading.Unreadable("does not hold images and their labels")
-        if not 0 <= labels.min() <= labels.max() < len(class_names):
-            raise reading.Unreadable("holds a label that is no class")
+    images, labels, class_names = read_synthetic(run)
     rows = shown_rows(labels)  # the whole sets of many runs may be more than the memory holds
     return comparison.RunInputs(
         name=name,
@@ -81,6 +73,24 @@ def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
         labels=labels[rows],
         class_names=class_names,
     )
+
+
+def read_synthetic(run: Workdir) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The synthetic set of a finished run: images uint8 [N, H, W, C], labels int32 [N] and the classes.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    synthetic = named("sample").artefact(run)
+    with reading.user_errors(synthetic, REMEDY), Arrays(synthetic, remedy=REMEDY) as arrays:
+        images, labels = arrays.read("images"), arrays.read("labels")
+        class_names = [str(each) for each in arrays.read("class_names")]
+        shaped = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3) and len(images) > 0
+        if not shaped or labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+            raise reading.Unreadable("does not hold images and their labels")
+        if not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise reading.Unreadable("holds a label that is no class")
+    return images, labels, class_names
 
 
 def _evaluated_settings(run: Workdir, settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,10 @@ that writes to a map.
 """
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import numpy as np
 from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading, workdir
+from privimage_jax.storage.locks import exclusive
 
 MAX_KINDS = 100  # of sizes, and of depths, that are kept; photographs may have a million sizes
 OTHERS = "others"  # stands for the rest
@@ -86,18 +85,10 @@ def _make_if_missing(
     folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int, make: Callable[[], Chunks]
 ) -> None:
     workdir.make_dir(folder.parent, mode=0o700)
-    with _lock(folder):
+    with exclusive(folder.with_name(f"{folder.name}.lock")):
         if _open(folder, n, image_shape, n_classes) is None:
             with workdir.atomic_dir(folder, mode=0o700) as temporary:
                 write_images(temporary, n, image_shape, make())
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    path = folder.with_name(f"{folder.name}.lock")
-    with workdir.explain_os_errors(path), open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def write_images(folder: Path, n: int, image_shape: tuple[int, int, int], chunks: Chunks) -> None:

@@ -13,6 +13,9 @@ from privimage_jax.storage import workdir
 from privimage_jax.storage.archives import Arrays
 from privimage_jax.training.state import flatten_params, merge_params
 
+PARAMS = "params.npz"
+REMEDY = "restore it from a copy, or start a new workdir"
+
 
 def shapes(generator: Generator) -> Any:
     """Shapes and dtypes of a generator's parameters."""
@@ -23,8 +26,17 @@ def write(folder: Path, params: Any, description: dict) -> None:
     """Writes the released generator: `params.npz` (path -> array) and `model.json`; no clock time, no path."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(params).items()}
     with workdir.atomic_dir(folder) as partial:
-        workdir.atomic_write_npz(partial / "params.npz", **flat)
+        workdir.atomic_write_npz(partial / PARAMS, **flat)
         workdir.atomic_write_json(partial / "model.json", description)
+
+
+def stored(folder: Path) -> Arrays:
+    """The arrays of the parameters that `write` wrote, not yet read.
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    return Arrays(folder / PARAMS, remedy=REMEDY)
 
 
 def read_params(folder: Path, shapes: Any) -> Any:
@@ -37,9 +49,8 @@ def read_params(folder: Path, shapes: Any) -> Any:
     Raises:
       UserError: if they are missing, damaged or another model's.
     """
-    path, remedy = folder / "params.npz", "restore it from a copy, or start a new workdir"
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in flatten_params(shapes).items()}
-    with Arrays(path, remedy=remedy) as arrays:
+    with stored(folder) as arrays:
         if arrays.headers != expected:
-            raise UserError(f"{path} does not hold the parameters of this model; {remedy}.")
+            raise UserError(f"{folder / PARAMS} does not hold the parameters of this model; {REMEDY}.")
         return merge_params({name: jnp.asarray(arrays.read(name)) for name in expected}, {})

@@ -19,7 +19,7 @@ def document(kind: str, title: str, body: str, footer: str) -> str:
     """The whole page.
 
     Args:
-      kind: "release", "evaluation" or "comparison"; see `is_page`.
+      kind: such as "release" or "comparison"; see `is_page`.
       title: plain text.
       body: HTML of the page's main part.
       footer: HTML of its last paragraph.

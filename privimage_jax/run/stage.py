@@ -69,6 +69,8 @@ class Stage:
         One that spent budget depends on is left out when they are named.
       follows_precision: whether matrix products run as `config.precision` says; measures are exact, whatever that is.
       after: for a stage from outside the package, the one that it follows.
+      kept: whether `config.public_cache` may hold its artefacts for other runs, see `public_cache.keeps`.
+      unread: artefacts of `reads` that have no say in what such a stage makes.
     """
 
     name: str
@@ -82,6 +84,8 @@ class Stage:
     memory_settings: tuple[str, ...] = ()
     follows_precision: bool = True
     after: str = "sample"
+    kept: Callable[[ConfigDict], bool] = lambda config: False
+    unread: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
         """The stage's module."""
@@ -205,6 +209,7 @@ STAGES: tuple[Stage, ...] = (
         depends_on=("public",),
         enabled=_needs_network,
         memory_settings=("query_net.batch_size",),
+        kept=lambda config: not config.query_net.workdir,
     ),
     Stage(
         name="query",
@@ -248,6 +253,8 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda config: ("select", "warmup") if config.pretrain.steps else ("warmup",),
         writes=("internal/pretrain/params",),
         memory_settings=("pretrain.batch_size",),
+        kept=lambda config: config.pretrain.steps > 0,
+        unread=("release/semantics.json",),
     ),
     Stage(
         name="finetune",

@@ -8,7 +8,7 @@ from privimage_jax.storage import workdir
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
-_FILE, MODE = "trouble.json", 0o600
+FILE, MODE = "trouble.json", 0o600
 
 
 class Trouble:
@@ -22,7 +22,7 @@ class Trouble:
         """Takes up the file of an earlier start, if there is one; the stage has its folder."""
         if inputs.stage is None:
             raise ValueError("no stage runs, whose trouble it could be")
-        self._stage, self._path = inputs.stage.name, inputs.workdir.internal / inputs.stage.name / _FILE
+        self._stage, self._path = inputs.stage.name, inputs.workdir.internal / inputs.stage.name / FILE
         self._kept: dict[str, Any] = workdir.read_record(self._path)
         self._told: set[str] = set()
 
@@ -39,5 +39,5 @@ class Trouble:
 
 def read(run: Workdir, stage: str) -> list[str]:
     """What was told of a stage."""
-    kept = workdir.read_record(run.internal / stage / _FILE)
+    kept = workdir.read_record(run.internal / stage / FILE)
     return [sentence for sentence in kept.values() if isinstance(sentence, str)]

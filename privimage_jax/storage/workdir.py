@@ -14,8 +14,6 @@ temporary name, and it or a file is `removed`.
 """
 
 import contextlib
-import errno
-import fcntl
 import io
 import json
 import os
@@ -31,55 +29,17 @@ from privimage_jax.cluster import processes
 from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
+from privimage_jax.storage.locks import Busy, exclusive
+from privimage_jax.storage.os_errors import explain_os_errors
 
 FLUSHED_AT_ONCE = 32  # files of a new folder
 
 observers: list[Callable[[str, Path], None]] = []
 
-_EXPLAINED = {
-    errno.ENOSPC: "the disk is full; free some space",
-    errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EROFS: "the file system is read-only; choose a writable workdir",
-    errno.EACCES: "permission is denied; change the permissions or choose another workdir",
-    errno.EPERM: "permission is denied; change the permissions or choose another workdir",
-    errno.EFBIG: "the file would be larger than this disk or account allows; raise the limit",
-    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another workdir",
-    errno.EEXIST: "a file of this name is in the way; choose another workdir",
-    errno.ENOENT: "a folder on the way is missing and cannot be made; choose another workdir",
-    errno.ENAMETOOLONG: "the path is too long; choose another workdir",
-    errno.ELOOP: "the path is a loop of links; choose another workdir",
-    errno.EIO: "the disk reports an error; choose another workdir",
-    errno.EISDIR: "a folder of this name is in the way; remove it or choose another workdir",
-}
-
 
 def _note(step: str, path: Path) -> None:
     for observer in observers:
         observer(step, path)
-
-
-@contextlib.contextmanager
-def explain_os_errors(path: Path | str) -> Iterator[None]:
-    """Turns the operating system's refusal to write `path` into a `UserError` that says what to do."""
-    try:
-        yield
-    except Exception as error:
-        advice = _advice(error)
-        if advice is None:
-            raise
-        raise UserError(
-            f"cannot write {path}: {advice}, then run the same command again (earlier results are intact)."
-        ) from error
-
-
-def _advice(error: Exception) -> str | None:
-    """What to do about an operating system's error, also where a library passes on only its text."""
-    if isinstance(error, OSError):
-        return None if error.errno is None else _EXPLAINED.get(error.errno)
-    if isinstance(error, UserError):
-        return None
-    texts = (advice for number, advice in _EXPLAINED.items() if os.strerror(number) in str(error))
-    return next(texts, None)
 
 
 def fsync_dir(path: Path) -> None:
@@ -285,6 +245,7 @@ class Workdir:
         self.audit_config = self.internal / "audit_config.json"  # marks the folder of an audit, which is no run's
         self.audit_json = self.internal / "audit.json"
         self.sweep_json = self.internal / "sweep.json"  # marks the folder of a sweep, whose runs are folders beside it
+        self.study_json = self.internal / "study.json"  # likewise of a study
 
     def check(self) -> None:
         """Checks that the folder holds files and folders only: nothing that leads elsewhere or would be waited for.
@@ -313,10 +274,12 @@ class Workdir:
                     )
 
     def holds(self) -> str:
-        """What a command has made of the folder: "a run", "an audit", "a sweep", or "" if none has."""
+        """What a command has made of the folder: "a run", "an audit", "a sweep", "a study", or ""
+        if none has."""
         marks = {
             "an audit": (self.audit_config,),
             "a sweep": (self.sweep_json,),
+            "a study": (self.study_json,),
             "a run": (self.config_json, self.release),
         }
         for kind, paths in marks.items():
@@ -329,8 +292,8 @@ class Workdir:
         """Makes the folders; `internal/` is readable by its owner only.
 
         Raises:
-          UserError: if that is refused, the folder is an audit's or a sweep's, or it holds what no run has made (see
-            `check`).
+          UserError: if that is refused, the folder is an audit's, a sweep's or a study's, or it holds what no run has
+            made (see `check`).
         """
         self.check()
         if (kind := self.holds()) not in ("", "a run"):
@@ -347,22 +310,23 @@ class Workdir:
             self.internal.chmod(0o700)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the run's lock, for all processes of the run; another run on the same folder is refused at once.
+    def lock(self, wait: bool = False) -> Iterator[None]:
+        """Holds the run's lock, for all processes of the run; what a killed run was writing is removed first.
 
-        What a killed run was writing is removed first.
+        Args:
+          wait: for another run on the same folder to end.
+
+        Raises:
+          Busy: without `wait`, if another run works on the folder.
         """
         if not processes.is_first():
             yield
             return
-        path = self.internal / "lock"
-        with explain_os_errors(path):
-            file = open(path, "a", encoding="utf-8")  # noqa: SIM115, as what goes wrong below is not about this file
-        with file:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(exclusive(self.internal / "lock", wait))
             except BlockingIOError:
-                raise UserError(
+                raise Busy(
                     f"another process is working in {self.root}; wait for it to end or choose another --workdir."
                 ) from None
             self._remove_leftovers()

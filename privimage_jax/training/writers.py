@@ -19,6 +19,7 @@ from privimage_jax.cluster import processes
 from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.errors import printable
 from privimage_jax.storage import reading, workdir
+from privimage_jax.storage.os_errors import explain_os_errors
 from privimage_jax.training.console import make_console
 
 PLAIN_LINE_SECONDS = 10.0
@@ -91,7 +92,7 @@ class MetricWriter:
     def _writing(self) -> Iterator[None]:
         """A refused write is a `UserError`; the files are then closed, so that nothing is tried again at exit."""
         try:
-            with workdir.explain_os_errors(self._path.parent):
+            with explain_os_errors(self._path.parent):
                 yield
         except BaseException:
             for file in (self._file, self._events):

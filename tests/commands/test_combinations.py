@@ -2,7 +2,7 @@
 
 import pytest
 
-from privimage_jax.commands import combinations
+from privimage_jax.commands.many_runs import combinations
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 

@@ -16,17 +16,16 @@ from pipelines import CLASSES, release_bytes, tiny_config, write_npz
 from privimage_jax import config as configs
 from privimage_jax import main, pipeline
 from privimage_jax.commands import sweep
-from privimage_jax.commands.combinations import name_runs
 from privimage_jax.commands.ledger import describe_joint
-from privimage_jax.commands.sweep import CAUTION
-from privimage_jax.commands.sweep_plots import plot
+from privimage_jax.commands.many_runs.combinations import name_runs
+from privimage_jax.commands.many_runs.plots import plot
+from privimage_jax.commands.many_runs.table import CAUTION
 from privimage_jax.commands.sweep_subsets import MEASURES, Subsets, correlations
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError, memory_sentence
+from privimage_jax.run import resources
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
-from privimage_jax.run.stage import named
-from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
@@ -84,13 +83,14 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(made):
 
 def test_the_runs_share_one_query_network(made):
     folder, _ = made
-    taken = [json.loads((folder / name / "config.json").read_text())["query_net.workdir"] for name in FINISHED]
-    assert taken == ["", str(folder / FINISHED[0]), str(folder / FINISHED[0])]
+    made = [resources.read(Workdir(folder / name))["train-query"] for name in FINISHED]
+    assert [each.pop("taken", False) for each in made] == [False, True, True]
+    assert made[0] == made[1] == made[2], "what it took to make it"
 
 
 def test_what_compares_the_runs_is_internal(made):
     folder, _ = made
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["internal", *FINISHED, FAILED])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["internal", "public_cache", *FINISHED, FAILED])
     assert stat.S_IMODE((folder / "internal").stat().st_mode) == 0o700
     plots = {path.name: path.read_bytes() for path in (folder / "internal" / "plots").iterdir()}
     assert plots.keys() == {"fid_by_selection.method.png", "fid_by_selection.k2.png"}
@@ -187,8 +187,8 @@ def test_values_that_join_later_keep_the_rows_and_the_network(privimage, config,
     result = privimage("sweep", "--config", config, "--workdir", copy, *flags).succeeds()
     joined = "method=random_k2=1"
     assert [row["run"] for row in read_rows(copy)] == [*FINISHED[:2], FAILED, joined], "the deleted one has no row"
-    taken = json.loads((copy / joined / "config.json").read_text())["query_net.workdir"]
-    assert taken in [str(copy / name) for name in FINISHED[:2]]
+    assert json.loads((copy / joined / "config.json").read_text())["public_cache"] == str(copy / "public_cache")
+    assert resources.read(Workdir(copy / joined))["train-query"]["taken"]
     assert "the sum of the 3 deltas" in result.out, "runs of the folder that this command leaves alone cost as well"
     assert result.out.count(" done ") >= 3 and " failed " in result.out
 
@@ -212,20 +212,17 @@ def two_runs(field="query.k1", values=(1, 2)):
         ("public.links", ("", "store"), False),
     ],
 )
-def test_networks_of_other_public_classes_are_not_shared(tmp_path, monkeypatch, capsys, field, values, shared):
-    taken = []
+def test_networks_of_other_public_classes_do_not_compare(tmp_path, monkeypatch, capsys, field, values, shared):
+    caches = set()
 
-    def run(context):
-        taken.append(context.config.query_net.workdir)
-        context.workdir.create()
-        workdir.atomic_write_json(context.workdir.config_json, dict(configs.flatten(context.config)))
-        settings = fingerprints.jsonable(named("train-query").settings(context.config))
-        context.workdir.mark_done("train-query", {"fingerprint": "of its data", "settings": settings})
+    def run(inputs):
+        caches.add(inputs.config.public_cache)
+        raise UserError("enough.")
 
     monkeypatch.setattr(pipeline, "run", run)
-    runs = two_runs(field, values)
-    sweep.run(runs, Workdir(tmp_path))
-    assert taken == ["", str(tmp_path / runs[0].name) if shared else ""]
+    with pytest.raises(UserError, match="2 of 2 runs failed"):
+        sweep.run(two_runs(field, values), Workdir(tmp_path))
+    assert caches == {str(tmp_path / "public_cache")}
     assert ("train 2 query networks" in capsys.readouterr().out) != shared
 
 

@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from privimage_jax.report import comparison, evaluation, inspection
+from privimage_jax.report import comparison, evaluation, inspection, study
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.report.neighbours import Neighbourhood
 from privimage_jax.report.page import render
@@ -32,7 +32,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PAGES = ("release", "evaluation", "comparison", "inspection")
+PAGES = ("release", "evaluation", "comparison", "inspection", "study")
 LONG = "a_class_with_a_long_name_that_has_no_space_in_it"
 NAMES = ("ant", "bee", "cat", LONG)
 FOCUS = "select, button, [tabindex]"
@@ -73,6 +73,7 @@ def written() -> dict[str, str]:
         evaluation.render(measured),
         comparison.render(runs, "Together: a sentence."),
         inspection.render(f"Digits {LONG}", page_inputs.found(NAMES), [page_inputs.shown(images, NAMES)]),
+        study.render(page_inputs.study(sets, NAMES)),
     )
     return dict(zip(PAGES, pages, strict=True))
 

@@ -11,6 +11,7 @@ import pytest
 
 from privimage_jax.errors import UserError
 from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage.os_errors import explain_os_errors
 from privimage_jax.storage.workdir import Workdir
 
 
@@ -109,7 +110,7 @@ def test_no_part_of_a_line_that_fits_in_part_is_left(tmp_path, size_limit):
 
 
 def test_text_of_a_full_disk_inside_a_library_error_is_explained(tmp_path):
-    with pytest.raises(UserError, match="the disk is full"), workdir.explain_os_errors(tmp_path):
+    with pytest.raises(UserError, match="the disk is full"), explain_os_errors(tmp_path):
         raise ValueError("failed to write chunk: [OS error 28: No space left on device]")
 
 

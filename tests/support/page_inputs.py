@@ -1,5 +1,7 @@
 """What the pages of the tests show."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from privimage_jax.data.dataset import Dataset
@@ -12,6 +14,7 @@ from privimage_jax.report.evaluation import EvaluationInputs
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.report.inspection import ShownSet
 from privimage_jax.report.page import ReportInputs
+from privimage_jax.report.study import StudyInputs
 
 ENTRIES = [
     {"index": 0, "kind": "open", "n": 1000, "accountant": "pld", "previous": "0" * 64},
@@ -101,6 +104,23 @@ def run(name: str, **changes) -> RunInputs:
         "class_names": ("cat", "dog"),
     }
     return RunInputs(name, **(values | changes))
+
+
+def study(images: Sequence[ImageSet] = (), class_names: Sequence[str] = ()) -> StudyInputs:
+    """Two methods at two budgets, of which the second lacks a seed at the second; a failed run and a missing one."""
+    one = {"runs": 2, "failed": 0, "seeds": "0 1", "fid_sd": 0.25, "epsilon": 1.0001, "parameters": 1500}
+    two = {**one, "accuracy_synthetic": 0.75, "accuracy_synthetic_sd": 0.0125, "seconds": 12.5, "seconds_sd": 0.5}
+    table = [
+        {"method": "<privimage>", "privacy.epsilon": 1.0, "fid": 12.5, **two},
+        {"method": "dpdm", "privacy.epsilon": 1.0, "fid": 25.0, **one},
+        {"method": "<privimage>", "privacy.epsilon": 10.0, "fid": 6.5, **two},
+        {"method": "dpdm", "privacy.epsilon": 10.0, "fid": 3.25, **one, "runs": 1, "failed": 1, "seeds": "0"},
+    ]
+    runs = [
+        {"run": "dpdm-eps10-seed0", "status": "done", "fid": 3.25, "epsilon": 9.5, "peak_host_bytes": 2**31},
+        {"run": "dpdm-eps10-seed1", "status": "failed", "error": "the <memory> does not suffice."},
+    ]
+    return StudyInputs("Cats & <dogs>", table, runs, ["dpdm-eps1-seed2"], "A sentence.", images, class_names)
 
 
 def found(class_names) -> dict[str, Found]:

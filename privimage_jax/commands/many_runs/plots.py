@@ -1,4 +1,4 @@
-"""One picture of a sweep: a measure against one of the swept settings."""
+"""One picture of many runs: a measure against one of the settings in which they differ."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,28 +9,34 @@ from matplotlib.figure import Figure
 MOST_LINES = 10  # more cannot be told apart
 
 
-def plot(rows: Sequence[Mapping[str, Any]], fields: Sequence[str], field: str, measure: str) -> Figure:
+def plot(
+    rows: Sequence[Mapping[str, Any]], fields: Sequence[str], field: str, measure: str, spread: str = ""
+) -> Figure:
     """The measure against the setting `field`; runs that differ in nothing else are joined by a line.
 
     Args:
       rows: of the runs, each with the values of all `fields`; those without the measure are left out.
-      fields: the swept settings.
+      fields: the settings in which they differ.
       field: one of them. Numbers are placed by size, anything else in the order of the rows.
       measure: a number's name in the rows.
+      spread: the name of its standard deviation, drawn as bars where a row has it.
     """
     rows = [row for row in rows if measure in row]
     others = [name for name in fields if name != field]
     numeric = all(type(row[field]) in (int, float) for row in rows)
     ticks = list(dict.fromkeys(str(row[field]) for row in rows))
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
         label = ", ".join(f"{name} = {row[name]}" for name in others)
         x = row[field] if numeric else ticks.index(str(row[field]))
-        lines.setdefault(label, []).append((x, row[measure]))
+        lines.setdefault(label, []).append((x, row[measure], row.get(spread, 0.0)))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+        x, y, deviations = zip(*sorted(points), strict=True)
+        (line,) = axes.plot(x, y, marker="o", label=label)
+        if any(deviations):
+            axes.errorbar(x, y, deviations, fmt="none", ecolor=line.get_color(), capsize=3)
     if not numeric:
         axes.set_xticks(range(len(ticks)), ticks)
     if 1 < len(lines) <= MOST_LINES:

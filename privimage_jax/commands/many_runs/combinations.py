@@ -23,11 +23,11 @@ _COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^(\[{]*[)\]}])")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep.
+    """One run of several.
 
     Attributes:
-      name: of its folder, readable and unique in the sweep.
-      values: swept setting -> its value in this run.
+      name: of its folder, readable and unlike the others'.
+      values: setting in which the runs differ -> its value in this one.
       config: the checked config with these values.
     """
 

@@ -1,0 +1,59 @@
+"""`privimage study`: methods, budgets and seeds in one table."""
+
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax.cli import devices
+from privimage_jax.cli.command import Command
+from privimage_jax.cli.parsing import CONFIG, configured, parse, with_defaults
+from privimage_jax.cluster import preemption
+from privimage_jax.commands.study import plan
+from privimage_jax.errors import UserError
+
+
+def run(arguments: list[str]) -> None:
+    """Every run is checked before the first one begins."""
+    required = ("workdir", "methods")
+    accepted: dict[str, Any] = {"optional": ["epsilons", "seeds", "share"], "switches": ["acknowledge_looks"]}
+    given, _ = parse(arguments, "config", *required, **accepted)
+
+    def of(settings: dict[str, Any]) -> ConfigDict:
+        overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+        return configured([*arguments, *overrides], *required, **accepted)[0]
+
+    base = of({})
+    if base.method:
+        raise UserError(f"config.method={base.method} names a method beside --methods; leave it out.")
+    texts = with_defaults(given, {"epsilons": str(base.privacy.epsilon), "seeds": "1"})
+    budgets, seeds = plan.epsilons(texts["epsilons"]), plan.seeds(texts["seeds"], base.seed)
+    runs = plan.name_runs(plan.methods(given.methods), budgets, seeds, of)
+    share = plan.share(given.share, os.environ)
+    plan.check_looks(runs, given.acknowledge_looks)
+    with preemption.handled():
+        from privimage_jax.storage.workdir import Workdir
+
+        workdir = Workdir(given.workdir)
+        devices.start(workdir.internal / "compilation_cache")
+        from privimage_jax.commands.study import running
+
+        running.run(runs, base, workdir, share)
+
+
+COMMAND = Command(
+    "study",
+    "every method at every budget with several seeds, in one table",
+    f"""
+usage: privimage study --config FILE --workdir FOLDER --methods A,B [--epsilons 1,10] [--seeds 3] [--share I/N]
+                       [--acknowledge_looks]
+
+{CONFIG}
+--methods             names of docs/methods.md, separated by commas
+--epsilons            budgets (the config's)
+--seeds               how many seeds each has, from config.seed on (1)
+--share I/N           only every N-th run, from the I-th on; in a SLURM array or an indexed Job the scheduler says so
+--acknowledge_looks   the runs may be compared on the images of config.data, which no epsilon covers
+""",
+    run,
+)

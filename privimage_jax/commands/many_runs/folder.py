@@ -1,0 +1,103 @@
+"""The folder of a sweep or a study: its runs are folders in it, and its `internal/` (mode 0700) has a row for each."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax.commands.many_runs.rows import Row
+from privimage_jax.commands.many_runs.table import as_csv
+from privimage_jax.errors import UserError
+from privimage_jax.settings import methods
+from privimage_jax.storage import fingerprints, reading, workdir
+from privimage_jax.storage.workdir import Workdir
+
+MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
+
+
+class ManyRuns:
+    """All runs of one sweep or study.
+
+    `internal/<kind>.json` has the rows, from which a later command goes on, and `internal/<kind>.csv` shows them.
+
+    Args:
+      folder: of the sweep or study.
+      kind: "sweep" or "study".
+      over: the settings in which the runs differ.
+      base: a config with all other settings.
+    """
+
+    def __init__(self, folder: Workdir, kind: str, over: Sequence[str], base: ConfigDict):
+        self.folder = folder
+        self._kind, self._json = kind, folder.internal / f"{kind}.json"
+        own = {*over, "method", *(methods.decided() if "method" in over else ())}  # what may differ between runs
+        settings = {
+            key: value
+            for key, value in configs.public_settings(base).items()
+            if key not in own and not key.startswith(MAY_CHANGE)
+        }
+        self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
+
+    def take(self) -> None:
+        """Makes the folder, or checks that it is this one's.
+
+        Raises:
+          UserError: if it holds anything else, or the same over other settings or with another base.
+        """
+        self.folder.check()
+        if (holds := self.folder.holds()) not in ("", f"a {self._kind}"):
+            raise UserError(f"{self.folder.root} holds {holds}; give the {self._kind} a --workdir of its own.")
+        if holds:
+            self._check_identity()
+        self.folder.make_internal()
+
+    @contextlib.contextmanager
+    def held(self, wait: bool = False) -> Iterator[None]:
+        """Holds the folder's lock, under which `rows` and `save` are called.
+
+        Args:
+          wait: for other commands on the folder; else their presence is a `UserError`.
+
+        Raises:
+          UserError: also if another command has made the folder its own meanwhile.
+        """
+        with self.folder.lock(wait):
+            if self._json.exists():
+                self._check_identity()
+            yield
+
+    def _check_identity(self) -> None:
+        with reading.user_errors(self._json, "choose another --workdir"):
+            before = reading.read_json(self._json)
+            over, settings = [str(key) for key in before["over"]], dict(before["settings"])
+        begins, now = f"{self.folder.root} holds a {self._kind}", self._identity
+        if over != now["over"]:
+            raise UserError(f"{begins} over {', '.join(over)}, not {', '.join(now['over'])}; choose another --workdir.")
+        for key in sorted({*settings, *now["settings"]}):
+            if (old := settings.get(key)) != (new := now["settings"].get(key)):
+                raise UserError(
+                    f"{begins} with config.{key}={old!r}, which is now {new!r}; restore that, or choose another "
+                    "--workdir."
+                )
+
+    def rows(self) -> dict[str, Row]:
+        """Name of a run -> its row, of all that commands made and that are still there.
+
+        Raises:
+          UserError: if the file is damaged.
+        """
+        if not self._json.exists():
+            return {}
+        with reading.user_errors(self._json, "choose another --workdir"):
+            rows = [dict(row) for row in reading.read_json(self._json).get("rows", ())]
+            if not all({"run", "status", *self._identity["over"]} <= row.keys() for row in rows):
+                raise reading.Unreadable("holds a row that is no run's")
+            return {row["run"]: row for row in rows if (self.folder.root / row["run"]).is_dir()}
+
+    def save(self, rows: Iterable[Row]) -> None:
+        """Writes all rows, in this order."""
+        rows = list(rows)
+        workdir.atomic_write_json(self._json, {**self._identity, "rows": rows})
+        if rows:
+            workdir.atomic_write_bytes(self.folder.internal / f"{self._kind}.csv", as_csv(rows))

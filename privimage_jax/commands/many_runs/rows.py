@@ -1,0 +1,101 @@
+"""One run of many: it is completed, and what came out of it, or why it failed, is a row."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from privimage_jax import pipeline
+from privimage_jax.commands.many_runs.combinations import Run
+from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence
+from privimage_jax.generators import artefact
+from privimage_jax.privacy.ledger import total_epsilon
+from privimage_jax.run import resources
+from privimage_jax.run.inputs import Inputs, make_inputs
+from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.run.stage import enabled_stages, named
+from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage.locks import Busy
+from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.writers import headline
+
+Row = dict[str, Any]
+DONE, FAILED, BUSY = "done", "failed", "busy"  # the last: another process holds the run
+
+
+def finish(
+    one: Run,
+    folder: Path,
+    kind: str,
+    more: Callable[[Inputs], Row] = lambda inputs: {},
+    trust_marks: bool = False,
+) -> Row:
+    """Completes a run, which shares the folder's public cache unless its config names another.
+
+    Args:
+      one: the run; its folder is made in `folder`.
+      folder: of all runs.
+      kind: of the command, for what is said.
+      more: results beside the usual ones.
+      trust_marks: leaves a run alone that says that it is finished with these settings, without reading its images.
+
+    Returns:
+      "run", the settings in which it differs, "status", and where that is `DONE` "epsilon", "parameters", what
+      `resources.total` says, all numbers of `evaluation.json`, and `more`; else the sentence "error". Tuples are lists.
+    """
+    own = Workdir(folder / one.name)
+    row: Row = fingerprints.jsonable({"run": one.name, **one.values})
+    config = one.config.copy_and_resolve_references()
+    config.public_cache = config.public_cache or str(folder / "public_cache")
+    try:
+        workdir.make_dir(own.root)  # of one that fails early as well: a row is dropped with its folder
+        inputs = make_inputs(config, own)
+        if trust_marks and is_finished(own, inputs.config):
+            headline(kind, "skipped", f"{one.name} is finished with the same settings")
+        else:
+            pipeline.run(inputs)
+        return {**row, "status": DONE, **_results(own, inputs.config), **more(inputs)}
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        status = BUSY if isinstance(error, Busy) else FAILED
+        reason = _reason(error)
+        headline(kind, "passed by" if status == BUSY else status, f"{one.name}: {reason}")
+        return {**row, "status": status, "error": reason}
+
+
+def is_finished(own: Workdir, config: ConfigDict) -> bool:
+    """Whether a run has all marks and artefacts of its stages, and was reported with the settings of `config`."""
+    stages = enabled_stages(config)
+    paths = [own.root / path for stage in stages for path in stage.writes]
+    if not all(own.done_mark(stage.name) for stage in stages) or not all(path.exists() for path in paths):
+        return False
+    report = named("report")  # which has all settings
+    return (own.done_mark(report.name) or {}).get("settings") == fingerprints.jsonable(report.settings(config))
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, one sentence; what is neither a `UserError` nor a lack of memory is raised again."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not is_out_of_memory(error):
+        raise error
+    return memory_sentence(error)
+
+
+def _results(own: Workdir, config: ConfigDict) -> Row:
+    """What is known of a finished run."""
+    found: Row = {"epsilon": total_epsilon(open_ledger(own).entries)}
+    if (generator := named("finetune").artefact(own)).is_dir():
+        with artefact.stored(generator) as arrays:
+            found["parameters"] = sum(math.prod(shape) for shape, _ in arrays.headers.values())
+    return found | resources.total(own) | _evaluation(own, config)
+
+
+def _evaluation(own: Workdir, config: ConfigDict) -> dict[str, float]:
+    """All numbers of a run's `evaluation.json`."""
+    if not config.evaluate.enabled:
+        return {}
+    found = workdir.read_record(own.internal / "evaluation.json")
+    return {name: value for name, value in found.items() if type(value) in (int, float)}

@@ -1,0 +1,66 @@
+"""The rows of many runs for people: as a table, as CSV, and what all of them cost together."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import rich.markup
+import rich.table
+
+from privimage_jax.commands.ledger import DIGITS, describe_joint, void_note
+from privimage_jax.commands.many_runs.rows import Row
+from privimage_jax.errors import printable
+from privimage_jax.privacy.ledger import spent
+from privimage_jax.privacy.rounding import plain_up
+from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.console import make_console
+
+EPSILONS = ("epsilon",)  # columns that are rounded up: what is spent must not look smaller
+CAUTION = (
+    "To choose among these runs by their evaluation is to look at the real images without noise: the epsilon of the "
+    "chosen run does not cover it."
+)
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """One line for each row; a value that a row lacks is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def show_table(rows: Sequence[Row], columns: Sequence[str], left: Sequence[str] = ()) -> None:
+    """Prints those columns of rows that any of them has; `left` are texts."""
+    columns = [name for name in columns if any(name in row for row in rows)]
+    console, table = make_console(width=200), rich.table.Table()
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(rich.markup.escape(_cell(name, row.get(name, ""))) for name in columns))
+    console.print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in EPSILONS and value != "":
+        return plain_up(value, DIGITS)
+    return f"{value:g}" if type(value) is float else printable(str(value))
+
+
+def joint_cost(folder: Workdir) -> str:
+    """One sentence: what all runs of a folder cost together, or why there is no guarantee; "" of one sound run.
+
+    Runs that failed, and those of earlier commands, have spent as well.
+    """
+    ledgers = [open_ledger(Workdir(path.parents[1])) for path in sorted(folder.root.glob("*/release/ledger.jsonl"))]
+    spending = [ledger.entries for ledger in ledgers if spent(ledger.entries)]
+    return describe_joint(spending) if len(spending) > 1 else void_note(spending)
+
+
+def tell_what_may_leave(folder: Workdir, table: str) -> None:
+    """Prints what none of the epsilons covers, and that the table is internal."""
+    print(CAUTION)
+    print(printable(f"Only each run's release/ may leave {folder.root}; the table is {folder.internal / table}."))

@@ -1,0 +1,70 @@
+"""Makes the runs of a study, this process's share of them, and joins all that are done."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from privimage_jax.commands.many_runs.combinations import Run
+from privimage_jax.commands.many_runs.folder import ManyRuns
+from privimage_jax.commands.many_runs.rows import BUSY, DONE, FAILED, Row, finish
+from privimage_jax.commands.study import results
+from privimage_jax.commands.study.plan import FIELDS, Share
+from privimage_jax.errors import UserError
+from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.writers import headline
+
+KIND = "study"
+
+
+def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) -> list[Row]:
+    """Makes what is missing of a share; without one, of all runs, and then writes and prints what came out.
+
+    A run that fails with a `UserError`, or for lack of memory, is noted, and the others go on. One that another process
+    holds is passed by.
+
+    Args:
+      runs: as `plan.name_runs` makes them.
+      base: the config without what the runs have of their own.
+      folder: new, or of the same study; other methods, budgets and seeds may join it.
+      share: the runs that this process makes.
+
+    Returns:
+      One row for each run in the folder, see `rows.finish`.
+
+    Raises:
+      UserError: the folder holds anything else, or, after everything is written, a run of this share has failed.
+    """
+    many = ManyRuns(folder, KIND, FIELDS, base)
+    many.take()
+    mine = share.of(runs)
+    of_all = f", of {len(runs)} in all" if share.count > 1 else ""
+    found = []
+    for number, one in enumerate(mine, 1):
+        headline(KIND, "running", f"{one.name} ({number} of {len(mine)}{of_all})")
+        found.append(finish(one, folder.root, KIND, trust_marks=True))
+        if found[-1]["status"] != BUSY:
+            _note(many, runs, found[-1])
+    with many.held(wait=True):
+        rows = list(many.rows().values())
+    if share.count == 1:
+        results.write(rows, runs, base.name, many)
+    else:
+        done = sum(row["status"] == DONE for row in found)
+        print(f"{done} of the {len(mine)} runs of this share are done; the same command without a share joins all.")
+    if busy := [row["run"] for row in found if row["status"] == BUSY]:
+        print(f"passed by, as other processes hold them: {', '.join(busy)}; the same command joins them later.")
+    if failed := [row for row in found if row["status"] == FAILED]:
+        raise UserError(
+            f"{len(failed)} of {len(mine)} runs failed, the first of them {failed[0]['run']} ("
+            f"{failed[0]['error'].rstrip('.')}); mend that, and the same command tries them again."
+        )
+    return rows
+
+
+def _note(many: ManyRuns, runs: Sequence[Run], row: Row) -> None:
+    """Adds a row to those of all processes: in the order of the runs, behind those of earlier commands."""
+    with many.held(wait=True):
+        rows = {**many.rows(), row["run"]: row}
+        names = [one.name for one in runs]
+        earlier = [other for name, other in rows.items() if name not in names]
+        many.save([*earlier, *(rows[name] for name in names if name in rows)])

@@ -1,0 +1,165 @@
+"""`config.public_cache`: what public stages have made, kept for other runs under a digest of all that decides it.
+
+A stage takes what is kept in place of making it only if nothing differs: settings, public images, the content of what
+it reads, code, libraries and devices. Then it would have made the same, so that a cache never changes a result; what is
+damaged counts as not there. Nothing enters that was computed from sensitive images without noise: see `keeps`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax import config as configs
+from privimage_jax.cluster import processes
+from privimage_jax.errors import UserError, reason_of
+from privimage_jax.run import resources, trouble
+from privimage_jax.run.code_version import code_version
+from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.stage import Stage, enabled_stages, upstream
+from privimage_jax.storage import entries, reading
+from privimage_jax.storage.fingerprints import fingerprint, jsonable
+from privimage_jax.storage.locks import exclusive
+from privimage_jax.storage.workdir import make_dir, remove
+from privimage_jax.training.writers import headline
+
+BESIDE = ("metrics", trouble.FILE)  # what a public stage leaves beside its artefacts, and pages show
+
+
+def keeps(config: ConfigDict, stage: Stage) -> bool:
+    """Whether the config has a cache that holds this stage's artefacts.
+
+    The stage and those before it must see no sensitive image but through a mechanism, and the artefacts must lie in the
+    stage's own folder: to publish costs a look into the ledger.
+    """
+    if not config.public_cache or not stage.kept(config):
+        return False
+    noised = all(
+        one.mechanism is not None or not (one.sees("sensitive") or one.sees("held_out"))
+        for one in upstream(config, stage)
+    )
+    inside = all(Path(path).parent == Path("internal", stage.name) for path in stage.writes)
+    return noised and inside and stage.mechanism is None
+
+
+def run(inputs: Inputs, make: Callable[[], None]) -> None:
+    """Takes what is kept of a stage, or makes it and keeps that; a stage that is not kept is made.
+
+    Where another process is making the same, this one waits for it.
+
+    Args:
+      inputs: of the stage.
+      make: runs the stage and notes its resources.
+
+    Raises:
+      UserError: if the cache cannot be read or written, or changes meanwhile.
+    """
+    stage = inputs.stage
+    if stage is None or not keeps(inputs.config, stage):
+        make()
+        return
+    made_from = _identity(inputs, stage)
+    entry, folder = _folder(inputs.config) / f"{stage.name}-{fingerprint(made_from)[:32]}", inputs.folder(stage.name)
+    make_dir(entry.parent, mode=0o700)
+    with _turn(entry, stage):
+        if manifest := _found(entry, made_from, stage):
+            _take(entry, manifest, inputs, stage)
+        else:
+            make()
+            notes = {"resources": resources.read(inputs.workdir).get(stage.name, {})}
+            entries.write(entry, made_from, folder, _names(stage), notes)
+
+
+@contextlib.contextmanager
+def _turn(entry: Path, stage: Stage) -> Iterator[None]:
+    """Holds the right to make an entry; of several processes of a run the first holds it."""
+    lock = entry.with_name(f"{entry.name}.lock")
+    with contextlib.ExitStack() as held:
+        if processes.is_first():
+            try:
+                held.enter_context(exclusive(lock, wait=False))
+            except BlockingIOError:
+                headline(stage.name, "waiting", f"for another process, which makes {entry}")
+                held.enter_context(exclusive(lock))
+        yield
+
+
+def _found(entry: Path, made_from: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """The manifest of an intact entry; {} if any process of the run sees none."""
+    manifest: dict[str, Any] = {}
+    processes.current().barrier("the public cache")  # the first process holds the entry's lock from here on
+    try:
+        manifest = entries.read(entry, made_from)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        headline(stage.name, "warning", f"{entry} of config.public_cache {_reason(error)}; it is made again.")
+    return manifest if processes.current().min_over_processes("what it has", int(bool(manifest))) else {}
+
+
+def _take(entry: Path, manifest: dict[str, Any], inputs: Inputs, stage: Stage) -> None:
+    folder, made = inputs.folder(stage.name), manifest.get("resources")
+    with reading.user_errors(entry, "delete it, and run the same command again"):
+        entries.copy_out(entry, manifest, folder, _names(stage))
+    remove(folder / "checkpoints")  # of an earlier start that was interrupted
+    resources.note(inputs.workdir, stage.name, {**(made if isinstance(made, dict) else {}), "taken": True})
+    headline(stage.name, "taken", f"from {entry}: made before from the same settings, data and code")
+    for sentence in trouble.read(inputs.workdir, stage.name):
+        headline(stage.name, "warning", sentence)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a cache that is no folder, or lies where releases do.
+
+    Raises:
+      UserError: naming the path.
+    """
+    given = config.public_cache
+    if not given:
+        return
+    path = _folder(config)
+    if "://" in given:
+        raise UserError(f"config.public_cache={given} is an object store; give a folder of a POSIX file system.")
+    if path.exists() and not path.is_dir():
+        raise UserError(f'config.public_cache={given} is a file; give a folder, or "" for none.')
+    if "release" in path.parts:
+        raise UserError(f"config.public_cache={given} lies in a folder release/, which is handed over; give another.")
+
+
+def _folder(config: ConfigDict) -> Path:
+    return Path(config.public_cache).expanduser().absolute()
+
+
+def _names(stage: Stage) -> tuple[str, ...]:
+    """What is copied from the stage's folder, and into it: the artefacts last, as they are what later stages read."""
+    return (*BESIDE, *(Path(path).name for path in stage.writes))
+
+
+def _identity(inputs: Inputs, stage: Stage) -> dict[str, Any]:
+    """All that decides what the stage makes. How often it logs decides its curves, which pages show."""
+    config, devices = inputs.config, inputs.mesh.devices
+    sees_public = any(one.sees("public") for one in upstream(config, stage))
+    return jsonable(
+        {
+            "stage": stage.name,
+            "settings": stage.settings(config),
+            "log": configs.section(config, "log"),
+            "classes": inputs.sensitive.class_names if stage.sees("classes") else None,
+            "public": inputs.public.digest() if sees_public else None,
+            "reads": {path: entries.digests(inputs.workdir.root / path) for path in _read(config, stage)},
+            "code": code_version(config, stage),
+            "devices": [devices.size, devices.flat[0].platform, devices.flat[0].device_kind],
+        }
+    )
+
+
+def _read(config: ConfigDict, stage: Stage) -> list[str]:
+    """The artefacts of earlier stages whose content decides the stage's result."""
+    before = [one for one in enabled_stages(config) if one.name in stage.reads(config)]
+    return [path for one in before for path in one.writes if path not in stage.unread]
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, reading.Unreadable) else f"cannot be read ({reason_of(error)})"

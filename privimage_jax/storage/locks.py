@@ -1,0 +1,31 @@
+"""Locks between processes that share a folder: a file system's own, which end with the process that holds them."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from privimage_jax.errors import UserError
+from privimage_jax.storage.os_errors import explain_os_errors
+
+
+class Busy(UserError):
+    """Another process works on the folder that a command was to take."""
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of a file, which is made if it is missing and stays.
+
+    Args:
+      path: of the file.
+      wait: for whoever holds the lock.
+
+    Raises:
+      BlockingIOError: without `wait`, if another process, or this one elsewhere, holds the lock.
+    """
+    with explain_os_errors(path):
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115, as what goes wrong below is not about this file
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield

@@ -1,0 +1,278 @@
+"""`privimage study`: every method at every budget with every seed, in shares, and one table of what came out."""
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import stat
+
+import pytest
+from commands import Result, in_process
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privimage_jax import main, pipeline
+from privimage_jax.commands.ledger import describe_joint
+from privimage_jax.commands.many_runs.table import CAUTION
+from privimage_jax.commands.study import plan
+from privimage_jax.commands.study.summary import summarize
+from privimage_jax.errors import UserError
+from privimage_jax.report.document import is_page
+from privimage_jax.run import resources
+from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.storage.workdir import Workdir
+
+METHODS = ("random", "dpdm")
+FAILED = "privimage-eps0.1-seed0"  # less than the query alone takes
+FLAGS = (
+    f"--methods={','.join(METHODS)}",
+    "--epsilons=10",
+    "--seeds=2",
+    "--acknowledge_looks",
+    "--config.privacy.accountant=rdp",
+)
+NAMES = [f"{method}-eps10-seed{seed}" for seed in (0, 1) for method in METHODS]
+
+
+@pytest.fixture(scope="module")
+def study(config):
+    """Calls `privimage study` on the smallest experiment: `study(folder, …, failing=())`."""
+
+    def call(folder, *flags, failing=()):
+        out, err, original = io.StringIO(), io.StringIO(), pipeline.run
+
+        def run(inputs, last=None):
+            if inputs.workdir.root.name in failing:
+                raise MemoryError
+            original(inputs, last)
+
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            in_process(patch)
+            patch.setattr(pipeline, "run", run)
+            status = main.main(["privimage", "study", f"--config={config}", f"--workdir={folder}", *FLAGS, *flags])
+        return Result(status, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def made(study, tmp_path_factory):
+    """The folder of a study and what its commands said: two shares, of which one run fails, and the whole."""
+    folder = tmp_path_factory.mktemp("studied") / "study"
+    first = study(folder, "--share=1/2")
+    second = study(folder, "--share=2/2", failing=(NAMES[1],))
+    shutil.copytree(folder, folder.with_name("shares"))
+    return folder, first, second, study(folder)
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """A private copy of the study's folder."""
+    return shutil.copytree(made[0], tmp_path / "study")
+
+
+def read_csv(folder, name):
+    with open(folder / "internal" / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_shares_part_the_runs_and_the_command_joins_them(made):
+    folder, first, second, joined = made
+    assert "2 of the 2 runs of this share are done; the same command without a share joins all" in first.succeeds().out
+    second.refuses(f"1 of 2 runs failed, the first of them {NAMES[1]} (the memory does not suffice", "tries them again")
+    assert joined.succeeds().out.count("is finished with the same settings") == 3
+    shares = folder.with_name("shares")
+    assert not (shares / "internal" / "study.html").exists(), "a share leaves the table to the whole"
+    rows = {row["run"]: row for row in read_csv(shares, "study.csv")}
+    assert [*rows] == NAMES
+    assert [row["status"] for row in rows.values()] == ["done", "failed", "done", "done"]
+    assert "memory does not suffice" in rows[NAMES[1]]["error"]
+
+
+def test_every_run_has_a_row_with_all_that_is_known_of_it(made):
+    folder = made[0]
+    rows = read_csv(folder, "study.csv")
+    assert [row["run"] for row in rows] == NAMES
+    for row in rows:
+        run = Workdir(folder / row["run"])
+        settings = json.loads(run.config_json.read_text())
+        assert [row[key] for key in ("method", "seed", "status")] == [settings["method"], str(settings["seed"]), "done"]
+        evaluation = json.loads((run.internal / "evaluation.json").read_text())
+        assert float(row["fid"]) == evaluation["fid"]
+        assert float(row["epsilon"]) == open_ledger(run).entries[-2]["epsilon"]
+        assert float(row["seconds"]) == resources.total(run)["seconds"] > 0
+        assert float(row["peak_host_bytes"]) > 2**20
+        assert int(row["parameters"]) == 64 * 16 + 16 + 4 * 16 + 2 * 16 + 16 * 64 + 64
+    assert settings["public_cache"] == str(folder / "public_cache")
+
+
+def test_methods_are_compared_by_means_and_spreads_over_seeds(made):
+    folder = made[0]
+    rows, table = read_csv(folder, "study.csv"), read_csv(folder, "study_table.csv")
+    assert [(row["method"], row["runs"], row["failed"], row["seeds"]) for row in table] == [
+        (method, "2", "0", "0 1") for method in METHODS
+    ]
+    for row in table:
+        a, b = (float(each["fid"]) for each in rows if each["method"] == row["method"])
+        assert float(row["fid"]) == pytest.approx((a + b) / 2)
+        assert float(row["fid_sd"]) == pytest.approx(abs(a - b) / 2**0.5)
+        assert float(row["epsilon"]) == max(float(r["epsilon"]) for r in rows if r["method"] == row["method"])
+    assert [path.name for path in sorted((folder / "internal" / "plots").iterdir())] == [
+        "accuracy_synthetic_by_epsilon.png",
+        "fid_by_epsilon.png",
+    ]
+
+
+def test_runs_of_one_seed_train_one_query_network(made):
+    found = [resources.read(Workdir(made[0] / name))["train-query"].get("taken", False) for name in NAMES]
+    assert sorted(found[:2]) == sorted(found[2:]) == [False, True]
+
+
+def test_what_publishing_all_would_cost_is_told_and_what_no_epsilon_covers(made):
+    folder, *_, joined = made
+    cost = describe_joint([open_ledger(Workdir(folder / name)).entries for name in sorted(NAMES)])
+    assert f"What publishing every release/ of this folder would cost, {cost}" in joined.out
+    assert CAUTION in joined.out and f"Only each run's release/ may leave {folder}" in joined.out
+
+
+def test_the_page_is_internal_and_shows_every_method_and_run(made):
+    path = made[0] / "internal" / "study.html"
+    page = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert is_page("study", path.read_bytes()) and "Not private: keep internal" in page
+    for words in (*NAMES, *(f"{method}, ε = 10" for method in METHODS), "What publishing every release/", "Parameters"):
+        assert words in page
+    assert page.count("<img") > 0
+
+
+def test_a_run_that_another_process_holds_is_passed_by(study, copy):
+    shutil.rmtree(copy / NAMES[1] / "internal" / "done")
+    with Workdir(copy / NAMES[1]).lock():
+        said = study(copy).succeeds().out
+    assert f"passed by, as other processes hold them: {NAMES[1]}" in said
+    assert [row["status"] for row in read_csv(copy, "study.csv")] == ["done"] * 4, "as it was"
+
+
+def test_a_deleted_run_is_made_again_from_the_cache(study, copy):
+    shutil.rmtree(copy / NAMES[0])
+    said = study(copy).succeeds().out
+    assert said.count("is finished with the same settings") == 3
+    assert {s for s, r in resources.read(Workdir(copy / NAMES[0])).items() if r.get("taken")} == {
+        "train-query",
+        "pretrain",
+    }
+
+
+def test_further_budgets_join_and_a_failure_is_a_row(study, copy):
+    result = study(copy, "--methods=privimage", "--epsilons=0.1", "--seeds=1")
+    result.refuses("1 of 1 runs failed", FAILED)
+    assert [row["run"] for row in read_csv(copy, "study.csv")] == [*NAMES, FAILED]
+    assert [row["failed"] for row in read_csv(copy, "study_table.csv")] == ["0", "0", "1"]
+    assert f"{FAILED}</th>" in (copy / "internal" / "study.html").read_text()
+
+
+def test_the_folder_takes_no_other_study_and_no_run(study, privimage, config, copy, made):
+    study(copy, "--config.clipping.norm=2e-3").refuses(
+        "holds a study with config.clipping.norm=0.001, which is now 0.002"
+    )
+    call = ("--config", config, "--workdir", copy)
+    privimage("run", *call).refuses("holds a study")
+    privimage("sweep", *call, "--over=query.k1=1,2").refuses("holds a study; give the sweep a --workdir of its own")
+    study(made[0] / NAMES[0]).refuses("holds a run; give the study a --workdir of its own")
+
+
+def test_a_look_at_sensitive_images_must_be_acknowledged(privimage, config, tmp_path):
+    call = ("study", "--config", config, "--workdir", tmp_path / "w", "--methods=dpdm")
+    privimage(*call).refuses("on the images of config.data without noise", "--acknowledge_looks")
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprits"),
+    [
+        ((), ["--methods is missing"]),
+        (("--methods=privimage,nothing",), ["--methods: 'nothing' is not known", "dpdm"]),
+        (("--methods=dpdm,",), ["--methods=dpdm, lacks a value"]),
+        (("--methods=dpdm,dpdm",), ["--methods gives dpdm twice"]),
+        (("--methods=dpdm", "--epsilons=1,ten"), ["--epsilons: 'ten' is not accepted", "numbers above 0"]),
+        (("--methods=dpdm", "--epsilons=1,-1"), ["--epsilons: '-1' is not accepted"]),
+        (("--methods=dpdm", "--epsilons=nan"), ["--epsilons: 'nan' is not accepted"]),
+        (("--methods=dpdm", "--epsilons=1,1.0"), ["--epsilons gives 1 twice"]),
+        (("--methods=dpdm", "--seeds=0"), ["--seeds=0 is not accepted", "from 1 to 1000"]),
+        (("--methods=dpdm", "--seeds=many"), ["--seeds=many is not accepted"]),
+        (("--methods=dpdm", "--share=0/2"), ["--share=0/2 is not accepted", "--share=1/4"]),
+        (("--methods=dpdm", "--share=3/2"), ["--share=3/2 is not accepted"]),
+        (("--methods=dpdm", "--share=2"), ["--share=2 is not accepted"]),
+        (("--methods=dpdm", "--method=random"), ["config.method=random names a method beside --methods"]),
+        (("--methods=privimage", "--config.pretrain.steps=0"), ["config.method=privimage", "config.pretrain.steps"]),
+        (("--methods=dpdm,random", "--seeds=900"), ["the study has 1800 runs", "at most 1000"]),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_runs(privimage, config, tmp_path, flags, culprits):
+    privimage("study", "--config", config, "--workdir", tmp_path / "w", *flags, "--acknowledge_looks").refuses(
+        *culprits
+    )
+    assert not (tmp_path / "w").exists()
+
+
+PLACE = {"ID": 7, "MIN": 3, "STEP": 2, "COUNT": 4}  # of the tasks 3, 5, 7, 9
+ARRAY = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in PLACE.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "share"),
+    [
+        (None, {}, plan.Share(0, 1)),
+        ("2/3", {}, plan.Share(1, 3)),
+        (None, ARRAY, plan.Share(2, 4)),
+        ("1/1", ARRAY, plan.Share(0, 1)),  # the flag is nearer
+        (None, {**ARRAY, "SLURM_ARRAY_TASK_ID": "3"}, plan.Share(0, 4)),
+        (None, {"JOB_COMPLETION_INDEX": "0", "PRIVIMAGE_SHARES": "2"}, plan.Share(0, 2)),
+        (None, {"JOB_COMPLETION_INDEX": "1", "PRIVIMAGE_SHARES": "2"}, plan.Share(1, 2)),
+    ],
+)
+def test_a_share_is_what_the_scheduler_says(given, environment, share):
+    assert plan.share(given, environment) == share
+
+
+@pytest.mark.parametrize(
+    ("environment", "culprit"),
+    [
+        ({**ARRAY, "SLURM_ARRAY_TASK_ID": "6"}, "SLURM_ARRAY_TASK_ID=6"),
+        ({**ARRAY, "SLURM_ARRAY_TASK_COUNT": "2"}, "SLURM_ARRAY_TASK_COUNT=2"),
+        ({"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_MIN=,"),
+        ({"JOB_COMPLETION_INDEX": "0"}, "PRIVIMAGE_SHARES= does not say of how many"),
+        ({"JOB_COMPLETION_INDEX": "2", "PRIVIMAGE_SHARES": "2"}, "PRIVIMAGE_SHARES=2 does not say of how many"),
+    ],
+)
+def test_a_scheduler_that_says_too_little_is_told(environment, culprit):
+    with pytest.raises(UserError, match=f"{culprit}.*give --share"):
+        plan.share(None, environment)
+
+
+@given(st.integers(0, 40), st.integers(1, 12))
+def test_shares_part_all_runs(n, count):
+    runs = list(range(n))
+    parts = [plan.Share(index, count).of(runs) for index in range(count)]
+    assert sorted(number for part in parts for number in part) == runs
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=5, unique=True))
+def test_every_budget_has_a_folder_of_its_own(epsilons):
+    runs = plan.name_runs(["dpdm"], epsilons, [0], lambda values: None)
+    assert len({one.name for one in runs}) == len(epsilons)
+    assert [plan.epsilons(str(one.values["privacy.epsilon"]))[0] for one in runs] == epsilons
+
+
+def test_one_seed_has_no_spread_and_a_failure_no_number():
+    same = {"method": "dpdm", "privacy.epsilon": 1.0}
+    rows = [
+        {**same, "run": "a", "seed": 0, "status": "done", "fid": 2.0, "epsilon": 0.9},
+        {**same, "run": "b", "seed": 1, "status": "failed", "error": "a sentence."},
+    ]
+    told = {"runs": 1, "failed": 1, "seeds": "0", "fid": 2.0, "epsilon": 0.9}
+    assert summarize(rows) == [{**same, **told}]
+    rows[1] |= {"status": "done", "fid": 4.0, "epsilon": 0.8}
+    assert summarize(rows) == [{**same, **told, "runs": 2, "failed": 0, "seeds": "0 1", "fid": 3.0, "fid_sd": 2**0.5}]

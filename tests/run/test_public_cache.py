@@ -1,0 +1,222 @@
+"""A cache of public stages changes no result, holds nothing of sensitive images without noise, and survives damage."""
+
+import json
+import shutil
+import threading
+
+import jax
+import pytest
+from pipelines import release_bytes, run, tiny_config
+
+from privimage_jax import config as configs
+from privimage_jax import pipeline
+from privimage_jax.errors import UserError
+from privimage_jax.run import public_cache, resources
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.stage import STAGES, named, upstream
+from privimage_jax.stages import pretrain, selection, train_query
+from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.checkpoint import restore_tree
+from privimage_jax.training.mesh import make_mesh
+from privimage_jax.training.state import tree_digest
+
+KEPT = ("train-query", "pretrain")
+
+
+def cached_config(folder):
+    """The smallest experiment, quick to account, which keeps what it makes of public images."""
+    config = tiny_config(folder)
+    config.privacy.accountant = "rdp"
+    config.log.sample_every = 2  # grids of pre-training are kept as well
+    config.public_cache = str(folder / "cache")
+    return config
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A folder with data, a run without a cache, `plain`, and one that filled `cache`; tests must not change it."""
+    folder = tmp_path_factory.mktemp("filled")
+    config = cached_config(folder)
+    run(config, folder / "first")
+    config.public_cache = ""
+    run(config, folder / "plain")
+    return folder
+
+
+@pytest.fixture
+def copied(filled, tmp_path):
+    """A config with a private copy of the cache."""
+    config = cached_config(filled)
+    config.public_cache = str(shutil.copytree(filled / "cache", tmp_path / "cache"))
+    return config
+
+
+def taken(run: Workdir) -> list[str]:
+    """The stages that took what the cache had."""
+    found = resources.read(run)
+    return [stage for stage in KEPT if found.get(stage, {}).get("taken")]
+
+
+def results(run: Workdir) -> dict[str, object]:
+    """All that stages made, and what they say of it; parameters by their digest, as orbax writes no equal files."""
+    told = [run.internal / name for name in ("evaluation.json", "evaluation.html", "query/histogram.json")]
+    told += [path for stage in KEPT for path in sorted((run.internal / stage / "metrics").glob("*.[cp]*"))]
+    return {
+        **{str(path.relative_to(run.root)): path.read_bytes() for path in told},
+        **{stage: tree_digest(restore_tree(named(stage).artefact(run))) for stage in KEPT},
+        **release_bytes(run),
+    }
+
+
+def test_a_cache_changes_no_result(filled, copied, tmp_path):
+    """Parameters, releases, evaluations, curves and grids are those of a run without a cache, to the bit."""
+    again, plain, first = run(copied, tmp_path / "run"), Workdir(filled / "plain"), Workdir(filled / "first")
+    assert (taken(again), taken(plain), taken(first)) == ([*KEPT], [], [])
+    assert results(again) == results(plain) == results(first)
+    assert {"internal/pretrain/metrics/metrics.csv", "report.html"} <= results(again).keys()
+    assert sum(name.endswith(".png") for name in results(again)) == 3
+    assert not (again.internal / "pretrain" / "checkpoints").exists()
+
+
+def test_a_finished_run_says_what_making_it_took(filled, copied, tmp_path):
+    again, first = run(copied, tmp_path / "run", "pretrain"), resources.read(Workdir(filled / "first"))
+    assert resources.read(again)["pretrain"] == {**first["pretrain"], "taken": True}
+    assert resources.total(again)["seconds"] >= first["pretrain"]["seconds"] > 0
+    assert resources.total(again)["peak_host_bytes"] > 2**20
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "still"),
+    [
+        ("query_net.weight_decay", 1e-3, ["pretrain"]),  # another network finds the same semantics
+        ("pretrain.learning_rate", 1e-3, ["train-query"]),
+        ("log.every", 3, []),  # pages show curves
+        ("clipping.norm", 2e-3, ["train-query", "pretrain"]),
+        ("selection.method", "random", ["train-query"]),
+    ],
+)
+def test_what_decides_the_result_is_asked_for(copied, tmp_path, key, value, still):
+    copied.update_from_flattened_dict({key: value})
+    assert taken(run(copied, tmp_path / "run", "pretrain")) == still
+
+
+def test_equal_choices_of_unequal_counts_share_pre_training(copied, tmp_path, monkeypatch):
+    """What the noise adds to the counts is published, but decides nothing by itself."""
+    again, published = Workdir(tmp_path / "run"), selection.publication.publish_json
+    monkeypatch.setattr(
+        selection.publication,
+        "publish_json",
+        lambda inputs, name, value: published(inputs, name, {**value, "noise_std": 7.0}),
+    )
+    run(copied, again.root, "pretrain")
+    assert json.loads((again.release / "semantics.json").read_text())["noise_std"] == 7.0
+    assert taken(again) == [*KEPT]
+
+
+def test_another_choice_shares_none(copied, tmp_path, monkeypatch):
+    picked = selection.pick
+    monkeypatch.setattr(selection, "pick", lambda *arguments: picked(*arguments)[::-1])
+    assert taken(run(copied, tmp_path / "run", "pretrain")) == ["train-query"]
+
+
+def test_other_code_and_other_devices_are_not_the_same(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(public_cache, "code_version", lambda config, stage: "another")
+    assert taken(run(copied, tmp_path / "code", "train-query")) == []
+    monkeypatch.undo()
+    two = make_inputs(configs.check(copied), Workdir(tmp_path / "devices"), make_mesh(jax.devices()[:2]))
+    pipeline.run(two, "train-query")
+    assert taken(two.workdir) == []
+
+
+def damage_manifest(entry):
+    (entry / "manifest.json").write_text("{")
+
+
+def damage_file(entry):
+    path = next(path for path in sorted((entry / "files").rglob("*")) if path.is_file() and path.stat().st_size)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def lose_file(entry):
+    next(path for path in sorted((entry / "files").rglob("*")) if path.is_file()).unlink()
+
+
+def add_link(entry):
+    (entry / "files" / "link").symlink_to("/etc/passwd")
+
+
+def take_another(entry):
+    manifest = json.loads((entry / "manifest.json").read_text())
+    manifest["made_from"]["settings"]["seed"] = 5
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("harm", [damage_manifest, damage_file, lose_file, add_link, take_another])
+def test_what_is_damaged_is_told_and_made_again(copied, tmp_path, capsys, harm):
+    (entry,) = (tmp_path / "cache").glob("train-query-*[!k]")
+    harm(entry)
+    assert taken(run(copied, tmp_path / "run", "train-query")) == []
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{entry} of config.public_cache" in said and "it is made again" in said
+    shutil.rmtree(tmp_path / "run")
+    assert taken(run(copied, tmp_path / "run", "train-query")) == ["train-query"], "the damaged one was replaced"
+
+
+def test_two_that_make_the_same_wait_for_each_other(filled, tmp_path, monkeypatch):
+    config = cached_config(filled)
+    config.public_cache = str(tmp_path / "cache")
+    begun, go_on, made, original = threading.Event(), threading.Event(), [], train_query.run
+
+    def slow(inputs):
+        made.append(inputs.workdir.root.name)
+        begun.set()
+        assert go_on.wait(60)
+        original(inputs)
+
+    monkeypatch.setattr(train_query, "run", slow)
+    first = threading.Thread(target=run, args=(config, tmp_path / "one", "train-query"))
+    first.start()
+    assert begun.wait(60)
+    second = threading.Thread(target=run, args=(config, tmp_path / "two", "train-query"))
+    second.start()
+    second.join(1.0)
+    assert second.is_alive() and made == ["one"]
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert made == ["one"] and taken(Workdir(tmp_path / "two")) == ["train-query"]
+
+
+def test_no_stage_that_sees_sensitive_images_unnoised_is_kept(tmp_path):
+    config = cached_config(tmp_path)
+    assert [stage.name for stage in STAGES if public_cache.keeps(config, stage)] == list(KEPT)
+    for name in KEPT:
+        for stage in upstream(config, named(name)):
+            assert stage.mechanism or not stage.sees("sensitive") and not stage.sees("held_out")
+    config.query_net.workdir = "elsewhere"
+    assert not public_cache.keeps(config, train_query.STAGE), "it may come from other devices"
+    config.pretrain.steps = 0
+    assert not public_cache.keeps(config, pretrain.STAGE)
+
+
+def test_the_cache_holds_no_more_than_public_stages_make(filled):
+    names = {
+        path.relative_to(entry / "files").parts[0]
+        for entry in (filled / "cache").glob("*/")
+        for path in (entry / "files").rglob("*")
+    }
+    assert names == {"metrics", "network", "params"}
+    assert "public_cache" in configs.PLACES
+
+
+@pytest.mark.parametrize(
+    ("place", "culprit"),
+    [("a_file", "is a file"), ("gs://bucket/cache", "is an object store"), ("run/release/cache", "is handed over")],
+)
+def test_a_cache_that_cannot_be_is_refused(filled, tmp_path, place, culprit):
+    (tmp_path / "a_file").touch()
+    config = cached_config(filled)
+    config.public_cache = place if "://" in place else str(tmp_path / place)
+    with pytest.raises(UserError, match=f"config.public_cache=.*{culprit}"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
