@@ -34,7 +34,7 @@ from privimage_jax.training.console import make_console
 from privimage_jax.training.writers import headline
 
 DEFAULT_MEASURE = "fid"
-SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers
+SHOWN = ("fid", "pretrained_fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # the CSV has all
 MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
 _PUBLIC_PLACES = ("public.path", "public.data_dir", "public.labels", "public.links")  # that decide what is taught
 CAUTION = (

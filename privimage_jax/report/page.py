@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from privimage_jax.metrics.top_k import Accuracy
 from privimage_jax.report import curves, neighbours, plots, text
 from privimage_jax.report.document import document, template
 from privimage_jax.report.gallery import ImageSet, gallery
@@ -48,6 +49,7 @@ class ReportInputs:
       settings: public settings, as names and values ready to read.
       neighbourhoods: some synthetic images beside public ones; none (no section) where these may not be shown.
       training: titles and values of training on public images alone; fine-tuning's are not public.
+      query_accuracy: how often the query network is right on held-out public images; None where that is not known.
     """
 
     title: str
@@ -63,6 +65,7 @@ class ReportInputs:
     settings: dict[str, str]
     neighbourhoods: Sequence[neighbours.Neighbourhood] = ()
     training: Sequence[tuple[str, curves.Metric]] = ()
+    query_accuracy: Accuracy | None = None
 
 
 def render(inputs: ReportInputs) -> str:
@@ -83,7 +86,7 @@ def render(inputs: ReportInputs) -> str:
         budget=_budget(inputs),
         semantics=_semantics(inputs.semantics),
         neighbours=_neighbours(inputs.neighbourhoods),
-        training=_training(inputs.training),
+        training=_training(inputs.training, inputs.query_accuracy),
         settings=_settings(inputs.settings),
         ledger=_ledger(inputs),
     )
@@ -167,12 +170,13 @@ def _neighbours(neighbourhoods: Sequence[neighbours.Neighbourhood]) -> str:
     )
 
 
-def _training(training: Sequence[tuple[str, curves.Metric]]) -> str:
-    if not training:
+def _training(training: Sequence[tuple[str, curves.Metric]], accuracy: Accuracy | None) -> str:
+    if not training and accuracy is None:
         return ""
+    network = "" if accuracy is None else f"<p>The network trained on public images is {text.escape(accuracy)}.</p>"
     return (
         '<section id="training"><h2>Training on public images</h2>'
-        "<p>What fine-tuning on the sensitive images looked like is not public.</p>"
+        f"{network}<p>What fine-tuning on the sensitive images looked like is not public.</p>"
         f"{curves.figures((title, metric, None) for title, metric in training)}</section>"
     )
 

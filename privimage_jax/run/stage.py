@@ -52,6 +52,8 @@ class Stage:
       settings: what of the config decides its result, beside what it reads.
       reads: the stages whose artefacts it reads; those that the config does not run are left out.
       writes: its artefacts, paths in the workdir. It runs again when one is missing, and publishes no other.
+      keeps: files under `internal/` that it leaves besides, for people. The stage does not run again where one is
+        missing, as in the folder of an earlier version.
       depends_on: what of the data decides its result: of "classes", "public", "sensitive", "held_out".
       enabled: whether the config runs it.
       mechanism: what spends budget, if anything does. Its data always decide the result.
@@ -66,6 +68,7 @@ class Stage:
     settings: Settings
     reads: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     writes: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ("classes",)
     enabled: Callable[[ConfigDict], bool] = lambda config: True
     mechanism: Mechanism | None = None
@@ -92,6 +95,10 @@ class Stage:
     def artefact(self, workdir: Workdir, number: int = 0) -> Path:
         """The path of one of `writes`."""
         return workdir.root / self.writes[number]
+
+    def kept(self, workdir: Workdir) -> Path:
+        """The path of the first of `keeps`."""
+        return workdir.root / self.keeps[0]
 
     @property
     def published(self) -> tuple[str, ...]:
@@ -171,6 +178,7 @@ STAGES: tuple[Stage, ...] = (
         module="privimage_jax.stages.train_query",
         settings=keys("precision", "seed", "query_net", "public", *_IMAGES),
         writes=("internal/train-query/network",),
+        keeps=("internal/train-query/accuracy.json",),
         depends_on=("public",),
         enabled=_needs_network,
         memory_settings=("query_net.batch_size",),
@@ -181,6 +189,7 @@ STAGES: tuple[Stage, ...] = (
         settings=keys("precision", "query", "privacy", "data"),
         reads=lambda config: ("train-query",),
         writes=("internal/query/histogram.json",),
+        keeps=("internal/query/exact.json",),
         enabled=_asks_semantics,
         mechanism=Mechanism("semantic query", "selection.method", "query.noise_multiplier", "sigma1"),
     ),
@@ -240,7 +249,7 @@ STAGES: tuple[Stage, ...] = (
         name="evaluate",
         module="privimage_jax.stages.evaluate",
         settings=_evaluation_settings,
-        reads=lambda config: ("train-query", "select", "sample"),
+        reads=lambda config: ("train-query", "query", "select", "pretrain", "sample"),
         writes=("internal/evaluation.json", "internal/evaluation.html"),
         depends_on=("classes", "sensitive", "held_out"),
         enabled=lambda config: config.evaluate.enabled,
@@ -252,7 +261,7 @@ STAGES: tuple[Stage, ...] = (
         module="privimage_jax.stages.report",
         settings=configs.settings_in_use,
         reads=lambda config: (
-            *(("train-query",) if shows_neighbours(config) else ()),
+            *(("train-query",) if shows_neighbours(config) or _asks_semantics(config) else ()),
             *("select", "pretrain", "finetune", "choose-sampler", "sample"),
         ),
         writes=("release/report.html",),
