@@ -61,7 +61,8 @@ def test_the_measures_are_those_of_the_synthetic_set_under_another_name(sampled,
     run(config, tmp_path / "run", "evaluate")
     found = json.loads((tmp_path / "run" / "internal" / "evaluation.json").read_text())
     before = {name.removeprefix(measures.PRETRAINED) for name in found if name.startswith(measures.PRETRAINED)}
-    names = {f"{name}{ending}" for name in pretrained_images.MEASURES for ending in ("", "_query", "_coarse")}
+    endings = ((), ("query",), ("coarse",))
+    names = {"_".join((name, *ending)) for name in pretrained_images.MEASURES for ending in endings}
     assert before == names
     assert {name: found[f"{measures.PRETRAINED}{name}"] for name in before} == {name: found[name] for name in before}
     assert "sigma2_pld" not in found and found["sigma1"] == 5.0
