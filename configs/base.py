@@ -196,6 +196,7 @@ def get_config() -> ConfigDict:
     config.evaluate.max_images = 10000  # of each set, for FID and its kin
     config.evaluate.measures = ()  # more measures, each package.module:NAME of a metrics.measure.Measure
     config.evaluate.neighbours = 4  # k of improved precision and recall
+    config.evaluate.pretrained = False  # True = also measure what the generator drew before fine-tuning
     config.evaluate.classifiers = ("cnn",)  # learn from synthetic, then from real images; zoo or package.module:Class
     config.evaluate.classifier_seeds = 1  # how often each is trained; more than one give a mean and a spread
     config.evaluate.classifier_kwargs = ConfigDict({name: {} for name in CLASSIFIERS})  # extra arguments of each model

@@ -19,6 +19,7 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import STAGES
 from privimage_jax.stages import finetune, pretrain, train_query
+from privimage_jax.stages.parts import query_accuracy
 from privimage_jax.storage import workdir as workdirs
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
@@ -100,7 +101,11 @@ def test_every_artefact_is_there(finished):
         assert synthetic["images"].dtype == np.uint8
         np.testing.assert_array_equal(np.bincount(synthetic["labels"]), [4] * CLASSES)
     evaluation = json.loads((workdir.internal / "evaluation.json").read_text())
-    assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_real"} <= set(evaluation)
+    assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_real", "picks_agreeing"} <= set(evaluation)
+    accuracy = query_accuracy.read(workdir)
+    assert evaluation["public_test_images"] == accuracy.images == 12
+    assert (evaluation["query_accuracy"], evaluation["query_accuracy_top5"]) == (accuracy.top1, accuracy.top5)
+    assert str(accuracy) in (workdir.release / "report.html").read_text()
     assert all(type(value) in (str, bool, int, float) for value in evaluation.values())
     assert (evaluation["classifier"], evaluation["recipe"]) == ("pipelines:Classifier", "quick")
     assert not (workdir.internal / "evaluate" / "accuracies.json").exists()
@@ -156,6 +161,22 @@ def test_a_change_downstream_runs_again_and_spends_nothing(copy):
     result = run(config, workdir)
     assert result.ledger.read_bytes() == before
     assert len(np.load(result.release / "synthetic.npz")["labels"]) == 9
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_what_it_did_not_keep(copy, capsys):
+    """The accuracy of the query network and the exact counts: nothing runs again for them, and nothing needs them."""
+    config, workdir = copy
+    for stage in STAGES:
+        for name in stage.notes:
+            (workdir / name).unlink()
+    (workdir / "internal" / "evaluation.json").unlink()
+    (workdir / "release" / "report.html").unlink()
+    result = run(config, workdir)
+    assert capsys.readouterr().out.count("skipped") == 6
+    evaluation = json.loads((result.internal / "evaluation.json").read_text())
+    assert "fid" in evaluation and not {"query_accuracy", "public_test_images", "picks_agreeing"} & set(evaluation)
+    assert 'id="query-noise"' not in (result.internal / "evaluation.html").read_text()
+    assert "held-out public images" not in (result.release / "report.html").read_text()
 
 
 def test_several_extractors_and_a_second_evaluation(copy, monkeypatch):

@@ -24,7 +24,7 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 DEFAULT_MEASURE = "fid"
-SHOWN = ("fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # in the table; the CSV has all numbers
+SHOWN = ("fid", "pretrained_fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # the CSV has all
 _PUBLIC_PLACES = ("public.path", "public.data_dir", "public.labels", "public.links")  # that decide what is taught
 
 

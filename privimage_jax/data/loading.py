@@ -33,6 +33,7 @@ def load(
     cache_dir: Path | str | None,
     on_progress: Callable[[int, int], None] | None = None,
     key: str = "data",
+    most: int = 0,
 ) -> Dataset:
     """Loads the training or test part of a labelled image set.
 
@@ -51,6 +52,7 @@ def load(
       cache_dir: where decoded images are kept (holds sensitive pixels: made with mode 0700); None = in memory only.
       on_progress: called as on_progress(examples done, examples in all) while decoding.
       key: the section's name in the config, for error messages.
+      most: only so many of the part's examples, a draw that is the same each time; 0 = all.
 
     Raises:
       UserError: anything wrong with the settings, the files or the disk.
@@ -69,7 +71,7 @@ def load(
         module = spec.load(f"{settings.key}.source={settings.source}")
         source = module.open_source(settings, "train" if settings.validation_fraction else part, image_size)
         stored = _check_source(source, settings)
-    indices = choose(settings, source.n, source.divided, part)
+    indices = choose(settings, source.n, source.divided, part, most)
     if not len(indices):
         raise UserError(
             f"{settings.key}.source={settings.source} leaves no examples for the {part} part ({source.n} in all); "
@@ -85,6 +87,7 @@ def load(
             name: value for name, value in vars(settings).items() if name != "accept" and (name != "kwargs" or value)
         }
         identity = [_FORMAT, asked, part, shape, source.n, source.class_names, stored]
+        identity += [most] if most else []
         kind = settings.source
         if kind not in SOURCES:
             identity.append(hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest())
@@ -160,8 +163,8 @@ def _check_source(source: Source, settings: Settings) -> str:
     return stored
 
 
-def choose(settings: Settings, n: int, divided: bool, part: str) -> np.ndarray:
-    """Which of a source's n examples belong to `part`: sorted int64 indices.
+def choose(settings: Settings, n: int, divided: bool, part: str, most: int = 0) -> np.ndarray:
+    """Which of a source's n examples belong to `part`, or some `most` of them: sorted int64 indices.
 
     A fixed permutation of 0..n-1 is cut into test, validation and training examples, in this order. Its generator is
     NumPy's frozen one, so the division stays the same for ever.
@@ -175,7 +178,7 @@ def choose(settings: Settings, n: int, divided: bool, part: str) -> np.ndarray:
         chosen = order if divided else order[:held_out]
     else:
         chosen = order[held_out + validation :][: settings.max_examples or None]
-    return np.sort(chosen)
+    return np.sort(chosen[: most or None])
 
 
 def _share(fraction: float, n: int) -> int:

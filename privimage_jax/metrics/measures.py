@@ -9,7 +9,7 @@ from privimage_jax.metrics.measure import Measure
 from privimage_jax.settings import import_strings
 
 _CLASSIFIER = ("evaluate.classifier_",)
-_FACTS = ("private", "note", "extractor", "recipe", "classifier", "inception_sha256")  # in `evaluation.json`
+_FACTS = ("private", "note", "extractor", "recipe", "classifier", "inception_sha256", "pretrained")  # in the JSON
 
 MEASURES: dict[str, Measure] = {
     "fid": Measure(
@@ -78,6 +78,36 @@ MEASURES: dict[str, Measure] = {
         needs="classifier",
         comparable_when=_CLASSIFIER,
     ),
+    "query_accuracy": Measure(
+        "Accuracy of the query network",
+        "Share of held-out public images that it gets right.",
+        "higher",
+        True,
+        needs="",
+        comparable_when=("public.",),
+    ),
+    "query_accuracy_top5": Measure(
+        "Accuracy of the query network, five strongest",
+        "Share of held-out public images whose class is among its five strongest.",
+        "higher",
+        True,
+        needs="",
+        comparable_when=("public.",),
+    ),
+    "picks_agreeing": Measure(
+        "Picks that the noise left alone",
+        "Share of the picked semantics that the exact counts of the query would have picked as well.",
+        "higher",
+        True,
+        needs="query network",
+        comparable_when=("query.k1", "selection."),
+    ),
+    "sigma1": Measure("σ1", "Noise multiplier of the semantic query, a setting."),
+    "sigma2": Measure(
+        "σ2",
+        "Noise multiplier of DP-SGD that the budget asks for, by either accountant; the run used that of "
+        "config.privacy.accountant.",
+    ),
     "classifier_seeds": Measure("Seeds", "Classifiers that each accuracy is the mean of."),
     "real_test_images": Measure(
         "Held-out real images",
@@ -85,6 +115,7 @@ MEASURES: dict[str, Measure] = {
         "most config.evaluate.max_images.",
     ),
     "synthetic_images": Measure("Synthetic images", "Images of the synthetic set."),
+    "public_test_images": Measure("Held-out public images", "Those that the query network was tried on."),
 }
 
 

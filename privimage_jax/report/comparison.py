@@ -108,6 +108,7 @@ def _yardstick(name: str, run: RunInputs) -> str:
     A measure that is not known here depends on every setting of the evaluation, for all that one can tell.
     """
     results, known = run.results, measures.stem(name)
+    name = name.removeprefix(measures.PRETRAINED)  # measured by the same tools
     unknown = Measure("", "", needs="everything", comparable_when=("evaluate.", "query.k1"))
     measure = measures.MEASURES[known] if known else unknown
     extractor = results.get("extractor") if name == known else name  # elsewhere the name ends with it
@@ -117,6 +118,7 @@ def _yardstick(name: str, run: RunInputs) -> str:
         "classifier": (results.get("classifier"), results.get("recipe")),
         "query network": (run.query_network,),
         "extractor": network,
+        "": (),
         "everything": (results.get("extractor"), *weights.values()),
     }[measure.needs]
     beginnings = (*measure.comparable_when, "data.")

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privimage_jax.metrics.measure import Measure
-from privimage_jax.report import curves, measures, text
+from privimage_jax.report import curves, measures, query_noise, text
 from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
+from privimage_jax.report.query_noise import NoiseOfQuery
 
 METRICS = {  # of fine-tuning and the networks, with the span of their axis
     "loss": ("loss", None),
@@ -34,6 +35,7 @@ class EvaluationInputs:
       training: of each stage that trained, its title and metrics.
       trouble: what went wrong without ending the run, one sentence each.
       table: the measures by their names.
+      query_noise: what the noise of the query has changed; None (no section) where that is not known.
     """
 
     title: str
@@ -43,6 +45,7 @@ class EvaluationInputs:
     training: Sequence[tuple[str, dict[str, curves.Metric]]]
     trouble: Sequence[str] = ()
     table: Mapping[str, Measure] = dataclasses.field(default_factory=lambda: measures.MEASURES)
+    query_noise: NoiseOfQuery | None = None
 
 
 def render(inputs: EvaluationInputs) -> str:
@@ -56,6 +59,7 @@ def render(inputs: EvaluationInputs) -> str:
         ),
         further=_further(measures.further(inputs.results)),
         images=gallery(inputs.sets, inputs.class_names) or '<p class="note">There is no image.</p>',
+        query_noise="" if inputs.query_noise is None else query_noise.section(inputs.query_noise),
         training="".join(_training(title, metrics) for title, metrics in inputs.training if metrics),
     )
     return document("evaluation", f"{inputs.title} · evaluation, not private", body, NOT_PRIVATE)

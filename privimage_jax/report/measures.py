@@ -10,10 +10,12 @@ from privimage_jax.report import text
 
 SAID = ("private", "note")  # what every page says on top anyway
 SPREAD = "_std"  # ends the name of a standard deviation over seeds
+PRETRAINED = "pretrained_"  # begins the name of a measure of what the generator drew before fine-tuning
 
 
 def stem(name: str, table: Mapping[str, Measure] = MEASURES) -> str | None:
     """The key in the table that a name of `evaluation.json` begins with; None for any other."""
+    name = name.removeprefix(PRETRAINED)
     if name in table:
         return name
     return max((each for each in table if name.startswith(f"{each}_")), key=len, default=None)
@@ -21,7 +23,9 @@ def stem(name: str, table: Mapping[str, Measure] = MEASURES) -> str | None:
 
 def describe(name: str, table: Mapping[str, Measure] = MEASURES) -> Measure | None:
     """The measure that a name of `evaluation.json` stands for: the name itself, or followed by `_<extractor>`,
-    `_<classifier>` or `_std`; None for any other."""
+    `_<classifier>` or `_std`, or behind `pretrained_`; None for any other."""
+    if name.startswith(PRETRAINED) and (after := describe(name.removeprefix(PRETRAINED), table)) is not None:
+        return dataclasses.replace(after, title=f"{after.title} before fine-tuning")
     known = stem(name, table)
     if known is None or known == name:
         return table.get(name)
@@ -41,9 +45,10 @@ def numbers(results: dict[str, Any]) -> dict[str, float]:
     }
     order = list(MEASURES)
 
-    def place(name: str) -> tuple[int, str]:
-        heads = [order.index(each) for each in order if name == each or name.startswith(f"{each}_")]
-        return (max(heads, default=len(order)), name)
+    def place(name: str) -> tuple[int, str, bool]:
+        plain = name.removeprefix(PRETRAINED)
+        heads = [order.index(each) for each in order if plain == each or plain.startswith(f"{each}_")]
+        return (max(heads, default=len(order)), plain, plain != name)
 
     return {name: found[name] for name in sorted(found, key=place)}
 

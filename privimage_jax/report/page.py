@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from privimage_jax.metrics.top_k import Accuracy
 from privimage_jax.report import curves, neighbours, plots, text
 from privimage_jax.report.document import document, template
 from privimage_jax.report.gallery import ImageSet, gallery
@@ -49,6 +50,7 @@ class ReportInputs:
       neighbourhoods: some synthetic images beside public ones; none (no section) where these may not be shown.
       training: titles and values of training on public images alone; fine-tuning's are not public.
       means: the noisy means of sensitive images that the generator learnt from; None (no section) without any.
+      query_accuracy: how often the query network is right on held-out public images; None where that is not known.
     """
 
     title: str
@@ -65,6 +67,7 @@ class ReportInputs:
     neighbourhoods: Sequence[neighbours.Neighbourhood] = ()
     training: Sequence[tuple[str, curves.Metric]] = ()
     means: ImageSet | None = None
+    query_accuracy: Accuracy | None = None
 
 
 def render(inputs: ReportInputs) -> str:
@@ -86,7 +89,7 @@ def render(inputs: ReportInputs) -> str:
         semantics=_semantics(inputs.semantics),
         means=_means(inputs),
         neighbours=_neighbours(inputs.neighbourhoods),
-        training=_training(inputs.training),
+        training=_training(inputs.training, inputs.query_accuracy),
         settings=_settings(inputs.settings),
         ledger=_ledger(inputs),
     )
@@ -181,12 +184,13 @@ def _neighbours(neighbourhoods: Sequence[neighbours.Neighbourhood]) -> str:
     )
 
 
-def _training(training: Sequence[tuple[str, curves.Metric]]) -> str:
-    if not training:
+def _training(training: Sequence[tuple[str, curves.Metric]], accuracy: Accuracy | None) -> str:
+    if not training and accuracy is None:
         return ""
+    network = "" if accuracy is None else f"<p>The network trained on public images is {text.escape(accuracy)}.</p>"
     return (
         '<section id="training"><h2>Training on public images</h2>'
-        "<p>What fine-tuning on the sensitive images looked like is not public.</p>"
+        f"{network}<p>What fine-tuning on the sensitive images looked like is not public.</p>"
         f"{curves.figures((title, metric, None) for title, metric in training)}</section>"
     )
 

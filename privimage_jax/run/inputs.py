@@ -24,6 +24,8 @@ from privimage_jax.training.mesh import make_mesh, platform
 from privimage_jax.training.precision import resolve
 from privimage_jax.training.writers import progress
 
+_HELD_OUT_IMAGES, _HELD_OUT_BYTES = 10_000, 1 << 28  # of public images, the most that are read to measure accuracy
+
 
 class DataSets:
     """The image sets of a run, each read on first use and kept; without a folder as cache, in memory alone."""
@@ -47,7 +49,19 @@ class DataSets:
         """The public images; their classes are the semantics."""
         return self._load("public", "train")
 
-    def _load(self, section: str, part: str) -> Dataset:
+    @functools.cached_property
+    def public_held_out(self) -> Dataset:
+        """Some public images that teach nothing, in memory: whoever measures the query network needs no more.
+
+        Raises:
+          UserError: where the public set holds none out, or they cannot be read.
+        """
+        shape = self._config.data
+        most = min(_HELD_OUT_IMAGES, max(1, _HELD_OUT_BYTES // (shape.image_size**2 * shape.channels)))
+        return self._load("public", "test", most)
+
+    def _load(self, section: str, part: str, most: int = 0) -> Dataset:
+        """A part of a set; the first `most` of a fixed draw are read anew each time, all others are kept."""
         shape = self._config.data
         with contextlib.ExitStack() as stack:
             bar, shown = None, 0
@@ -64,9 +78,10 @@ class DataSets:
                 part,
                 shape.image_size,
                 shape.channels,
-                self._cache if self._config[section].cache else None,
+                self._cache if self._config[section].cache and not most else None,
                 on_progress=on_progress,
                 key=section,
+                most=most,
             )
 
     def read(self, needs_public: bool = True) -> None:
@@ -173,6 +188,11 @@ class Inputs:
     def public(self) -> Dataset:
         """The public images; their classes are the semantics."""
         return self.data.public
+
+    @property
+    def public_held_out(self) -> Dataset:
+        """Some public images that teach nothing; a `UserError` where there are none."""
+        return self.data.public_held_out
 
     @property
     def plan(self) -> Plan:

@@ -125,13 +125,15 @@ def _spend(inputs: Inputs, mechanism: Mechanism) -> None:
     )
 
 
-def read(path: Path, field: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The noisy counts, int64 of this shape, under `field` of a file that `release` wrote.
+def read(
+    path: Path, field: str, shape: tuple[int, ...], remedy: str = "restore it from a copy, or start a new workdir"
+) -> np.ndarray:
+    """Counts, int64 of this shape, under `field` of a JSON file such as `release` has written; `remedy` if it is none.
 
     Raises:
       UserError: if they are missing or damaged.
     """
-    with reading.user_errors(path, "restore it from a copy, or start a new workdir"):
+    with reading.user_errors(path, remedy):
         counts = np.asarray(reading.read_json(path)[field])
         if counts.dtype != np.int64 or counts.shape != shape:
             raise reading.Unreadable(f"holds no {' by '.join(map(str, shape))} whole numbers")

@@ -99,6 +99,32 @@ def _event(config: ConfigDict, mechanism: Mechanism, n: int) -> accounting.Event
     return accounting.SampledGaussian(noise, sampling.poisson_rate(size, n), value(config, mechanism.samples))
 
 
+def noise_by_accountant(config: ConfigDict, n: int) -> dict[str, float | None]:
+    """sigma2 as each accountant solves it for the same budget: accountant -> noise multiplier of DP-SGD.
+
+    None stands for an accountant by which the other mechanisms leave too little, or nothing at all. Solving takes a
+    second or so and is done once in a process.
+
+    Args:
+      config: a checked configuration, whose `privacy.accountant` is not looked at.
+      n: number of sensitive training images (public).
+
+    Returns:
+      {} where nothing is fine-tuned.
+    """
+    if not derived.finetune_steps(config, n):
+        return {}
+    found: dict[str, float | None] = {}
+    for accountant in accounting.ACCOUNTANTS:
+        other = config.copy_and_resolve_references()
+        other.privacy.accountant = accountant
+        try:
+            found[accountant] = make_plan(other, n).finetune_noise
+        except UserError:
+            found[accountant] = None
+    return found
+
+
 @functools.cache
 def _solve(
     epsilon: float,
@@ -152,4 +178,18 @@ def describe(plan: Plan, config: ConfigDict) -> str:
     for name, events in rows:
         pld, rdp = (plan.spent(events, accountant) if events else 0.0 for accountant in ("pld", "rdp"))
         lines.append(f"{name:<{width}}{plain_up(pld, 6):>15}{plain_up(rdp, 6):>15}")
+    if plan.finetune_noise is not None:
+        lines += ["", *_noise_table(plan, config, width)]
     return "\n".join(lines)
+
+
+def _noise_table(plan: Plan, config: ConfigDict, width: int) -> list[str]:
+    """sigma1, which is a setting, beside sigma2 as each accountant solves it; a line for each."""
+    names = {symbol(config, name): f"{noise:g}" for name, noise in plan.count_noise.items()}
+    sigma1 = names.get("sigma1", "–")
+    lines = [f"{'accountant':<{width}}{'sigma1':>15}{'sigma2':>15}"]
+    for accountant, noise in noise_by_accountant(config, plan.n).items():
+        name = f"{accountant} (used)" if accountant == plan.accountant else accountant
+        sigma2 = "none suffices" if noise is None else f"{noise:.4g}"
+        lines.append(f"{name:<{width}}{sigma1:>15}{sigma2:>15}")
+    return lines

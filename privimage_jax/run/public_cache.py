@@ -134,7 +134,7 @@ def _folder(config: ConfigDict) -> Path:
 
 def _names(stage: Stage) -> tuple[str, ...]:
     """What is copied from the stage's folder, and into it: the artefacts last, as they are what later stages read."""
-    return (*BESIDE, *(Path(path).name for path in stage.writes))
+    return (*BESIDE, *(Path(path).name for path in (*stage.notes, *stage.writes)))
 
 
 def _identity(inputs: Inputs, stage: Stage) -> dict[str, Any]:

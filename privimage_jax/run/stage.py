@@ -4,12 +4,7 @@ Names of commands, order, fingerprints, the privacy plan, what may spend and be 
 come from here; what no row names is refused. A row imports nothing heavy: a stage's own module is loaded when it runs.
 """
 
-import dataclasses
-import functools
-import importlib
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,126 +12,12 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.generators import sections as generator_sections
+from privimage_jax.run.record import Mechanism, Stage, keys, of_generator, value
 from privimage_jax.settings import import_strings
-from privimage_jax.storage.workdir import Workdir
 
-Settings = Callable[[ConfigDict], dict[str, Any]]
+__all__ = ["STAGES", "Mechanism", "Stage", "keys", "value"]  # what a stage from elsewhere needs
+
 _IMAGES = ("data.image_size", "data.channels")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mechanism:
-    """What of a stage looks at sensitive images and adds noise.
-
-    Attributes:
-      name: in the ledger and the report.
-      switch: the setting that decides whether it is run.
-      noise_multiplier: the setting that holds its noise, relative to its L2 sensitivity; "" for the one mechanism
-        whose noise is solved for what all others leave of the budget.
-      symbol: what the privacy plan calls its noise multiplier.
-      sample_size: the setting that holds how many records are drawn for each of its Poisson samples, in expectation;
-        "" where it looks at all records, once.
-      samples: the setting that holds how many such samples there are.
-    """
-
-    name: str
-    switch: str
-    noise_multiplier: str = ""
-    symbol: str = "noise multiplier"
-    sample_size: str = ""
-    samples: str = ""
-
-    @property
-    def costs(self) -> tuple[str, ...]:
-        """The settings that decide what it costs, where its noise is not solved for."""
-        return tuple(key for key in (self.noise_multiplier, self.sample_size, self.samples) if key)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage of the pipeline.
-
-    Attributes:
-      name: of its command, its folder under `internal/`, and its done mark.
-      module: that holds `run(inputs)`, and `sensitivity(config)` where the mechanism releases noisy counts.
-      settings: what of the config decides its result, beside what it reads.
-      reads: the stages whose artefacts it reads; those that the config does not run are left out.
-      writes: its artefacts, paths in the workdir. It runs again when one is missing, and publishes no other.
-      depends_on: what of the data decides its result: of "classes", "public", "sensitive", "held_out".
-      enabled: whether the config runs it.
-      mechanism: what spends budget, if anything does. Its data always decide the result.
-      memory_settings: the settings that decide how much memory it takes, to be lowered where there is too little.
-        One that spent budget depends on is left out when they are named.
-      follows_precision: whether matrix products run as `config.precision` says; measures are exact, whatever that is.
-      after: for a stage from outside the package, the one that it follows.
-      kept: whether `config.public_cache` may hold its artefacts for other runs, see `public_cache.keeps`.
-      unread: artefacts of `reads` that have no say in what such a stage makes.
-    """
-
-    name: str
-    module: str
-    settings: Settings
-    reads: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
-    writes: tuple[str, ...] = ()
-    depends_on: tuple[str, ...] = ("classes",)
-    enabled: Callable[[ConfigDict], bool] = lambda config: True
-    mechanism: Mechanism | None = None
-    memory_settings: tuple[str, ...] = ()
-    follows_precision: bool = True
-    after: str = "sample"
-    kept: Callable[[ConfigDict], bool] = lambda config: False
-    unread: tuple[str, ...] = ()
-
-    def load(self) -> ModuleType:
-        """The stage's module."""
-        return importlib.import_module(self.module)
-
-    def sees(self, part: str) -> bool:
-        """Whether a part of the data, of `depends_on`, decides the result."""
-        return part in self.depends_on or (part == "sensitive" and self.mechanism is not None)
-
-    def spends(self, config: ConfigDict) -> bool:
-        """Whether the config runs this stage's mechanism."""
-        return self.mechanism is not None and self.enabled(config) and value(config, self.mechanism.switch) is not False
-
-    def sensitivity(self, config: ConfigDict) -> float:
-        """The L2 sensitivity of the noisy counts that the stage releases."""
-        return float(self.load().sensitivity(config))
-
-    def artefact(self, workdir: Workdir, number: int = 0) -> Path:
-        """The path of one of `writes`."""
-        return workdir.root / self.writes[number]
-
-    @property
-    def published(self) -> tuple[str, ...]:
-        """Names in `release/` of what the stage may publish."""
-        inside = [PurePosixPath(path) for path in self.writes]
-        return tuple(path.name for path in inside if path.parts[0] == "release")
-
-
-def keys(*names: str) -> Settings:
-    """The settings of these sections and keys, without the places where things lie.
-
-    >>> from privimage_jax.configs import base
-    >>> keys("seed", "query")(base.get_config())
-    {'query.k1': 1, 'query.noise_multiplier': 50.0, 'seed': 0}
-    """
-    return lambda config: configs.section(config, *names)
-
-
-def of_generator(*names: str) -> Settings:
-    """The settings of these sections and keys, and those that say what the generator is."""
-    return lambda config: configs.section(config, *names, *generator_sections(config))
-
-
-def value(config: ConfigDict, key: str) -> Any:
-    """The value of a setting "section.key".
-
-    >>> from privimage_jax.configs import base
-    >>> value(base.get_config(), "query.noise_multiplier")
-    50.0
-    """
-    return functools.reduce(lambda section, name: section[name], key.split("."), config)
 
 
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
@@ -206,6 +87,7 @@ STAGES: tuple[Stage, ...] = (
         module="privimage_jax.stages.train_query",
         settings=keys("precision", "seed", "query_net", "public", *_IMAGES),
         writes=("internal/train-query/network",),
+        notes=("internal/train-query/accuracy.json",),
         depends_on=("public",),
         enabled=_needs_network,
         memory_settings=("query_net.batch_size",),
@@ -217,6 +99,7 @@ STAGES: tuple[Stage, ...] = (
         settings=keys("precision", "query", "privacy", "data"),
         reads=lambda config: ("train-query",),
         writes=("internal/query/histogram.json",),
+        notes=("internal/query/exact.json",),
         enabled=_asks_semantics,
         mechanism=Mechanism("semantic query", "selection.method", "query.noise_multiplier", "sigma1"),
     ),
@@ -287,7 +170,7 @@ STAGES: tuple[Stage, ...] = (
         name="evaluate",
         module="privimage_jax.stages.evaluate",
         settings=_evaluation_settings,
-        reads=lambda config: ("train-query", "select", "sample"),
+        reads=lambda config: ("train-query", "query", "select", "pretrain", "sample"),
         writes=("internal/evaluation.json", "internal/evaluation.html"),
         depends_on=("classes", "sensitive", "held_out"),
         enabled=lambda config: config.evaluate.enabled,
@@ -299,7 +182,7 @@ STAGES: tuple[Stage, ...] = (
         module="privimage_jax.stages.report",
         settings=configs.settings_in_use,
         reads=lambda config: (
-            *(("train-query",) if shows_neighbours(config) else ()),
+            *(("train-query",) if shows_neighbours(config) or _asks_semantics(config) else ()),
             *("warmup", "select", "pretrain", "finetune", "choose-sampler", "sample"),
         ),
         writes=("release/report.html",),

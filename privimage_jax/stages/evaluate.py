@@ -1,7 +1,7 @@
 """Stage 7: compare the synthetic set with real images. Not private: everything it writes stays in `internal/`."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,19 @@ from privimage_jax.data import Dataset
 from privimage_jax.metrics import extractors, fidelity, measures, real_features
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.features import Outputs
+from privimage_jax.metrics.measure import Measure
 from privimage_jax.metrics.real_features import RealFeatures
 from privimage_jax.metrics.sds import sds
 from privimage_jax.report.gallery import ImageSet
+from privimage_jax.report.measures import PRETRAINED
+from privimage_jax.report.query_noise import NoiseOfQuery
+from privimage_jax.run import plan
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.run.stage import named
+from privimage_jax.run.stage import named, symbol
 from privimage_jax.settings import derived
 from privimage_jax.settings.evaluation import short_name
 from privimage_jax.stages import sample, selection, train_query
-from privimage_jax.stages.parts import evaluation_page, utility
+from privimage_jax.stages.parts import evaluation_page, pretrained_images, query_accuracy, query_noise, utility
 from privimage_jax.stages.query import count_semantics
 from privimage_jax.storage.workdir import atomic_write_json, remove
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
@@ -45,10 +49,11 @@ def run(inputs: Inputs) -> None:
     section = inputs.config.evaluate
     images, labels = sample.load(inputs)
     synthetic = Dataset(images, labels, inputs.sensitive.class_names, "synthetic")
-    sets = _sets(inputs, synthetic)
+    before = pretrained_images.draw(inputs, labels)
+    sets = _sets(inputs, synthetic, before)
     save_png(inputs.workdir.internal / "comparison.png", _comparison(inputs, sets))
     results: dict[str, Any] = {"private": False, "note": "computed on real images without noise: keep it internal"}
-    results |= _fidelity(inputs, synthetic)
+    results |= _fidelity(inputs, synthetic, before)
     accuracies = inputs.folder(STAGE.name) / "accuracies.json"
     useful = utility.measure(inputs, synthetic, accuracies)
     results |= useful | {"classifier": section.classifiers[0], "classifier_seeds": section.classifier_seeds}
@@ -56,19 +61,23 @@ def run(inputs: Inputs) -> None:
         section.extractors, section.inception_weights
     )
     results |= {"real_test_images": inputs.held_out.n, "synthetic_images": synthetic.n}
+    noise = query_noise.compare(inputs)
+    results |= _of_the_query(inputs, noise) | _noise_multipliers(inputs)
     atomic_write_json(STAGE.artefact(inputs.workdir), results)
-    evaluation_page.write(inputs, results, sets)
+    evaluation_page.write(inputs, results, sets, noise)
     remove(accuracies)
     shown = [f"{name} {results[name]:.4g}" for name in ("fid", "precision", "recall")]
     headline(STAGE.name, "result", "  ".join([*shown, utility.describe(useful)]) + "  (not private)")
 
 
-def _sets(inputs: Inputs, synthetic: Dataset) -> list[ImageSet]:
-    """What is compared by eye: held-out real, selected public and synthetic images."""
+def _sets(inputs: Inputs, synthetic: Dataset, before: Dataset | None) -> list[ImageSet]:
+    """What is compared by eye: held-out real, selected public and synthetic images, some from before fine-tuning."""
     sets = [
         ImageSet("real, held out", inputs.held_out.images, inputs.held_out.labels),
         ImageSet("synthetic", synthetic.images, synthetic.labels),
     ]
+    if before is not None:
+        sets.insert(1, ImageSet(before.name, before.images, before.labels))
     if selection.STAGE.enabled(inputs.config) and inputs.config.selection.method != "unlabelled":
         title = "public, picked" if derived.picks_semantics(inputs.config) else "public, folded"
         sets.insert(1, ImageSet(title, *selection.load(inputs)))
@@ -89,25 +98,36 @@ def _comparison(inputs: Inputs, sets: list[ImageSet]) -> np.ndarray:
     return image_grid(np.concatenate(columns, axis=1)[:, :-1], scale)
 
 
-def _fidelity(inputs: Inputs, synthetic: Dataset) -> dict[str, float]:
+def _fidelity(inputs: Inputs, synthetic: Dataset, before: Dataset | None) -> dict[str, float]:
+    """The measures of the synthetic set, and some of what was drawn before fine-tuning, whose keys say so."""
+    network = extractors.of_network(*train_query.load(inputs))
+    table = measures.with_outside(inputs.config.evaluate.measures)
+    results = _measured(inputs, network, synthetic, table)
+    if before is not None:
+        some = {name: table[name] for name in pretrained_images.MEASURES}
+        results |= {PRETRAINED + key: value for key, value in _measured(inputs, network, before, some).items()}
+    return results
+
+
+def _measured(inputs: Inputs, network: Extractor, made: Dataset, table: Mapping[str, Measure]) -> dict[str, float]:
     """The measures of every extractor, and how similar the semantics are that the query network sees in both sets.
 
     The first extractor gives the plain keys; where there are several, each gives keys that end with its name.
     """
-    section = inputs.config.evaluate
-    network = extractors.of_network(*train_query.load(inputs))
-    semantic = _synthetic_features(inputs, network, synthetic)
-    table = measures.with_outside(section.measures)
-    results = {"sds": semantic_similarity(inputs, network, semantic.logits, synthetic.labels)}
+    section, results = inputs.config.evaluate, {}
+    asks_network = "sds" in table or extractors.QUERY in section.extractors
+    semantic = _features_of(inputs, network, made) if asks_network else Outputs(None)
+    if "sds" in table:
+        results["sds"] = semantic_similarity(inputs, network, semantic.logits, made.labels)
     for name in section.extractors:
         if name == extractors.QUERY:
-            extractor, made = network, semantic
+            extractor, outputs = network, semantic
         else:
-            extractor = extractors.load(name, section.inception_weights, synthetic.image_shape)
-            made = _synthetic_features(inputs, extractor, synthetic)
+            extractor = extractors.load(name, section.inception_weights, made.image_shape)
+            outputs = _features_of(inputs, extractor, made)
         train = _real_features(inputs, extractor, inputs.sensitive, "training")
         test = _real_features(inputs, extractor, inputs.held_out, "held-out")
-        measured = fidelity.measure(train.features, test, made, section.neighbours, name, table)
+        measured = fidelity.measure(train.features, test, outputs, section.neighbours, name, table)
         if name == section.extractors[0]:
             results |= measured
         if len(section.extractors) > 1:
@@ -115,10 +135,30 @@ def _fidelity(inputs: Inputs, synthetic: Dataset) -> dict[str, float]:
     return results
 
 
-def _synthetic_features(inputs: Inputs, extractor: Extractor, synthetic: Dataset) -> Outputs:
-    images = synthetic.images[: inputs.config.evaluate.max_images]  # its classes are spread evenly
-    with _progress(extractor, "synthetic", len(images)) as advance:
-        return extractor.outputs(images, "synthetic", advance)
+def _of_the_query(inputs: Inputs, noise: NoiseOfQuery | None) -> dict[str, float]:
+    """How good the query network is on public images, and how many picks the noise has left alone."""
+    accuracy = query_accuracy.read(inputs.workdir)
+    found: dict[str, float] = {}
+    if accuracy is not None:
+        found |= {"query_accuracy": accuracy.top1, "public_test_images": accuracy.images}
+    if accuracy is not None and accuracy.top5 is not None:
+        found["query_accuracy_top5"] = accuracy.top5
+    return found | ({} if noise is None else {"picks_agreeing": noise.share_agreeing})
+
+
+def _noise_multipliers(inputs: Inputs) -> dict[str, float]:
+    """sigma1, where the query is run, and sigma2 by both accountants."""
+    fixed = {symbol(inputs.config, name): noise for name, noise in inputs.plan.count_noise.items()}
+    sigma2 = plan.noise_by_accountant(inputs.config, inputs.plan.n)
+    return {name: noise for name, noise in fixed.items() if name == "sigma1"} | {
+        f"sigma2_{accountant}": noise for accountant, noise in sigma2.items() if noise is not None
+    }
+
+
+def _features_of(inputs: Inputs, extractor: Extractor, made: Dataset) -> Outputs:
+    images = made.images[: inputs.config.evaluate.max_images]  # its classes are spread evenly
+    with _progress(extractor, made.name, len(images)) as advance:
+        return extractor.outputs(images, made.name, advance)
 
 
 def _real_features(inputs: Inputs, extractor: Extractor, dataset: Dataset, part: str) -> RealFeatures:

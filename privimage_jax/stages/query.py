@@ -20,6 +20,9 @@ PIECE = 1 << 15  # images whose logits are on the host at a time
 def run(inputs: Inputs) -> None:
     """Writes the noisy counts to `internal/query/histogram.json`; they are released by the stage `select`.
 
+    Where the run is going to be evaluated, which looks at real images without noise, the exact counts are kept as well,
+    for the internal page of the evaluation and nothing else: they never leave `internal/`.
+
     Raises:
       UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
     """
@@ -37,6 +40,8 @@ def run(inputs: Inputs) -> None:
                 piece = slice(start, start + PIECE)
                 logits = extract(classify, sensitive.images[piece])
                 counts += count_semantics(logits, sensitive.labels[piece], sensitive.n_classes, section.k1)
+            if inputs.config.evaluate.enabled:
+                workdir.atomic_write_json(STAGE.note(inputs.workdir), {"exact": counts.tolist()}, mode=0o600)
             return counts
 
         determinants = {
@@ -87,6 +92,20 @@ def load(inputs: Inputs) -> np.ndarray:
     Raises:
       UserError: if they are missing or damaged.
     """
-    return noisy_counts.read(
-        STAGE.artefact(inputs.workdir), "histogram", (inputs.sensitive.n_classes, inputs.public.n_classes)
-    )
+    return noisy_counts.read(STAGE.artefact(inputs.workdir), "histogram", _shape(inputs))
+
+
+def load_exact(inputs: Inputs) -> np.ndarray | None:
+    """The counts before the noise, int64 [classes, semantics]; None where they were not kept. Not private.
+
+    Raises:
+      UserError: if they are damaged.
+    """
+    path = STAGE.note(inputs.workdir)
+    if not path.exists():
+        return None
+    return noisy_counts.read(path, "exact", _shape(inputs), remedy="delete it, and the page goes without")
+
+
+def _shape(inputs: Inputs) -> tuple[int, int]:
+    return inputs.sensitive.n_classes, inputs.public.n_classes

@@ -1,5 +1,6 @@
 """Stage 8: the page that goes with the release, made from the release and public values alone."""
 
+from privimage_jax.metrics.top_k import Accuracy
 from privimage_jax.report.curves import Metric, read_metrics
 from privimage_jax.report.gallery import ImageSet
 from privimage_jax.report.page import ReportInputs, render
@@ -9,7 +10,7 @@ from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named, shows_neighbours
 from privimage_jax.settings.methods import METHODS
 from privimage_jax.stages import choose_sampler, sample, selection, warmup
-from privimage_jax.stages.parts import neighbours
+from privimage_jax.stages.parts import neighbours, query_accuracy
 from privimage_jax.storage import workdir
 
 STAGE = named("report")
@@ -35,6 +36,7 @@ def run(inputs: Inputs) -> None:
         neighbourhoods=neighbours.find(inputs, images, labels) if shows_neighbours(inputs.config) else (),
         training=_pretraining(inputs),
         means=ImageSet("noisy mean", *warmup.load(inputs)) if warmup.STAGE.enabled(inputs.config) else None,
+        query_accuracy=_query_accuracy(inputs),
     )
     page = render(shown).encode()
     publication.publish(
@@ -52,6 +54,12 @@ def _shown(inputs: Inputs) -> dict[str, str]:
         shown["sampler_choice.chosen"] = f"{name} = {shown[f'sample.{name}']}"
         shown["sampler_choice.noisy_margins"] = ", ".join(map(str, margins))
     return shown
+
+
+def _query_accuracy(inputs: Inputs) -> Accuracy | None:
+    """That of the query network, a function of public images alone, where the release says what the network saw."""
+    reads = STAGE.reads(inputs.config)
+    return query_accuracy.read(inputs.workdir) if "train-query" in reads else None
 
 
 def _pretraining(inputs: Inputs) -> list[tuple[str, Metric]]:

@@ -18,6 +18,7 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import named
 from privimage_jax.run.trouble import Trouble
+from privimage_jax.stages.parts import query_accuracy
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import classifier, divergence, loop, residency
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree, save_tree
@@ -32,6 +33,8 @@ ASKED = 1024  # public images on which the network is tried
 def run(inputs: Inputs) -> None:
     """Trains the network, or takes it over from `query_net.workdir`; writes `internal/train-query/network`.
 
+    Where the public set holds images out, its accuracy on these is kept beside it.
+
     Raises:
       UserError: if the loss is not finite, or the network is of no use, see `check_result`.
     """
@@ -43,7 +46,8 @@ def run(inputs: Inputs) -> None:
             f"give less than config.query_net.learning_rate={section.learning_rate:g} and run the same command again"
         )
         variables = _train(inputs, remedy)
-    loss = check_result(build(inputs.config, inputs.public.n_classes), variables, inputs.public, remedy)
+    model = build(inputs.config, inputs.public.n_classes)
+    loss = check_result(model, variables, inputs.public, remedy)
     chance = math.log(inputs.public.n_classes)
     if loss >= chance > 0:
         Trouble(inputs).tell(
@@ -51,6 +55,8 @@ def run(inputs: Inputs) -> None:
             f"the query network has a loss of {loss:.3g} on public images, no better than a guess (ln of "
             f"{inputs.public.n_classes} classes = {chance:.3g}); more config.query_net.epochs may help.",
         )
+    steps = 0 if section.workdir else recipe(inputs.config, inputs.public.n).steps
+    query_accuracy.keep(inputs, model, variables, steps)
     save_tree(STAGE.artefact(inputs.workdir), variables)
     Checkpoints(inputs.folder(STAGE.name) / "checkpoints").clear()
 

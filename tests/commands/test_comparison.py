@@ -140,8 +140,12 @@ def test_how_it_was_measured_is_shown(report, tmp_path):
 RESULTS = {
     "extractor": "query", "classifier": "cnn", "recipe": "quick", "inception_sha256": "ab",
     "fid": 1.0, "fid_query": 1.0, "fid_inception": 1.0, "sds": 0.5, "accuracy_synthetic": 0.5,
+    "pretrained_fid": 2.0, "query_accuracy": 0.5,
 }  # fmt: skip
-BETTER = {"fid": 0.5, "fid_query": 0.5, "fid_inception": 0.5, "sds": 0.75, "accuracy_synthetic": 0.75}
+BETTER = {
+    "fid": 0.5, "fid_query": 0.5, "fid_inception": 0.5, "sds": 0.75, "accuracy_synthetic": 0.75,
+    "pretrained_fid": 1.0, "query_accuracy": 0.75,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -149,16 +153,23 @@ BETTER = {"fid": 0.5, "fid_query": 0.5, "fid_inception": 0.5, "sds": 0.75, "accu
     [
         ({}, set()),
         ({"settings": {"privacy.epsilon": 1.0, "seed": 2}}, set()),
-        ({"query_network": "cd"}, {"fid", "fid_query", "sds"}),
-        ({"query_network": "cd", "results": {"extractor": "inception"}}, {"fid", "fid_query", "sds"}),
+        ({"query_network": "cd"}, {"fid", "fid_query", "sds", "pretrained_fid"}),
+        (
+            {"query_network": "cd", "results": {"extractor": "inception"}},
+            {"fid", "fid_query", "sds", "pretrained_fid"},
+        ),
         ({"settings": {"query.k1": 2}}, {"sds"}),
-        ({"results": {"extractor": "inception"}}, {"fid"}),
+        ({"settings": {"public.test_split": "other"}}, {"query_accuracy"}),
+        ({"results": {"extractor": "inception"}}, {"fid", "pretrained_fid"}),
         ({"results": {"inception_sha256": "cd"}}, {"fid_inception"}),
-        ({"results": {"inception_sha256": "cd", "extractor": "inception"}}, {"fid", "fid_inception"}),
+        (
+            {"results": {"inception_sha256": "cd", "extractor": "inception"}},
+            {"fid", "fid_inception", "pretrained_fid"},
+        ),
         ({"results": {"classifier": "resnet9"}}, {"accuracy_synthetic"}),
         ({"results": {"recipe": "benchmark"}}, {"accuracy_synthetic"}),
         ({"settings": {"evaluate.classifier_steps": 7}}, {"accuracy_synthetic"}),
-        ({"settings": {"evaluate.neighbours": 7}}, {"fid", "fid_query", "fid_inception"}),
+        ({"settings": {"evaluate.neighbours": 7}}, {"fid", "fid_query", "fid_inception", "pretrained_fid"}),
         ({"settings": {"data.test_fraction": 0.5}}, set(BETTER)),
     ],
 )

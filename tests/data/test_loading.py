@@ -54,6 +54,8 @@ def test_parts_never_overlap_and_nothing_is_lost(n, test, validation, seed, divi
         assert divided or not tuning & held_out
     fewer = part("train", max_examples=most)
     assert fewer <= train and len(fewer) == min(most or n, len(train))
+    some = set(choose(settings_of(test_fraction=test, seed=seed), n, divided, "test", most).tolist())
+    assert some <= held_out and len(some) == min(most or n, len(held_out))
 
 
 UNREAD = {
@@ -83,6 +85,17 @@ def test_what_only_picks_a_set_or_draws_it_may_be_left_over_from_another_source(
 def test_the_division_never_changes():
     assert choose(settings_of(), 10, False, "test").tolist() == [2, 8]
     assert choose(settings_of(seed=1), 10, False, "test").tolist() == [2, 9]
+
+
+def test_some_examples_of_a_part_are_not_those_of_one_class(tmp_path):
+    """Nor are they kept under the name of the whole part."""
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 4, 4), np.uint8), np.repeat(np.arange(2), 20)
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    some, whole = (
+        load(section(tmp_path / "set.npz", test_fraction=0.9), "test", 4, 1, tmp_path / "cache", most=most)
+        for most in (10, 0)
+    )
+    assert (some.n, whole.n) == (10, 36) and 0 < some.labels.sum() < 10
 
 
 def test_one_call_one_dataset(tmp_path):

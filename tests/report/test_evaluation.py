@@ -33,12 +33,22 @@ def test_known_numbers_come_first_and_unknown_ones_last():
         ("kid_inception", "KID (inception)"),
         ("accuracy_synthetic_resnet9", "Accuracy, trained on synthetic (resnet9)"),
         ("accuracy_real_std", "± Accuracy, trained on real"),
+        ("pretrained_fid", "FID before fine-tuning"),
+        ("pretrained_recall_inception", "Recall (inception) before fine-tuning"),
+        ("query_accuracy_top5", "Accuracy of the query network, five strongest"),
+        ("sigma2_rdp", "σ2 (rdp)"),
         ("fiddle", None),
+        ("pretrained_fiddle", None),
     ],
 )
 def test_names_are_understood(name, title):
     measure = measures.describe(name)
     assert (measure and measure.title) == title
+
+
+def test_what_was_drawn_before_fine_tuning_stands_behind_the_same_measure():
+    given = {"recall": 1, "pretrained_fid": 2, "fid_query": 3, "pretrained_fid_query": 4, "fid": 5}
+    assert list(measures.numbers(given)) == ["fid", "pretrained_fid", "fid_query", "pretrained_fid_query", "recall"]
 
 
 def test_the_best_of_a_line():

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 from page_inputs import ENTRIES
 
+from privimage_jax.metrics.top_k import Accuracy
 from privimage_jax.report import page, plots
 from privimage_jax.report.curves import Metric
 from privimage_jax.report.neighbours import Neighbourhood
@@ -243,6 +244,12 @@ def test_png_reads_back():
     encoded = plots.data_uri(image).removeprefix("data:image/png;base64,")
     with PIL.Image.open(io.BytesIO(base64.b64decode(encoded))) as read:
         assert np.array_equal(np.asarray(read), image[..., 0])
+
+
+def test_the_query_networks_accuracy_is_shown_where_it_is_known(inputs):
+    shown = Outline(render(dataclasses.replace(inputs, query_accuracy=Accuracy(10_000, 0.329, 0.5725))))
+    assert "is right on 32.9% of 10,000 held-out public images" in shown.text and "57.2%" in shown.text
+    assert "held-out" not in Outline(render(inputs)).text
 
 
 def test_neighbours_and_curves_have_a_section_where_they_are_given(inputs):

@@ -7,6 +7,7 @@ from privimage_jax.metrics import measures
 from privimage_jax.report import evaluation
 from privimage_jax.report.curves import read_metrics
 from privimage_jax.report.gallery import ImageSet
+from privimage_jax.report.query_noise import NoiseOfQuery
 from privimage_jax.run import trouble
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import enabled_stages, named
@@ -19,12 +20,13 @@ TRAINING = (
 )
 
 
-def write(inputs: Inputs, results: dict[str, Any], sets: Sequence[ImageSet]) -> None:
+def write(inputs: Inputs, results: dict[str, Any], sets: Sequence[ImageSet], noise: NoiseOfQuery | None) -> None:
     """Writes `internal/evaluation.html`.
 
     Args:
       results: as in `internal/evaluation.json`.
       sets: of images, to be shown side by side.
+      noise: what that of the query has changed; None (no section) where that is not known.
     """
     every = inputs.config.log.every
     shown = evaluation.EvaluationInputs(
@@ -42,5 +44,6 @@ def write(inputs: Inputs, results: dict[str, Any], sets: Sequence[ImageSet]) -> 
             (title, read_metrics(inputs.workdir.internal / stage / "metrics" / "metrics.csv", every))
             for stage, title in TRAINING
         ],
+        query_noise=noise,
     )
     workdir.atomic_write_bytes(named("evaluate").artefact(inputs.workdir, 1), evaluation.render(shown).encode())

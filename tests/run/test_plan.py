@@ -1,0 +1,51 @@
+"""The noise that a budget asks for, by both accountants, as `privimage budget` shows it."""
+
+import pytest
+
+from privimage_jax.configs import base
+from privimage_jax.run.plan import describe, make_plan, noise_by_accountant
+
+N = 45_000  # with the batch and the epochs of the base config: B = 4096, T = 1647
+
+
+def make_config(epsilon, accountant="pld"):
+    config = base.get_config()
+    config.privacy.epsilon, config.privacy.accountant = epsilon, accountant
+    return config
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "pld", "rdp"),
+    [(10.0, 2.097, 2.206), (1.0, 15.15, 16.31)],
+)
+def test_both_accountants_find_the_published_noise(epsilon, pld, rdp):
+    config = make_config(epsilon)
+    assert make_plan(config, N).steps == 1647
+    assert noise_by_accountant(config, N) == pytest.approx({"pld": pld, "rdp": rdp}, rel=5e-4)
+
+
+def test_the_budget_shows_both_and_which_is_used():
+    lines = describe(make_plan(make_config(10.0, "rdp"), N), make_config(10.0, "rdp")).splitlines()
+    table = [line.split() for line in lines[lines.index("") :]]
+    assert table[-3:] == [["accountant", "sigma1", "sigma2"], ["pld", "50", "2.097"], ["rdp", "(used)", "50", "2.206"]]
+
+
+def test_an_accountant_by_which_the_budget_is_too_small_has_no_noise():
+    """The query alone costs 0.0672 by one and 0.0769 by the other."""
+    config = make_config(0.072)
+    config.finetune.batch_size, config.finetune.steps = 512, 1
+    found = noise_by_accountant(config, N)
+    assert found["pld"] > 0 and found["rdp"] is None
+    assert "none suffices" in describe(make_plan(config, N), config)
+
+
+def test_without_fine_tuning_there_is_no_sigma2():
+    config = make_config(10.0)
+    config.finetune.enabled = False
+    assert noise_by_accountant(config, N) == {} and "accountant" not in describe(make_plan(config, N), config)
+
+
+def test_a_query_that_is_not_made_has_no_sigma1():
+    config = make_config(10.0)
+    config.selection.method = "random"
+    assert describe(make_plan(config, N), config).splitlines()[-1].split()[:2] == ["rdp", "–"]
