@@ -65,7 +65,6 @@ def get_config() -> ConfigDict:
     config.sampler_choice.noise_multiplier = 10.0
 
     config.evaluate.classifier_steps = 1500
-    config.evaluate.pretrained = True
 
     config.log.every = 10
     config.log.sample_every = 500

@@ -205,7 +205,7 @@ def test_the_cache_holds_no_more_than_public_stages_make(filled):
         for entry in (filled / "cache").glob("*/")
         for path in (entry / "files").rglob("*")
     }
-    assert names == {"metrics", "network", "params"}
+    assert names == {"accuracy.json", "metrics", "network", "params"}
     assert "public_cache" in configs.PLACES
 
 
