@@ -103,7 +103,7 @@ RULES: dict[str, Rule] = {
     "gan.discriminator_width": POSITIVE,
     "gan.attention": AT_LEAST_0,
     "gan.discriminator_steps": POSITIVE,
-    "gan.learning_rate": ABOVE_0,
+    "gan.generator_rate": ABOVE_0,
     "gan.batch_size": POSITIVE,
     "gan.microbatch": POSITIVE,
     "pretrain.steps": AT_LEAST_0,

@@ -166,7 +166,7 @@ class GAN:
             "generator": {
                 "weights": _copy(params["generator"]),
                 "vectors": vectors,
-                "opt_state": _adam(self.config.gan.learning_rate).init(weights),
+                "opt_state": self._generator_adam(section).init(weights),
                 "step": jnp.zeros((), jnp.int32),
             },
         }
@@ -174,7 +174,7 @@ class GAN:
     def _update(self, section: ConfigDict, mesh: Mesh) -> Update:
         """`(state, gradient, labels) -> state`: what follows the discriminator's gradient; sees no image."""
         adam, every = _adam(section.learning_rate), self.config.gan.discriminator_steps
-        generator_step = self._generator_step(section.ema, mesh)
+        generator_step = self._generator_step(section, mesh)
 
         def update(state: State, gradient: Params, labels: jax.Array) -> State:
             updates, opt_state = adam.update(gradient, state["opt_state"], state["params"])
@@ -196,9 +196,9 @@ class GAN:
 
         return update
 
-    def _generator_step(self, decay: float, mesh: Mesh) -> Callable:
+    def _generator_step(self, section: ConfigDict, mesh: Mesh) -> Callable:
         """A step of the generator against a discriminator: `((own, weights, average), judge, labels, key) -> (…)`."""
-        adam, pieces = _adam(self.config.gan.learning_rate), self._pieces(mesh)
+        adam, pieces = self._generator_adam(section), self._pieces(mesh)
 
         @fast_convolutions(platform=meshes.platform(mesh))
         def piece_loss(
@@ -223,10 +223,13 @@ class GAN:
             weights = optax.apply_updates(state["weights"], updates)
             normalised, vectors = spectral_norm.normalise(weights, state["vectors"])
             count = state["step"] + 1
-            average = ema_update(average, normalised, count, decay)
+            average = ema_update(average, normalised, count, section.ema)
             return {"weights": weights, "vectors": vectors, "opt_state": opt_state, "step": count}, normalised, average
 
         return step
+
+    def _generator_adam(self, section: ConfigDict) -> optax.GradientTransformation:
+        return _adam(self.config.gan.generator_rate * section.learning_rate)
 
     def _pieces(self, mesh: Mesh) -> int:
         """Into how many pieces a batch of generated images is cut, all of one size."""

@@ -70,7 +70,9 @@ def _needs_public(config: ConfigDict) -> bool:
 
 
 def selected(config: ConfigDict, facts: Facts) -> int:
-    """How many public images pre-training sees: all, or the picked share of classes of equal size."""
+    """How many images pre-training sees: all public ones, or the picked share of classes of equal size, or means."""
+    if not config.pretrain.steps:
+        return config.warmup.means * facts.n_classes
     if not derived.picks_semantics(config):
         return facts.public_n
     picked = derived.k2(config, facts.n_classes, facts.public_classes) * facts.n_classes

@@ -108,7 +108,7 @@ def make(
     runs = {
         train_query.STAGE.name: train_query.STAGE.enabled(config) and not config.query_net.workdir,
         query.STAGE.name: query.STAGE.enabled(config),
-        pretrain.STAGE.name: config.pretrain.steps > 0,
+        pretrain.STAGE.name: config.pretrain.steps > 0 or config.warmup.enabled,
         finetune.STAGE.name: config.finetune.enabled,
         sample.STAGE.name: True,
     }
@@ -215,13 +215,13 @@ def _pretrain(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
         lower=lower,
         flops=flops,
         rounds=(1,),
-        times=config.pretrain.steps,
+        times=config.pretrain.steps + config.warmup.steps * config.warmup.enabled,
         precision=_precision(config, config.model.kwargs),
         asked=config.precision,
         batch=size,
         divided="config.pretrain.batch_size",
         remedy=_remedy(config, "public", images, machine, "config.pretrain.batch_size"),
-        settings=_settings(config, facts, "pretrain", *generators.sections(config), "selection"),
+        settings=_settings(config, facts, "pretrain", "warmup", *generators.sections(config), "selection"),
     )
 
 

@@ -53,6 +53,14 @@ def test_how_often_each_runs(config):
     assert made["query"].batch == 64 and made["sample"].batch == 8  # padded to all devices
 
 
+def test_steps_on_noisy_means_count_as_pre_training(config):
+    config.warmup.enabled, config.warmup.steps, config.warmup.subset_size = True, 4, 20
+    for steps, times in ((6, 10), (0, 4)):
+        config.pretrain.steps, config.selection.method = steps, "semantic" if steps else "none"
+        [program] = programs.make(config, FACTS, TPUS, ("vmap",), ("pretrain",))
+        assert program.times == times
+
+
 def test_the_memory_of_the_target_decides_the_microbatch(config):
     config.clipping.microbatch, config.finetune.batch_size = 0, 2048
     facts = dataclasses.replace(FACTS, n=10_000)
