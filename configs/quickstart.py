@@ -50,6 +50,10 @@ def get_config() -> ConfigDict:
     config.pretrain.learning_rate = 1e-3
     config.pretrain.flip = False
 
+    config.warmup.subset_size = 500  # a third of the images
+    config.warmup.steps = 1500
+    config.warmup.learning_rate = 1e-3
+
     config.finetune.batch_size = 512
     config.finetune.steps = 100
     config.finetune.noise_multiplicity = 4

@@ -6,8 +6,9 @@ import pathlib
 import pytest
 
 from privimage_jax import config as configs
-from privimage_jax.configs import base
+from privimage_jax.configs import base, quickstart
 from privimage_jax.errors import UserError
+from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import counting, enabled_stages
 from privimage_jax.settings import methods
 from privimage_jax.settings.methods import METHODS
@@ -51,6 +52,16 @@ def test_the_table_of_the_docs_is_that_of_the_code():
     page = (pathlib.Path(base.__file__).parents[1] / "docs" / "methods.md").read_text()
     rows = [f"| `{name}` | {method.what} | {method.source} |" for name, method in METHODS.items()]
     assert "\n".join(rows) in page
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_planned_for_the_quickstart(name):
+    config = of(name, quickstart.get_config())
+    config.privacy.accountant = "rdp"
+    solved = make_plan(configs.check(config), config.data.n)
+    counted = {"privimage", "privimage_gan", "lora", "attention", "rpgen"}
+    asked = ["semantic query"] * (name in counted) + ["noisy means"] * (name == "dp_feta")
+    assert solved.mechanisms == [*asked, "DP-SGD fine-tuning"]
 
 
 def test_no_two_methods_are_the_same():
