@@ -126,9 +126,7 @@ def get_config() -> ConfigDict:
     config.gan.discriminator_width = 160  # channels of the discriminator's blocks
     config.gan.attention = 2  # the generator's block, from 1, after which there is self-attention; 0 = none
     config.gan.discriminator_steps = 5  # of the discriminator for each step of the generator
-    config.gan.generator_rate = (
-        0.4  # the generator's learning rate, as a multiple of the discriminator's
-    )
+    config.gan.generator_rate = 0.4  # the generator's learning rate, as a multiple of the discriminator's
     config.gan.batch_size = 4096  # images made for a step of the generator
     config.gan.microbatch = 256  # of these, at once on a device
 

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -260,4 +261,5 @@ def test_ten_real_kills():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "fixed seed: 7 kills" in done.stdout and "real entropy: 3 kills" in done.stdout, done.stdout
+    kills = dict(re.findall(r"(fixed seed|real entropy): (\d+) kills", done.stdout))  # more where a run is hit twice
+    assert int(kills["fixed seed"]) >= 7 and int(kills["real entropy"]) >= 3, done.stdout

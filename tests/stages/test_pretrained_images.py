@@ -79,7 +79,7 @@ def test_nothing_is_drawn_where_nobody_asks_or_nothing_was_learnt(tmp_path, key,
 
 
 def test_a_generator_that_knows_no_label_is_asked_for_none(tmp_path):
-    config = make_config(tmp_path, "all")
+    config = make_config(tmp_path, "unlabelled")
     inputs = inputs_of(config, run(config, tmp_path / "run", "pretrain"))
     one, other = (pretrained_images.draw(inputs, np.full(4, label, np.int32)) for label in (0, 2))
     np.testing.assert_array_equal(one.images, other.images)

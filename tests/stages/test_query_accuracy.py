@@ -151,7 +151,7 @@ def test_without_such_images_the_run_says_so_and_goes_on(tmp_path, capsys, make,
     ],
 )
 def test_a_damaged_figure_is_none(tmp_path, content):
-    path = train_query.STAGE.kept(Workdir(tmp_path))
+    path = train_query.STAGE.note(Workdir(tmp_path))
     path.parent.mkdir(parents=True)
     path.write_text(content)
     assert query_accuracy.read(Workdir(tmp_path)) is None

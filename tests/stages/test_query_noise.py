@@ -53,7 +53,7 @@ def test_exact_and_noisy_counts_are_of_the_same_images(queried):
 
 def test_the_exact_counts_stay_inside_for_their_owner_alone(queried):
     config, workdir = queried
-    path = query.STAGE.kept(workdir)
+    path = query.STAGE.note(workdir)
     assert path.is_relative_to(workdir.internal) and stat.S_IMODE(path.stat().st_mode) == 0o600
     exact = query.load_exact(make_inputs(configs.check(config), workdir)).tolist()
     released = b" ".join(release_bytes(workdir).values()).decode()
@@ -65,14 +65,14 @@ def test_without_an_evaluation_they_are_not_kept(queried, tmp_path):
     config = tiny_config(tmp_path)
     config.evaluate.enabled = False
     workdir = run(config, tmp_path / "run", "query")
-    assert not query.STAGE.kept(workdir).exists()
+    assert not query.STAGE.note(workdir).exists()
     assert query_noise.compare(make_inputs(configs.check(config), workdir)) is None
 
 
 def test_damaged_ones_are_refused(queried, tmp_path):
     config = tiny_config(tmp_path)
     workdir = run(config, tmp_path / "run", "query")
-    query.STAGE.kept(workdir).write_text('{"exact": [[1]]}')
+    query.STAGE.note(workdir).write_text('{"exact": [[1]]}')
     with pytest.raises(UserError, match=r"exact.json holds no 3 by 6 whole numbers; delete it, and the page goes"):
         query_noise.compare(make_inputs(configs.check(config), workdir))
 
