@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from privimage_jax.cli import devices
+from privimage_jax.cli import benchmark, devices
 from privimage_jax.commands.benchmark import measuring, peers, problems, programs, torch_twin
 from privimage_jax.configs import base
 from privimage_jax.privacy import chacha, clipping, dp_sgd, sampling
@@ -46,6 +46,10 @@ def problem_of(name="pipelines:Denoiser", **kwargs):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), first.params)
     return problems.make_problem(config, 6, 2, "float32", params)
+
+
+def test_the_help_names_every_method():
+    assert not [name for name in measuring.METHODS if not re.search(rf"\b{name}\b", benchmark.COMMAND.help)]
 
 
 def test_the_table_and_the_file_hold_every_method(privimage, config, tmp_path, monkeypatch):

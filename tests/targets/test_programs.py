@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from pipelines import tiny_config
 
+from privimage_jax.cli import forecast
 from privimage_jax.errors import UserError
 from privimage_jax.targets import programs, topologies
 from privimage_jax.targets.facts import Facts
@@ -30,6 +31,10 @@ def test_every_stage_that_the_config_runs(config):
     assert names(programs.make(config, FACTS, TPUS, ("nonprivate", "vmap"))) == ["finetune", "finetune", "sample"]
     config.finetune.enabled = False
     assert names(programs.make(config, FACTS, TPUS, ())) == ["sample"]
+
+
+def test_the_help_names_every_program_and_method():
+    assert not [name for name in (*programs.NAMES, *programs.METHODS) if name not in forecast.COMMAND.help]
 
 
 def test_wrong_names_are_refused(config):
