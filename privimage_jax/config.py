@@ -17,7 +17,7 @@ from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
 from privimage_jax.settings import derived, evaluation, gan, import_strings, methods
 from privimage_jax.settings.evaluation import short_name
-from privimage_jax.settings.families import FAMILIES, unused_sections
+from privimage_jax.settings.families import FAMILIES, reads
 from privimage_jax.settings.rules import (
     ABOVE_0,
     AT_LEAST_0,
@@ -269,11 +269,10 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
         name for name, section in config.items() if isinstance(section, ConfigDict) and not section.get("enabled", 1)
     ]
     unused |= {key for name in off for key, _ in flatten(config[name], f"{name}.") if key != f"{name}.enabled"}
-    of_others = tuple(f"{name}." for name in unused_sections(config.generator))
     return {
         key: value
         for key, value in public_settings(config).items()
-        if key not in unused and not key.startswith(("log.", "audit.", *of_others))
+        if key not in unused and reads(config.generator, key) and not key.startswith(("log.", "audit."))
     }
 
 

@@ -16,6 +16,7 @@ from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import has_spent, open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages, upstream, value
+from privimage_jax.settings.families import reads
 from privimage_jax.stages.parts import preflight
 from privimage_jax.storage import workdir
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
@@ -143,7 +144,8 @@ def _to_lower(stage: Stage, inputs: Inputs) -> dict[str, int]:
     spent = [one for one in all_stages(config) if has_spent(inputs.workdir, one)]
     fixed = {key for last in spent for one in upstream(config, last) for key in one.settings(config)}
     in_use = {"clipping.microbatch": inputs.microbatch}  # where the config leaves it open
-    numbers = {key: in_use.get(key) or value(config, key) for key in stage.memory_settings if key not in fixed}
+    keys = [key for key in stage.memory_settings if reads(config.generator, key)]
+    numbers = {key: in_use.get(key) or value(config, key) for key in keys if key not in fixed}
     return {key: number for key, number in numbers.items() if number > 1}
 
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import config_files, methods
+from privimage_jax.settings import config_files, families, gan, methods
 
 # What the pages of all commands say that take one.
 CONFIG = f"""\
@@ -70,6 +70,12 @@ def parse(
                 sys_argv=argv,
             )
         rest = values(argv)[1:]
+        if path is not None:
+            given = [argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")]
+            given = [name.removeprefix("config.") for name in given if name.startswith("config.")]
+            families.check_given(
+                config.generator, [key for key in given if key not in gan.WITHOUT]
+            )  # has its own check
     except KeyError as error:  # of ConfigDict
         text = " ".join(str(error.args[0]).split()).rstrip(".")
         raise UserError(f"a setting lies in a section that is not there ({text}); add it in the config file.") from None

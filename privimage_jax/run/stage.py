@@ -18,17 +18,18 @@ from privimage_jax.settings import import_strings
 __all__ = ["STAGES", "Mechanism", "Stage", "keys", "value"]  # what a stage from elsewhere needs
 
 _IMAGES = ("data.image_size", "data.channels")
+MICROBATCHES = ("clipping.microbatch", "gan.microbatch")  # of fine-tuning
 
 
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     """With all that decides how much of the budget the other mechanisms take: sigma2 depends on it.
 
-    Without the microbatch, which changes results by rounding only, as the number of devices does: whoever ran out of
+    Without the microbatches, which change results by rounding only, as the number of devices does: whoever ran out of
     memory may lower it and go on. (Whether the rules for convolutions still keep examples apart is tried again.)
     """
     names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
     settings = {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
-    return {key: value for key, value in settings.items() if key != "clipping.microbatch"}
+    return {key: value for key, value in settings.items() if key not in MICROBATCHES}
 
 
 def _selection_settings(config: ConfigDict) -> dict[str, Any]:
@@ -135,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_pretrain_settings,
         reads=lambda config: ("select", "warmup") if config.pretrain.steps else ("warmup",),
         writes=("internal/pretrain/params",),
-        memory_settings=("pretrain.batch_size",),
+        memory_settings=("pretrain.batch_size", "gan.microbatch"),
         kept=lambda config: config.pretrain.steps > 0,
         unread=("release/semantics.json",),
     ),
@@ -146,7 +147,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda config: ("pretrain",),
         writes=("release/generator",),
         mechanism=Mechanism("DP-SGD fine-tuning", "finetune.enabled"),
-        memory_settings=("clipping.microbatch",),
+        memory_settings=MICROBATCHES,
     ),
     Stage(
         name="choose-sampler",

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
 
-_WITHOUT = {  # what only diffusion models have, and the value that does without
+WITHOUT = {  # what only diffusion models have, and the value that does without
     "pretrain.perturbation": 0.0,
     "sample.guidance": 0.0,
     "sampler_choice.enabled": False,
@@ -31,13 +31,18 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: naming the setting.
     """
-    for key, without in _WITHOUT.items():
+    for key, without in WITHOUT.items():
         section, name = key.split(".")
         if (given := config[section][name]) != without:
             raise UserError(
                 f"config.{key}={given!r} is of diffusion models, and config.generator=gan has nothing like it; give "
                 f"{without!r}."
             )
+    size, most = config.gan.batch_size, config.gan.microbatch
+    if size > most and size % most:
+        raise UserError(
+            f"config.gan.batch_size={size} cannot be cut into pieces of config.gan.microbatch={most}; give a multiple."
+        )
     parts = len(sides(config.data.image_size))
     if config.gan.noise < parts:
         raise UserError(

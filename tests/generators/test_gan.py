@@ -204,6 +204,7 @@ def test_the_whole_pipeline_runs_with_it(config, tmp_path):
         ("sampler_choice.enabled", True, "config.sampler_choice.enabled=True is of diffusion models"),
         ("finetune.lora_rank", 2, "config.finetune.lora_rank=2 is of diffusion models"),
         ("finetune.trainable", ".*attention.*", "config.finetune.trainable='.*attention.*' is of diffusion models"),
+        ("gan.batch_size", 7, "config.gan.batch_size=7 cannot be cut into pieces of config.gan.microbatch=4"),
         ("gan.noise", 0, "config.gan.noise=0 is not accepted"),
         ("gan.noise", 1, "config.gan.noise=1 "),
     ],

@@ -3,6 +3,7 @@
 import pytest
 
 from privimage_jax.configs import base
+from privimage_jax.errors import UserError
 from privimage_jax.run.plan import describe, make_plan, noise_by_accountant
 
 N = 45_000  # with the batch and the epochs of the base config: B = 4096, T = 1647
@@ -49,3 +50,11 @@ def test_a_query_that_is_not_made_has_no_sigma1():
     config = make_config(10.0)
     config.selection.method = "random"
     assert describe(make_plan(config, N), config).splitlines()[-1].split()[:2] == ["rdp", "–"]
+
+
+def test_next_to_no_noise_is_refused_in_a_moment():
+    """pld would take minutes and gigabytes for it."""
+    config = make_config(10.0)
+    config.query.noise_multiplier = 1e-3
+    with pytest.raises(UserError, match=r"the semantic query alone costs epsilon \d+"):
+        make_plan(config, N)
