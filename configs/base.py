@@ -154,7 +154,9 @@ def get_config() -> ConfigDict:
     config.finetune.batch_size = 4096  # expected size of a Poisson batch
     config.finetune.epochs = 150.0  # steps = epochs * N / batch_size
     config.finetune.steps = 0  # >0: so many steps, in place of epochs
-    config.finetune.noise_multiplicity = 8  # K: noise draws of the diffusion loss per example (Dockhorn et al. 2023)
+    config.finetune.noise_multiplicity = (
+        8  # K: noise draws, or a GAN's generated images, per example (Dockhorn et al. 2023)
+    )
     config.finetune.learning_rate = 3e-4  # of Adam
     config.finetune.ema = 0.999  # decay of the averaged parameters
     config.finetune.flip = False  # random left-right flips
