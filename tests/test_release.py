@@ -59,6 +59,15 @@ def make_config(folder):
     return config
 
 
+def make_gan_config(folder):
+    """The same with a GAN, whose generator learns beside what DP-SGD trains."""
+    config = make_config(folder)
+    config.generator, config.sampler_choice.enabled, config.warmup.enabled = "gan", False, False
+    config.gan.noise, config.gan.embedding, config.gan.generator_width = 8, 4, 8
+    config.gan.discriminator_width, config.gan.batch_size, config.gan.discriminator_steps = 8, 8, 2
+    return config
+
+
 def image_of(value):
     return np.full((SIDE, SIDE, 1), value, np.uint8)
 
@@ -101,7 +110,9 @@ class Run:
     names: list[str]
 
 
-def run_on(folder, public, neighbour: Neighbour | None = None, replay: Trace | None = None) -> Run:
+def run_on(
+    folder, public, neighbour: Neighbour | None = None, replay: Trace | None = None, make_config=make_config
+) -> Run:
     arrays, null = sensitive_arrays(folder), None
     if neighbour is not None:
         null = neighbour.row if neighbour.image is None else None
@@ -140,6 +151,15 @@ def replayed(request, original, public, tmp_path_factory):
 
 def test_the_release_depends_on_the_mechanisms_outputs_alone(original, replayed):
     check_releases_are_equal(original.release, replayed[1].release)
+
+
+def test_the_release_of_a_gan_does_too(public, tmp_path_factory):
+    original = run_on(tmp_path_factory.mktemp("gan"), public, make_config=make_gan_config)
+    folder, neighbour = tmp_path_factory.mktemp("gan_neighbour"), NEIGHBOURS["another image"]
+    other = run_on(folder, public, neighbour, original.trace, make_gan_config)
+    check_releases_are_equal(original.release, other.release)
+    ours, others = (vector64([run.trace.gradients[step] for step in range(STEPS)]) for run in (original, other))
+    assert np.abs(ours - others).max() > 0, "the image was drawn, and moves the discriminator"
 
 
 @pytest.mark.parametrize(
