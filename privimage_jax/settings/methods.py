@@ -143,10 +143,12 @@ def apply(config: ConfigDict, name: str) -> None:
     if not name:
         return
     method = METHODS[name]
+    norm = method.settings.get("pretrain.perturbation_norm")
+    rescaled = norm is not None and norm != _get(config, "pretrain.perturbation_norm")  # gamma is of another unit then
     for key, wanted in method.settings.items():
         _set(config, key, wanted)
     for key, wanted in method.defaults.items():
-        if not _does(method, key, _get(config, key)):
+        if rescaled and key == "pretrain.perturbation" or not _does(method, key, _get(config, key)):
             _set(config, key, wanted)
 
 
