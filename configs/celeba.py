@@ -80,3 +80,4 @@ def _dpimagebench(config: ConfigDict, size: str) -> None:
     config.model.kwargs.ch_mult = {"32": (2, 4), "64": (1, 2, 4), "128": (1, 2, 4)}[size]
     config.model.kwargs.attn = {"32": (16,), "64": (32, 16), "128": (64, 32)}[size]
     config.data.split, config.data.n = "train[:145064]", 145064
+    config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 250, 12000, 10.0  # DP-FETA

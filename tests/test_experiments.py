@@ -12,6 +12,7 @@ from privimage_jax.configs import base, celeba, cifar10, mnist, places365, publi
 from privimage_jax.errors import UserError
 from privimage_jax.models.registry import build_classifier, parameter_count
 from privimage_jax.run.plan import make_plan
+from privimage_jax.settings import methods
 from privimage_jax.targets import facts
 
 FOLDER = pathlib.Path(base.__file__).parent
@@ -80,6 +81,22 @@ def test_whose_settings_are_whose():
     assert (large.pretrain.steps, large.finetune.noise_multiplicity, large.query.k1) == (800_000, 4, 25)
     places = places365.get_config("camelyon")
     assert (places.query.k1, places.selection.k2, places.pretrain.steps) == (9, 9, 3200 * 86)
+
+
+@pytest.mark.parametrize("name", ["privimage_gan", "dpgan"])
+def test_a_gan_in_place_of_a_diffusion_model_has_its_published_settings(name):
+    config = celeba.get_config("dpimagebench_32")
+    methods.apply(config, name)
+    assert (config.finetune.learning_rate, config.finetune.noise_multiplicity) == (5e-4, 1)
+    config.finetune.noise_multiplicity = 3  # a GAN's own
+    methods.apply(config, name)
+    assert config.finetune.noise_multiplicity == 3
+
+
+def test_the_published_noisy_means():
+    faces, digits = celeba.get_config("dpimagebench_32").warmup, mnist.get_config("dpimagebench").warmup
+    assert (faces.means, faces.subset_size, faces.noise_multiplier) == (250, 12_000, 10)
+    assert (digits.means, digits.subset_size, digits.noise_multiplier) == (5, 6_000, 5)
 
 
 def test_celeba_has_three_sizes():

@@ -261,12 +261,23 @@ def test_lists_are_given_as_words(config, setting, value, apart):
 def test_a_config_takes_an_argument(privimage):
     assert config_files.load(f"{CONFIGS / 'celeba.py'}:64").data.image_size == 64
     privimage("budget", f"--config={CONFIGS / 'quickstart.py'}:8").refuses(
-        "quickstart.py fails", "get_config() takes 0"
+        "quickstart.py takes no text behind the colon; leave out ':8'."
     )
     privimage("budget", f"--config={CONFIGS / 'mnist.py'}:64").refuses("knows no '64'", "mnist.py:dpimagebench.")
     rdp = "--config.privacy.accountant=rdp"
     published = privimage("budget", f"--config={CONFIGS / 'cifar10.py'}:dpimagebench", rdp).succeeds()
     assert "N = 45000" in published.out
+
+
+@pytest.mark.parametrize("text", [None, "x"])
+def test_a_config_may_lie_in_a_folder_with_a_colon(tmp_path, text):
+    (tmp_path / "c:d").mkdir()
+    file = tmp_path / "c:d" / "q.py"
+    file.write_text(
+        "from privimage_jax.configs import base\ndef get_config(text='none'):\n"
+        "    config = base.get_config()\n    config.name = text\n    return config\n"
+    )
+    assert config_files.load(f"{file}:{text}" if text else str(file)).name == (text or "none")
 
 
 def test_a_method_gives_the_config_its_settings(privimage, config):

@@ -19,6 +19,19 @@ __all__ = ["STAGES", "Mechanism", "Stage", "keys", "value"]  # what a stage from
 
 _IMAGES = ("data.image_size", "data.channels")
 MICROBATCHES = ("clipping.microbatch", "gan.microbatch")  # of fine-tuning
+_NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are gone on with: what changes nothing
+    "pretrain.perturbation": 0.0,
+    "warmup.enabled": False,
+    "evaluate.pretrained": False,
+}
+
+
+def _without_neutral(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings of `_NEUTRAL` that change nothing, so that records from before there were any still hold."""
+    neutral = {key for key, value in _NEUTRAL.items() if key in settings and settings[key] == value}
+    if "pretrain.perturbation" in neutral:
+        neutral.add("pretrain.perturbation_norm")
+    return {key: value for key, value in settings.items() if key not in neutral}
 
 
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
@@ -29,7 +42,7 @@ def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
     """
     names = ("precision", "seed", "finetune", "clipping", "privacy", "data", "query", "selection.method")
     settings = {**configs.section(config, *names, *generator_sections(config)), **reserved(config)}
-    return {key: value for key, value in settings.items() if key not in MICROBATCHES}
+    return _without_neutral({key: value for key, value in settings.items() if key not in MICROBATCHES})
 
 
 def _selection_settings(config: ConfigDict) -> dict[str, Any]:
@@ -50,14 +63,14 @@ def _evaluation_settings(config: ConfigDict) -> dict[str, Any]:
     from privimage_jax.metrics import extractors
 
     weights = extractors.weights_digest(config.evaluate.extractors, config.evaluate.inception_weights)
-    return configs.section(config, "precision", "seed", "evaluate", "data", "query.k1") | weights
+    return _without_neutral(configs.section(config, "precision", "seed", "evaluate", "data", "query.k1") | weights)
 
 
 def _pretrain_settings(config: ConfigDict) -> dict[str, Any]:
     """With those of the training on noisy means, where there are any."""
     of_means = ("warmup.enabled", "warmup.steps", "warmup.learning_rate") if config.warmup.enabled else ()
     names = ("precision", "seed", "pretrain", *of_means, *_IMAGES, "data.class_names")
-    return configs.section(config, *names, *generator_sections(config))
+    return _without_neutral(configs.section(config, *names, *generator_sections(config)))
 
 
 def _asks_semantics(config: ConfigDict) -> bool:

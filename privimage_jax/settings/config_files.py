@@ -3,6 +3,7 @@
 import builtins
 import importlib.machinery
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -21,12 +22,14 @@ def load(path: str) -> ConfigDict:
     Modules beside it can be imported, by it and by import strings of its settings; installed ones come first.
 
     Args:
-      path: of the file; "file.py:text" calls `get_config("text")`.
+      path: of the file; "file.py:text" calls `get_config("text")`, text being what follows the last colon.
 
     Raises:
       UserError: naming the file, and the line of it that fails.
     """
-    file, colon, argument = path.partition(":")
+    file, argument = path, None
+    if ":" in path and not os.path.isfile(path):
+        file, _, argument = path.rpartition(":")
     if not os.path.isfile(file):
         raise UserError(f"the config file {file!r} does not exist; give a path such as configs/quickstart.py.")
     folder = os.path.dirname(os.path.abspath(file))
@@ -39,7 +42,12 @@ def load(path: str) -> ConfigDict:
             raise ImportError(f"{file} is no module")
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
-        config = module.get_config(*[argument][: len(colon)])
+        if argument is None:
+            config = module.get_config()
+        elif inspect.signature(module.get_config).parameters:
+            config = module.get_config(argument)
+        else:
+            raise UserError(f"the config file {file} takes no text behind the colon; leave out {':' + argument!r}.")
     except UserError:  # a sentence already
         raise
     except Exception as error:  # a config file is a program and may fail in any way

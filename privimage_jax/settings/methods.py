@@ -49,6 +49,12 @@ _USUAL: Mapping[str, Value] = {  # what each method leaves as it is, but for tho
 _GAN: Mapping[str, Value] = {"generator": "gan", "sample.guidance": 0.0}  # which has nothing to guide
 
 
+_ANEW: Mapping[str, Value] = {  # of a GAN, as published, where the config file's are those of diffusion models
+    "finetune.noise_multiplicity": 1,  # generated images beside each real one
+    "finetune.learning_rate": 5e-4,  # the discriminator's
+}
+
+
 def _usual(*free: str) -> dict[str, Value]:
     """`_USUAL` without the settings that a method leaves free."""
     return {key: value for key, value in _USUAL.items() if key not in free}
@@ -143,10 +149,15 @@ def apply(config: ConfigDict, name: str) -> None:
     if not name:
         return
     method = METHODS[name]
+    if method.settings.get("generator") == "gan" != config.generator:
+        for key, wanted in _ANEW.items():
+            _set(config, key, wanted)
+    norm = method.settings.get("pretrain.perturbation_norm")
+    rescaled = norm is not None and norm != _get(config, "pretrain.perturbation_norm")  # gamma is of another unit then
     for key, wanted in method.settings.items():
         _set(config, key, wanted)
     for key, wanted in method.defaults.items():
-        if not _does(method, key, _get(config, key)):
+        if rescaled and key == "pretrain.perturbation" or not _does(method, key, _get(config, key)):
             _set(config, key, wanted)
 
 

@@ -63,12 +63,12 @@ def split_params(params: dict, trainable: str) -> tuple[dict, dict]:
     try:
         pattern = re.compile(trainable)
     except re.error as error:
-        raise UserError(f"finetune.trainable={trainable!r} is not a regular expression: {error}.") from None
+        raise UserError(f"config.finetune.trainable={trainable!r} is not a regular expression: {error}.") from None
     flat = flatten_params(params)
     chosen = {path: leaf for path, leaf in flat.items() if pattern.fullmatch(path)}
     if not chosen:
         some = ", ".join(list(flat)[:3])
-        raise UserError(f"finetune.trainable={trainable!r} matches no parameter; parameters are named like {some}.")
+        raise UserError(f"config.finetune.trainable={trainable!r} matches no parameter; they are named like {some}.")
     return chosen, {path: leaf for path, leaf in flat.items() if path not in chosen}
 
 

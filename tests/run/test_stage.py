@@ -8,6 +8,7 @@ from guides import extended
 from pipelines import CLASSES, run, tiny_config
 
 from privimage_jax import config as configs
+from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, verification
 from privimage_jax.privacy.ledger import Ledger
@@ -16,7 +17,41 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.plan import describe, make_plan
 from privimage_jax.run.stage import STAGES, all_stages, named
+from privimage_jax.storage.fingerprints import fingerprint
 from privimage_jax.storage.workdir import Workdir
+
+BEFORE_METHODS = {  # digests of the settings of configs/base.py, as the version before there were methods recorded them
+    "train-query": "26f7239ef2a975e3",
+    "query": "143395f7b7234644",
+    "class-histogram": "8ad9e049ea01ab9e",
+    "select": "0b285cc10f210e42",
+    "pretrain": "916578716143569b",
+    "finetune": "4d87e13bb821bf32",
+    "choose-sampler": "a3c45d3339e5c3ba",
+    "sample": "1752f786d74c8f2c",
+    "evaluate": "65c43007149dfab0",
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_METHODS)
+def test_records_of_the_version_before_methods_still_hold(name):
+    assert fingerprint(named(name).settings(base.get_config())).startswith(BEFORE_METHODS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("pretrain", "pretrain.perturbation", 0.5),
+        ("pretrain", "warmup.enabled", True),
+        ("finetune", "warmup.enabled", True),
+        ("evaluate", "evaluate.pretrained", True),
+    ],
+)
+def test_what_is_no_longer_neutral_is_recorded(name, key, value):
+    config = base.get_config()
+    assert key not in named(name).settings(config)
+    config.update_from_flattened_dict({key: value})
+    assert named(name).settings(config)[key] == value
 
 
 @pytest.fixture

@@ -102,10 +102,17 @@ def test_the_method_that_fits_is_named():
 def test_defaults_give_way_to_what_would_do():
     for name, key, value in (("lora", "finetune.lora_rank", 8), ("rpgen", "pretrain.perturbation", 0.1)):
         config = base.get_config()
+        config.pretrain.perturbation_norm = "global"
         change(config, key, value)
         assert dict(configs.flatten(of(name, config)))[key] == value
         assert dict(configs.flatten(of(name)))[key] == METHODS[name].defaults[key] != value
     assert of("attention").finetune.trainable == ".*attention.*"
+
+
+def test_a_perturbation_of_another_norm_gives_way():
+    config = base.get_config()
+    config.pretrain.perturbation, config.pretrain.perturbation_norm = 0.01, "layer"
+    assert of("rpgen", config).pretrain.perturbation == 0.2
 
 
 @pytest.mark.parametrize("name", ["dpdm", "dpgan"])

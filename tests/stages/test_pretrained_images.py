@@ -84,3 +84,13 @@ def test_a_generator_that_knows_no_label_is_asked_for_none(tmp_path):
     one, other = (pretrained_images.draw(inputs, np.full(4, label, np.int32)) for label in (0, 2))
     np.testing.assert_array_equal(one.images, other.images)
     assert one.labels.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("steps", [0, 6])
+def test_a_generator_that_learnt_labels_from_noisy_means_is_asked_for_them(tmp_path, steps):
+    config = make_config(tmp_path, "unlabelled" if steps else "none")
+    config.pretrain.steps = steps
+    config.warmup.enabled, config.warmup.subset_size, config.warmup.steps = True, 30, 4
+    inputs = inputs_of(config, run(config, tmp_path / "run", "pretrain"))
+    one, other = (pretrained_images.draw(inputs, np.full(4, label, np.int32)) for label in (0, 2))
+    assert (one.images != other.images).any()

@@ -10,6 +10,12 @@ from privimage_jax.training.state import flatten_params, init_state, make_update
 PARAMS = {"a": {"kernel": jnp.ones((2, 3))}, "attention": {"bias": jnp.zeros(2), "kernel": jnp.ones(4)}}
 
 
+@pytest.mark.parametrize("pattern", ["zzz", "("])
+def test_a_pattern_that_is_of_no_use_is_named_as_the_setting(pattern):
+    with pytest.raises(UserError, match=r"^config\.finetune\.trainable="):
+        split_params(PARAMS, pattern)
+
+
 def test_split_and_merge_are_inverse():
     trainable, frozen = split_params(PARAMS, "attention/.*")
     assert sorted(trainable) == ["attention/bias", "attention/kernel"]

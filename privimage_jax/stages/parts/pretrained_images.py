@@ -23,12 +23,11 @@ def draw(inputs: Inputs, labels: np.ndarray) -> Dataset | None:
       labels: int32 [N], those of the synthetic set.
     """
     config = inputs.config
-    if not (config.evaluate.pretrained and config.pretrain.steps):
+    if not (config.evaluate.pretrained and (config.pretrain.steps or config.warmup.enabled)):
         return None
     labels, n_classes = labels[: config.evaluate.max_images], inputs.sensitive.n_classes
     generator = generators.build(choose_sampler.chosen(inputs), n_classes)
-    _, taught = selection.load_rows(inputs)
-    asked = np.full_like(labels, n_classes) if (taught == n_classes).all() else labels  # "no label" is all it knows
+    asked = labels if _knows_labels(inputs) else np.full_like(labels, n_classes)  # "no label" is all it knows
     params, key = pretrain.load(inputs, generator), inputs.key("synthetic set")
     # The evaluation computes in full precision, and so slower than images are made.
     with (
@@ -37,3 +36,11 @@ def draw(inputs: Inputs, labels: np.ndarray) -> Dataset | None:
     ):
         images = Sampler(generator, inputs.mesh).all(params, key, asked, config.sample.batch_size, bar.advance)
     return Dataset(images, labels, inputs.sensitive.class_names, "pre-trained")
+
+
+def _knows_labels(inputs: Inputs) -> bool:
+    """Whether anything that taught the generator had labels: noisy means always have, public images may."""
+    if inputs.config.warmup.enabled:
+        return True
+    _, taught = selection.load_rows(inputs)
+    return bool((taught != inputs.sensitive.n_classes).any())
