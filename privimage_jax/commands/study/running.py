@@ -36,6 +36,8 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
     """
     many = ManyRuns(folder, KIND, FIELDS, base)
     many.take()
+    with many.held(wait=True):
+        many.save(many.rows().values())  # the mark of a study, before its first run ends
     mine = share.of(runs)
     of_all = f", of {len(runs)} in all" if share.count > 1 else ""
     found = []
