@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from privimage_jax import main, pipeline
 from privimage_jax.commands.ledger import describe_joint
 from privimage_jax.commands.many_runs.table import CAUTION
-from privimage_jax.commands.study import plan
+from privimage_jax.commands.study import plan, running
 from privimage_jax.commands.study.summary import summarize
 from privimage_jax.errors import UserError
 from privimage_jax.report.document import is_page
@@ -180,6 +180,40 @@ def test_the_folder_takes_no_other_study_and_no_run(study, privimage, config, co
     privimage("run", *call).refuses("holds a study")
     privimage("sweep", *call, "--over=query.k1=1,2").refuses("holds a study; give the sweep a --workdir of its own")
     study(made[0] / NAMES[0]).refuses("holds a run; give the study a --workdir of its own")
+
+
+def test_a_study_is_of_one_image_set(study, config, copy, tmp_path):
+    again = Workdir(copy)
+    other = json.loads(again.study_json.read_text())["settings"]["data.path"]
+    moved = shutil.copyfile(other, tmp_path / "moved.npz")
+    study(copy, f"--config.data.path={moved}").refuses(
+        f"holds a study with config.data.path={other!r}, which is now {str(moved)!r}"
+    )
+    study(copy, "--config.public.labels=folders").refuses("holds a study with config.public.labels")
+
+
+def test_a_study_has_its_mark_before_its_first_run_ends(study, privimage, config, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+
+    def killed(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "finish", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        study(folder)
+    assert json.loads(Workdir(folder).study_json.read_text())["rows"] == []
+    privimage("run", "--config", config, "--workdir", folder).refuses("holds a study")
+    study(folder, "--config.clipping.norm=2e-3").refuses("holds a study with config.clipping.norm")
+
+
+def test_a_damaged_run_takes_nothing_from_the_table(study, copy):
+    (copy / NAMES[0] / "release" / "ledger.jsonl").write_text("{}\n")
+    (copy / NAMES[1] / "release" / "synthetic.npz").write_bytes(b"no archive")
+    result = study(copy)
+    assert "the joint cost is not known: " in result.out and "ledger.jsonl" in result.out
+    assert f"no image of {NAMES[1]} is shown: " in " ".join(result.out.split())
+    assert "the joint cost is not known: " in (copy / "internal" / "study.html").read_text()
+    assert len(read_csv(copy, "study_table.csv")) == 2
 
 
 def test_a_look_at_sensitive_images_must_be_acknowledged(privimage, config, tmp_path):
