@@ -250,6 +250,36 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(privimage, confi
     assert not (tmp_path / "w").exists()
 
 
+def planned(privimage, monkeypatch, *flags):
+    """What `privimage study` says of such a study, and its runs by name; none is made."""
+    found = {}
+    monkeypatch.setattr(running, "run", lambda runs, *_: found.update({one.name: one.config for one in runs}))
+    said = privimage("study", *flags, "--epsilons=10", "--acknowledge_looks").succeeds().out
+    return said, found
+
+
+def test_a_method_wins_over_what_all_runs_share(privimage, config, tmp_path, monkeypatch):
+    flags = ("--methods=privimage,dpdm,dpgan", "--seeds=2", "--config.pretrain.steps=7")
+    said, runs = planned(privimage, monkeypatch, "--config", config, "--workdir", tmp_path / "w", *flags)
+    assert "config.pretrain.steps=7 does not count for dpdm, dpgan, which decides that itself" in said
+    assert {name: one.pretrain.steps for name, one in runs.items() if name.endswith("seed0")} == {
+        "privimage-eps10-seed0": 7,
+        "dpdm-eps10-seed0": 0,
+        "dpgan-eps10-seed0": 0,
+    }
+
+
+@pytest.mark.parametrize("flag", [(), ("--method=",), ("--config.method=",)])
+def test_a_config_file_that_names_a_method_can_be_studied(privimage, config, tmp_path, monkeypatch, flag):
+    named = tmp_path / "named.py"
+    named.write_text(config.read_text() + "\n\nwhole = get_config\n\n\ndef get_config():\n"
+                     "    config = whole()\n    config.method = 'dpdm'\n    return config\n")  # fmt: skip
+    call = ("--config", named, "--workdir", tmp_path / "w", "--methods=random,dpdm", *flag)
+    said, runs = planned(privimage, monkeypatch, *call)
+    assert [(one.method, one.pretrain.steps > 0) for one in runs.values()] == [("random", True), ("dpdm", False)]
+    assert "does not count" not in said
+
+
 PLACE = {"ID": 7, "MIN": 3, "STEP": 2, "COUNT": 4}  # of the tasks 3, 5, 7, 9
 ARRAY = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in PLACE.items()}
 
