@@ -236,7 +236,12 @@ class Workdir:
             raise UserError("--workdir is empty; give the path of the run's folder.")
         if "://" in str(root):
             raise UserError(f"--workdir={root} is an object store; use a POSIX file system shared by all processes.")
-        self.root = Path(root).expanduser().absolute()
+        try:
+            self.root = Path(root).expanduser().absolute()
+        except RuntimeError:  # there is no such user
+            raise UserError(
+                f"--workdir={root} names the home of a user who is not known; give a path without ~."
+            ) from None
         self.release = self.root / "release"
         self.internal = self.root / "internal"
         self.cache = self.internal / "cache"
