@@ -29,7 +29,7 @@ from privimage_jax.cluster import processes
 from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
-from privimage_jax.storage.locks import Busy, exclusive
+from privimage_jax.storage.locks import exclusive
 from privimage_jax.storage.os_errors import explain_os_errors
 
 FLUSHED_AT_ONCE = 32  # files of a new folder
@@ -222,6 +222,10 @@ def remove(path: Path) -> None:
         if path.parent.is_dir():
             fsync_dir(path.parent)
             _note("removed", path)
+
+
+class Busy(UserError):
+    """Another process works on the folder that a command was to take."""
 
 
 class Workdir:
