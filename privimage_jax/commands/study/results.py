@@ -9,7 +9,7 @@ from privimage_jax.commands.many_runs.plots import plot, png
 from privimage_jax.commands.many_runs.rows import DONE, Row
 from privimage_jax.commands.many_runs.table import as_csv, joint_cost, show_table, tell_what_may_leave
 from privimage_jax.commands.study.plan import EPSILON, METHOD
-from privimage_jax.commands.study.summary import SPREAD, summarize
+from privimage_jax.commands.study.summary import summarize
 from privimage_jax.errors import UserError
 from privimage_jax.report import study
 from privimage_jax.report.gallery import ImageSet, shown_rows
@@ -63,8 +63,8 @@ def _cost(folder: Workdir) -> str:
 
 def _with_spread(row: Row) -> Row:
     """Numbers with their standard deviation, as texts."""
-    names = [name.removesuffix(SPREAD) for name in row if name.endswith(SPREAD)]
-    return {name: f"{row[name]:.4g} ± {row[name + SPREAD]:.2g}" for name in names}
+    names = [name.removesuffix(study.SPREAD) for name in row if name.endswith(study.SPREAD)]
+    return {name: f"{row[name]:.4g} ± {row[name + study.SPREAD]:.2g}" for name in names}
 
 
 def _write_plots(folder: Workdir, table: Sequence[Row]) -> None:
@@ -73,7 +73,7 @@ def _write_plots(folder: Workdir, table: Sequence[Row]) -> None:
     if measures:
         workdir.make_dir(folder.internal / PLOTS, mode=0o700)
     for measure in measures:
-        figure = plot(table, (METHOD, EPSILON), EPSILON, measure, measure + SPREAD)
+        figure = plot(table, (METHOD, EPSILON), EPSILON, measure, measure + study.SPREAD)
         workdir.atomic_write_bytes(folder.internal / PLOTS / f"{measure}_by_epsilon.png", png(figure))
 
 
