@@ -3,6 +3,7 @@
 # The workdir must lie on a file system that all nodes share. launch/slurm_study.sh --dry_run prints what would be started.
 # A task that is pre-empted, or comes to the end of its time, saves its work and is queued again. When all have ended, the
 # same command without the array joins the table: launch/slurm_study.sh --join
+# A task submitted again by its number alone (--array=3) would make the whole study: add --share 3/12 to the command then.
 
 ### EDIT 1: what to ask of the cluster; any array will do, and more tasks than runs have nothing to do
 #SBATCH --job-name=privimage-study

@@ -56,8 +56,8 @@ def run(inputs: Inputs, last: str | None = None) -> None:
     if last is not None and last not in names:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
     preflight.check_names(inputs.config)
-    public_cache.check(inputs.config)
     _compare_processes(inputs)
+    public_cache.check(inputs.config, inputs.workdir)
     inputs.workdir.create()
     with inputs.workdir.lock():
         needs_public = any(stage.sees("public") for stage in stages)

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import flags
@@ -96,18 +96,13 @@ def parse(
 def _take_config(arguments: list[str]) -> tuple[str | None, str | None, list[str]]:
     """Parts the config file's path and the method's name from the other arguments.
 
-    `--config.method` names a method as `--method` does. The names of all overridden settings are checked.
+    The names of all overridden settings are checked.
     """
-    path, rest, following = None, [], iter(arguments)
-    named: list[str] = []
+    method, others = take_method(arguments)
+    path, rest, following = None, [], iter(others)
     for argument in following:
         name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name in ("method", "config.method"):
-            chosen = value if equals else next(following, None)
-            if chosen is None:
-                raise UserError(f"--{name} has no value; give {methods.RULE[1]}.")
-            named.append(chosen)
-        elif not argument.startswith("-") or name.split(".")[0] != "config":
+        if not argument.startswith("-") or name.split(".")[0] != "config":
             rest.append(argument)
         elif name == "config":
             path = value if equals else next(following, "")
@@ -120,9 +115,28 @@ def _take_config(arguments: list[str]) -> tuple[str | None, str | None, list[str
                     raise UserError(f"--{name} has no value; give one, such as --{name}=a,b, or --{name}= for none.")
                 argument = f"--{name}={_list_of_texts(listed, always=key.endswith('class_names'))}"
             rest.append(argument)
+    return path, method, rest
+
+
+def take_method(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Parts the method that `--method` or `--config.method` names, None where neither is given, from other arguments.
+
+    Raises:
+      UserError: if two are named, or a flag has no value.
+    """
+    named, rest, following = [], [], iter(arguments)
+    for argument in following:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not (argument.startswith("-") and name in ("method", "config.method")):
+            rest.append(argument)
+            continue
+        chosen = value if equals else next(following, None)
+        if chosen is None:
+            raise UserError(f"--{name} has no value; give {methods.RULE[1]}.")
+        named.append(chosen)
     if len(set(named)) > 1:
         raise UserError(f"two methods are named, {named[0]!r} and {named[-1]!r}; give one --method.")
-    return path, named[0] if named else None, rest
+    return named[0] if named else None, rest
 
 
 def _list_of_texts(text: str, always: bool) -> str:
@@ -144,6 +158,11 @@ def configured(arguments: list[str], *required: str, **accepted: Any) -> tuple[C
     """The checked config of `--config`, and the flags; arguments as of `parse`."""
     values, _ = parse(arguments, "config", *required, **accepted)
     return configs.check(values.config), values
+
+
+def overridden(arguments: list[str], settings: Mapping[str, Any]) -> list[str]:
+    """The arguments, and behind them a flag for each of the settings, "section.key" -> value or its text."""
+    return [*arguments, *(f"--config.{key}={value}" for key, value in settings.items())]
 
 
 def with_defaults(values: Any, defaults: dict[str, str]) -> dict[str, str]:

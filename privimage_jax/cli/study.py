@@ -5,9 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from privimage_jax import config as configs
 from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
-from privimage_jax.cli.parsing import CONFIG, configured, parse, with_defaults
+from privimage_jax.cli.parsing import CONFIG, configured, overridden, parse, take_method, with_defaults
 from privimage_jax.cluster import preemption
 from privimage_jax.commands.study import plan
 from privimage_jax.errors import UserError
@@ -17,20 +18,25 @@ def run(arguments: list[str]) -> None:
     """Every run is checked before the first one begins."""
     required = ("workdir", "methods")
     accepted: dict[str, Any] = {"optional": ["epsilons", "seeds", "share"], "switches": ["acknowledge_looks"]}
-    given, _ = parse(arguments, "config", *required, **accepted)
+    method, arguments = take_method(arguments)
+    if method:
+        raise UserError(f"config.method={method} names a method beside --methods; leave it out.")
+    base, given = configured(overridden(arguments, {plan.METHOD: ""}), *required, **accepted)
+    overruled: dict[str, list[str]] = {}  # what the command line says -> the methods for which it does not count
 
     def of(settings: dict[str, Any]) -> ConfigDict:
-        overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-        return configured([*arguments, *overrides], *required, **accepted)[0]
+        values, _ = parse(overridden(arguments, settings), "config", *required, **accepted)
+        for sentence in plan.overrule(values.config, settings[plan.METHOD]):
+            overruled.setdefault(sentence, []).append(settings[plan.METHOD])
+        return configs.check(values.config)
 
-    base = of({})
-    if base.method:
-        raise UserError(f"config.method={base.method} names a method beside --methods; leave it out.")
     texts = with_defaults(given, {"epsilons": str(base.privacy.epsilon), "seeds": "1"})
     budgets, seeds = plan.epsilons(texts["epsilons"]), plan.seeds(texts["seeds"], base.seed)
     runs = plan.name_runs(plan.methods(given.methods), budgets, seeds, of)
     share = plan.share(given.share, os.environ)
     plan.check_looks(runs, given.acknowledge_looks)
+    for setting, names in overruled.items():
+        print(f"{setting} does not count for {', '.join(dict.fromkeys(names))}, which decides that itself.")
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
-from privimage_jax.cli.parsing import CONFIG, configured, parse
+from privimage_jax.cli.parsing import CONFIG, configured, overridden, parse
 from privimage_jax.cluster import preemption
 from privimage_jax.commands.many_runs import combinations
 
@@ -15,10 +15,10 @@ def run(arguments: list[str]) -> None:
     accepted: dict[str, Any] = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
     given, _ = parse(arguments, "config", *required, **accepted)
     fields = combinations.parse(given.over)
-    experiments = []
-    for texts in combinations.combine(fields, given.zip):
-        overrides = [f"--config.{key}={text}" for key, text in texts.items()]
-        experiments.append(configured([*arguments, *overrides], *required, **accepted)[0])
+    experiments = [
+        configured(overridden(arguments, texts), *required, **accepted)[0]
+        for texts in combinations.combine(fields, given.zip)
+    ]
     runs = combinations.name_runs(experiments, list(fields))
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir

@@ -12,6 +12,7 @@ from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
 
 KIND = "study"
+SPREAD = "_sd"  # ends the name of a sample standard deviation over seeds
 GLANCE = ("fid", "accuracy_synthetic")  # the measures that are drawn
 _COUNTS = ("classifier_seeds", "real_test_images", "synthetic_images")  # the same in all runs
 _GIB = 2**30
@@ -31,7 +32,7 @@ class StudyInputs:
     Args:
       title: of the page.
       table: a row for each method and budget: "method", "privacy.epsilon", "runs", "failed", "seeds", and numbers,
-        whose spread has the same name with "_sd" behind it.
+        whose spread has the same name with `SPREAD` behind it.
       runs: a row for each run: "run", "status", perhaps "error", and numbers.
       missing: names of runs that have no row yet.
       cost: what all runs cost together, a plain sentence, or "".
@@ -67,7 +68,7 @@ def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The measures that any row has, in the order of all pages, without what is the same in all runs."""
     found = measures.numbers({name: value for row in rows for name, value in row.items()})
     known = [name for name in found if measures.stem(name) and measures.stem(name) not in _COUNTS]
-    return [name for name in known if not name.endswith((measures.SPREAD, "_sd"))]
+    return [name for name in known if not name.endswith((measures.SPREAD, SPREAD))]
 
 
 def _methods(table: Sequence[dict[str, Any]]) -> str:
@@ -93,7 +94,7 @@ def _title(name: str) -> str:
 
 def _with_spread(name: str, row: dict[str, Any]) -> str:
     shown = measures.shown(name, row.get(name))
-    spread = row.get(f"{name}_sd")
+    spread = row.get(name + SPREAD)
     return shown if spread is None else f"{shown}&nbsp;±&nbsp;{measures.shown(name, spread)}"
 
 
@@ -101,7 +102,7 @@ def _resource(name: str, row: dict[str, Any]) -> str:
     show = _RESOURCES[name][1]
     if name not in row:
         return "–"
-    spread = row.get(f"{name}_sd")
+    spread = row.get(name + SPREAD)
     return show(row[name]) if spread is None else f"{show(row[name])}&nbsp;±&nbsp;{show(spread)}"
 
 

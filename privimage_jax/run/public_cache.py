@@ -6,6 +6,8 @@ damaged counts as not there. Nothing enters that was computed from sensitive ima
 """
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,14 @@ from privimage_jax.run import resources, trouble
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
-from privimage_jax.storage import entries, reading
+from privimage_jax.storage import entries, reading, workdir
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.storage.locks import exclusive
-from privimage_jax.storage.workdir import make_dir, remove
+from privimage_jax.storage.workdir import Workdir, make_dir, remove
 from privimage_jax.training.writers import headline
 
-BESIDE = ("metrics", trouble.FILE)  # what a public stage leaves beside its artefacts, and pages show
+BESIDE = ("metrics", trouble.FILE)  # what a public stage leaves beside its artefacts and notes, and pages show
+BEGUN = "made_from.json"  # in a stage's folder: what decided its result when it began
 
 
 def keeps(config: ConfigDict, stage: Stage) -> bool:
@@ -66,10 +69,21 @@ def run(inputs: Inputs, make: Callable[[], None]) -> None:
     with _turn(entry, stage):
         if manifest := _found(entry, made_from, stage):
             _take(entry, manifest, inputs, stage)
+            workdir.atomic_write_json(folder / BEGUN, made_from, 0o600)
+            return
+        _begin(folder, made_from)
+        make()
+        if workdir.read_record(folder / BEGUN) != made_from:
+            headline(stage.name, "not kept", "in config.public_cache: other code, devices or settings began the stage")
         else:
-            make()
             notes = {"resources": resources.read(inputs.workdir).get(stage.name, {})}
             entries.write(entry, made_from, folder, _names(stage), notes)
+
+
+def _begin(folder: Path, made_from: dict[str, Any]) -> None:
+    """Notes what decides the result of a stage that begins afresh; of one that goes on this must have been noted."""
+    if {path.name for path in folder.iterdir()} <= {"started.json"}:
+        workdir.atomic_write_json(folder / BEGUN, made_from, 0o600)
 
 
 @contextlib.contextmanager
@@ -110,8 +124,12 @@ def _take(entry: Path, manifest: dict[str, Any], inputs: Inputs, stage: Stage) -
         headline(stage.name, "warning", sentence)
 
 
-def check(config: ConfigDict) -> None:
-    """Refuses a cache that is no folder, or lies where releases do.
+def check(config: ConfigDict, own: Workdir) -> None:
+    """Makes the cache's folder, and refuses one that cannot be written or lies where releases do.
+
+    Args:
+      config: of a run, or of many.
+      own: the folder of the command, which need not exist.
 
     Raises:
       UserError: naming the path.
@@ -119,17 +137,38 @@ def check(config: ConfigDict) -> None:
     given = config.public_cache
     if not given:
         return
-    path = _folder(config)
     if "://" in given:
         raise UserError(f"config.public_cache={given} is an object store; give a folder of a POSIX file system.")
+    path = _folder(config).resolve()
     if path.exists() and not path.is_dir():
         raise UserError(f'config.public_cache={given} is a file; give a folder, or "" for none.')
-    if "release" in path.parts:
-        raise UserError(f"config.public_cache={given} lies in a folder release/, which is handed over; give another.")
+    if own.release.resolve() in (path, *path.parents) or _is_released(path, own.ledger.name):
+        raise UserError(f"config.public_cache={given} lies in a release, which is handed over; give another folder.")
+    try:
+        make_dir(path, mode=0o700)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, UserError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        reason = getattr(cause, "strerror", None) or reason_of(error)
+        raise UserError(
+            f'config.public_cache={given} cannot be written ({reason}); give a folder that can be, or "" for none.'
+        ) from None
+
+
+def _is_released(path: Path, ledger: str) -> bool:
+    """Whether a ledger lies in the folder or one that holds it, as in each release, whatever its name."""
+    return any(os.path.lexists(folder / ledger) for folder in (path, *path.parents))
 
 
 def _folder(config: ConfigDict) -> Path:
-    return Path(config.public_cache).expanduser().absolute()
+    try:
+        return Path(config.public_cache).expanduser().absolute()
+    except RuntimeError:  # there is no such user
+        raise UserError(
+            f"config.public_cache={config.public_cache} names the home of a user who is not known; give a path without "
+            "~."
+        ) from None
 
 
 def _names(stage: Stage) -> tuple[str, ...]:
@@ -148,11 +187,20 @@ def _identity(inputs: Inputs, stage: Stage) -> dict[str, Any]:
             "log": configs.section(config, "log"),
             "classes": inputs.sensitive.class_names if stage.sees("classes") else None,
             "public": inputs.public.digest() if sees_public else None,
+            "held out": _held_out(inputs) if stage.notes_public_held_out else None,
             "reads": {path: entries.digests(inputs.workdir.root / path) for path in _read(config, stage)},
             "code": code_version(config, stage),
             "devices": [devices.size, devices.flat[0].platform, devices.flat[0].device_kind],
         }
     )
+
+
+def _held_out(inputs: Inputs) -> str:
+    """A digest of the public images that teach nothing, or of why there are none, which a stage may note."""
+    try:
+        return inputs.public_held_out.digest()
+    except UserError as error:
+        return fingerprint(str(error))
 
 
 def _read(config: ConfigDict, stage: Stage) -> list[str]:

@@ -55,8 +55,9 @@ class Stage:
       settings: what of the config decides its result, beside what it reads.
       reads: the stages whose artefacts it reads; those that the config does not run are left out.
       writes: its artefacts, paths in the workdir. It runs again when one is missing, and publishes no other.
-      notes: files under `internal/` that it leaves besides, for people. The stage does not run again where one is
-        missing, as in the folder of an earlier version.
+      notes: files and folders under `internal/` that it leaves besides, for people. The stage does not run again where
+        one is missing, as in the folder of an earlier version.
+      notes_public_held_out: whether notes tell of public images that teach nothing, which decide no artefact.
       depends_on: what of the data decides its result: of "classes", "public", "sensitive", "held_out".
       enabled: whether the config runs it.
       mechanism: what spends budget, if anything does. Its data always decide the result.
@@ -74,6 +75,7 @@ class Stage:
     reads: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     writes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    notes_public_held_out: bool = False
     depends_on: tuple[str, ...] = ("classes",)
     enabled: Callable[[ConfigDict], bool] = lambda config: True
     mechanism: Mechanism | None = None

@@ -5,12 +5,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from privimage_jax.errors import UserError
 from privimage_jax.storage.os_errors import explain_os_errors
-
-
-class Busy(UserError):
-    """Another process works on the folder that a command was to take."""
 
 
 @contextlib.contextmanager

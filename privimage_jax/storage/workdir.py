@@ -29,7 +29,7 @@ from privimage_jax.cluster import processes
 from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
-from privimage_jax.storage.locks import Busy, exclusive
+from privimage_jax.storage.locks import exclusive
 from privimage_jax.storage.os_errors import explain_os_errors
 
 FLUSHED_AT_ONCE = 32  # files of a new folder
@@ -224,6 +224,10 @@ def remove(path: Path) -> None:
             _note("removed", path)
 
 
+class Busy(UserError):
+    """Another process works on the folder that a command was to take."""
+
+
 class Workdir:
     """The folder of one run: `release/` is safe to hand over, `internal/` (mode 0700) never leaves.
 
@@ -236,7 +240,12 @@ class Workdir:
             raise UserError("--workdir is empty; give the path of the run's folder.")
         if "://" in str(root):
             raise UserError(f"--workdir={root} is an object store; use a POSIX file system shared by all processes.")
-        self.root = Path(root).expanduser().absolute()
+        try:
+            self.root = Path(root).expanduser().absolute()
+        except RuntimeError:  # there is no such user
+            raise UserError(
+                f"--workdir={root} names the home of a user who is not known; give a path without ~."
+            ) from None
         self.release = self.root / "release"
         self.internal = self.root / "internal"
         self.cache = self.internal / "cache"

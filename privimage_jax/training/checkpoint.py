@@ -4,7 +4,6 @@ Orbax restores a file with a flipped bit without noticing, so a checkpoint count
 every file matches it; `restore_latest` otherwise falls back to the one before and says so.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from privimage_jax.errors import UserError
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import entries, reading, workdir
 
 MANIFEST = "manifest.json"
 TREE = "tree"
@@ -26,14 +25,14 @@ def save_tree(path: Path, tree: Any) -> None:
         # Not the asynchronous `StandardCheckpointer`, which gives up when the clock is set forward while it waits.
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(partial / TREE, args=ocp.args.StandardSave(tree))
-        workdir.atomic_write_json(partial / MANIFEST, _digests(partial / TREE))
+        workdir.atomic_write_json(partial / MANIFEST, entries.digests(partial / TREE))
 
 
 def is_intact(path: Path) -> bool:
     """Whether the folder holds a manifest and exactly the files that it lists, unchanged."""
     try:
         expected = reading.read_json(path / MANIFEST)
-        return expected == _digests(path / TREE)
+        return expected == entries.digests(path / TREE)
     except (OSError, ValueError):
         return False
 
@@ -69,18 +68,6 @@ def _shapes(tree: Any) -> list[tuple]:
         (jax.tree_util.keystr(path), leaf.shape, leaf.dtype)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
-
-
-def _digests(root: Path) -> dict[str, str]:
-    """Name -> SHA-256 of every file; a link, pipe or device is a `ValueError`."""
-    digests = {}
-    for path in sorted(root.rglob("*")):
-        if not path.is_dir() or path.is_symlink():
-            if path.is_symlink():
-                raise reading.Unreadable("holds a link")
-            with reading.open_regular(path) as file:
-                digests[str(path.relative_to(root))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
 
 
 class Checkpoints:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from privimage_jax import main, pipeline
 from privimage_jax.commands.ledger import describe_joint
 from privimage_jax.commands.many_runs.table import CAUTION
-from privimage_jax.commands.study import plan
+from privimage_jax.commands.study import plan, running
 from privimage_jax.commands.study.summary import summarize
 from privimage_jax.errors import UserError
 from privimage_jax.report.document import is_page
@@ -182,6 +182,40 @@ def test_the_folder_takes_no_other_study_and_no_run(study, privimage, config, co
     study(made[0] / NAMES[0]).refuses("holds a run; give the study a --workdir of its own")
 
 
+def test_a_study_is_of_one_image_set(study, config, copy, tmp_path):
+    again = Workdir(copy)
+    other = json.loads(again.study_json.read_text())["settings"]["data.path"]
+    moved = shutil.copyfile(other, tmp_path / "moved.npz")
+    study(copy, f"--config.data.path={moved}").refuses(
+        f"holds a study with config.data.path={other!r}, which is now {str(moved)!r}"
+    )
+    study(copy, "--config.public.labels=folders").refuses("holds a study with config.public.labels")
+
+
+def test_a_study_has_its_mark_before_its_first_run_ends(study, privimage, config, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+
+    def killed(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "finish", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        study(folder)
+    assert json.loads(Workdir(folder).study_json.read_text())["rows"] == []
+    privimage("run", "--config", config, "--workdir", folder).refuses("holds a study")
+    study(folder, "--config.clipping.norm=2e-3").refuses("holds a study with config.clipping.norm")
+
+
+def test_a_damaged_run_takes_nothing_from_the_table(study, copy):
+    (copy / NAMES[0] / "release" / "ledger.jsonl").write_text("{}\n")
+    (copy / NAMES[1] / "release" / "synthetic.npz").write_bytes(b"no archive")
+    result = study(copy)
+    assert "the joint cost is not known: " in result.out and "ledger.jsonl" in result.out
+    assert f"no image of {NAMES[1]} is shown: " in " ".join(result.out.split())
+    assert "the joint cost is not known: " in (copy / "internal" / "study.html").read_text()
+    assert len(read_csv(copy, "study_table.csv")) == 2
+
+
 def test_a_look_at_sensitive_images_must_be_acknowledged(privimage, config, tmp_path):
     call = ("study", "--config", config, "--workdir", tmp_path / "w", "--methods=dpdm")
     privimage(*call).refuses("on the images of config.data without noise", "--acknowledge_looks")
@@ -214,6 +248,36 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(privimage, confi
         *culprits
     )
     assert not (tmp_path / "w").exists()
+
+
+def planned(privimage, monkeypatch, *flags):
+    """What `privimage study` says of such a study, and its runs by name; none is made."""
+    found = {}
+    monkeypatch.setattr(running, "run", lambda runs, *_: found.update({one.name: one.config for one in runs}))
+    said = privimage("study", *flags, "--epsilons=10", "--acknowledge_looks").succeeds().out
+    return said, found
+
+
+def test_a_method_wins_over_what_all_runs_share(privimage, config, tmp_path, monkeypatch):
+    flags = ("--methods=privimage,dpdm,dpgan", "--seeds=2", "--config.pretrain.steps=7")
+    said, runs = planned(privimage, monkeypatch, "--config", config, "--workdir", tmp_path / "w", *flags)
+    assert "config.pretrain.steps=7 does not count for dpdm, dpgan, which decides that itself" in said
+    assert {name: one.pretrain.steps for name, one in runs.items() if name.endswith("seed0")} == {
+        "privimage-eps10-seed0": 7,
+        "dpdm-eps10-seed0": 0,
+        "dpgan-eps10-seed0": 0,
+    }
+
+
+@pytest.mark.parametrize("flag", [(), ("--method=",), ("--config.method=",)])
+def test_a_config_file_that_names_a_method_can_be_studied(privimage, config, tmp_path, monkeypatch, flag):
+    named = tmp_path / "named.py"
+    named.write_text(config.read_text() + "\n\nwhole = get_config\n\n\ndef get_config():\n"
+                     "    config = whole()\n    config.method = 'dpdm'\n    return config\n")  # fmt: skip
+    call = ("--config", named, "--workdir", tmp_path / "w", "--methods=random,dpdm", *flag)
+    said, runs = planned(privimage, monkeypatch, *call)
+    assert [(one.method, one.pretrain.steps > 0) for one in runs.values()] == [("random", True), ("dpdm", False)]
+    assert "does not count" not in said
 
 
 PLACE = {"ID": 7, "MIN": 3, "STEP": 2, "COUNT": 4}  # of the tasks 3, 5, 7, 9

@@ -5,6 +5,7 @@ import shutil
 import threading
 
 import jax
+import numpy as np
 import pytest
 from pipelines import release_bytes, run, tiny_config
 
@@ -15,6 +16,7 @@ from privimage_jax.run import public_cache, resources
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.stage import STAGES, named, upstream
 from privimage_jax.stages import pretrain, selection, train_query
+from privimage_jax.stages.parts import query_accuracy
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import restore_tree
 from privimage_jax.training.mesh import make_mesh
@@ -211,12 +213,93 @@ def test_the_cache_holds_no_more_than_public_stages_make(filled):
 
 @pytest.mark.parametrize(
     ("place", "culprit"),
-    [("a_file", "is a file"), ("gs://bucket/cache", "is an object store"), ("run/release/cache", "is handed over")],
+    [
+        ("a_file", "is a file"),
+        ("gs://bucket/cache", "is an object store"),
+        ("run/release/cache", "is handed over"),
+        ("other/cache", "is handed over"),
+        ("link/cache", "is handed over"),
+        ("~nosuchuser/cache", "a user who is not known"),
+        ("/proc/nope", "cannot be written"),
+        ("a_file/cache", "cannot be written"),
+    ],
 )
 def test_a_cache_that_cannot_be_is_refused(filled, tmp_path, place, culprit):
     (tmp_path / "a_file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "ledger.jsonl").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "other")
     config = cached_config(filled)
-    config.public_cache = place if "://" in place else str(tmp_path / place)
+    config.public_cache = place if "://" in place or place[0] in "~/" else str(tmp_path / place)
     with pytest.raises(UserError, match=f"config.public_cache=.*{culprit}"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_may_lie_in_any_other_folder_of_that_name(filled, tmp_path):
+    config = cached_config(filled)
+    config.public_cache = str(tmp_path / "release" / "cache")
+    public_cache.check(config, Workdir(tmp_path / "run"))
+    assert (tmp_path / "release" / "cache").is_dir()
+
+
+class Killed(BaseException):
+    """Ends a stage as a signal does."""
+
+
+def interrupted(config, folder, monkeypatch):
+    """A run that is stopped in the training of its query network."""
+
+    def stop(inputs):
+        (inputs.folder("train-query") / "checkpoints").mkdir()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_query, "run", stop)
+        with pytest.raises(Killed):
+            run(config, folder, "train-query")
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_two_versions_made_together_is_not_kept(filled, tmp_path, monkeypatch, changed):
+    config = cached_config(filled)
+    config.public_cache = str(tmp_path / "cache")
+    interrupted(config, tmp_path / "run", monkeypatch)
+    if changed:
+        monkeypatch.setattr(public_cache, "code_version", lambda config, stage: "another")
+    run(config, tmp_path / "run", "train-query")
+    assert bool([*(tmp_path / "cache").glob("train-query-*/manifest.json")]) is not changed
+
+
+def test_other_held_out_images_have_another_accuracy(copied, tmp_path):
+    """The artefacts are the same, and what is noted of them is not."""
+    with np.load(copied.public.path) as arrays:
+        held_out = {"test_images": arrays["test_images"][:3], "test_labels": arrays["test_labels"][:3]}
+        np.savez(tmp_path / "fewer.npz", **{**arrays, **held_out})
+    copied.public.path, copied.public.test_split = str(tmp_path / "fewer.npz"), "test"
+    first = run(copied, tmp_path / "first", "train-query")
+    assert query_accuracy.read(first).images == 3
+    np.savez(
+        tmp_path / "fewer.npz",
+        **{**dict(np.load(tmp_path / "fewer.npz")), "test_images": 255 - held_out["test_images"]},
+    )
+    assert taken(run(copied, tmp_path / "second", "train-query")) == []
+
+
+def test_taking_leaves_nothing_of_an_interrupted_lesson(tmp_path, filled):
+    """The curves of the lesson on noisy means are kept, and its checkpoints go."""
+    config = cached_config(filled)
+    config.public_cache, config.warmup.enabled = str(tmp_path / "cache"), True
+    config.warmup.update(steps=2, means=4, subset_size=8)
+    made = run(config, tmp_path / "made", "pretrain")
+    again = Workdir(shutil.copytree(made.root, tmp_path / "again"))
+    folder = again.internal / "pretrain"
+    again.clear_mark("pretrain")
+    shutil.rmtree(folder / "params")
+    shutil.rmtree(folder / "means" / "metrics")
+    (folder / "means" / "checkpoints" / "1").mkdir(parents=True)
+    run(config, again.root, "pretrain")
+    assert "pretrain" in taken(again)
+    assert not [*(folder / "means").rglob("checkpoints/*")]
+    curves = "pretrain/means/metrics/metrics.csv"
+    assert (again.internal / curves).read_bytes() == (made.internal / curves).read_bytes()

@@ -14,6 +14,9 @@ from privimage_jax.storage import fingerprints, reading, workdir
 from privimage_jax.storage.workdir import Workdir
 
 MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
+_OF_THE_MACHINE = frozenset(  # and these of none at all
+    {f"{name}.{key}" for name in ("data", "public") for key in ("cache", "residency", "accept")} | {"public_cache"}
+)
 
 
 class ManyRuns:
@@ -34,8 +37,8 @@ class ManyRuns:
         own = {*over, "method", *(methods.decided() if "method" in over else ())}  # what may differ between runs
         settings = {
             key: value
-            for key, value in configs.public_settings(base).items()
-            if key not in own and not key.startswith(MAY_CHANGE)
+            for key, value in configs.flatten(base)
+            if key not in own and not key.startswith(MAY_CHANGE) and key not in _OF_THE_MACHINE
         }
         self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
 
@@ -75,6 +78,8 @@ class ManyRuns:
         if over != now["over"]:
             raise UserError(f"{begins} over {', '.join(over)}, not {', '.join(now['over'])}; choose another --workdir.")
         for key in sorted({*settings, *now["settings"]}):
+            if key in configs.PLACES and key not in settings:
+                continue  # in the folder of an earlier version, which did not note where its images were
             if (old := settings.get(key)) != (new := now["settings"].get(key)):
                 raise UserError(
                     f"{begins} with config.{key}={old!r}, which is now {new!r}; restore that, or choose another "

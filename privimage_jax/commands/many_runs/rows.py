@@ -18,8 +18,7 @@ from privimage_jax.run.inputs import Inputs, make_inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import enabled_stages, named
 from privimage_jax.storage import fingerprints, workdir
-from privimage_jax.storage.locks import Busy
-from privimage_jax.storage.workdir import Workdir
+from privimage_jax.storage.workdir import Busy, Workdir
 from privimage_jax.training.writers import headline
 
 Row = dict[str, Any]

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from privimage_jax import config as configs
 from privimage_jax.commands.many_runs.combinations import MOST_RUNS, Run
 from privimage_jax.errors import UserError
-from privimage_jax.settings.methods import METHODS
+from privimage_jax.settings.methods import METHODS, apply
 
 METHOD, EPSILON, SEED = FIELDS = ("method", "privacy.epsilon", "seed")  # the settings in which the runs differ
 STAND_INS = ("digits", "glyphs")  # sources that come with the program: nobody's sensitive images
@@ -46,6 +47,21 @@ def methods(text: str) -> list[str]:
     if unknown := [name for name in names if name not in METHODS]:
         raise UserError(f"--methods: {unknown[0]!r} is not known; give some of {', '.join(METHODS)}.")
     return names
+
+
+def overrule(config: ConfigDict, method: str) -> list[str]:
+    """Gives a config, in place, what its method means, over what the command line says for all runs of the study.
+
+    Args:
+      config: not checked yet, as the arguments give it.
+      method: its name.
+
+    Returns:
+      The settings that are overruled, such as "config.pretrain.steps=800".
+    """
+    before = dict(configs.flatten(config))
+    apply(config, method)
+    return [f"config.{key}={before[key]}" for key, value in configs.flatten(config) if value != before[key]]
 
 
 def epsilons(text: str) -> list[float]:

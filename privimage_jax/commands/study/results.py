@@ -9,12 +9,14 @@ from privimage_jax.commands.many_runs.plots import plot, png
 from privimage_jax.commands.many_runs.rows import DONE, Row
 from privimage_jax.commands.many_runs.table import as_csv, joint_cost, show_table, tell_what_may_leave
 from privimage_jax.commands.study.plan import EPSILON, METHOD
-from privimage_jax.commands.study.summary import SPREAD, summarize
+from privimage_jax.commands.study.summary import summarize
+from privimage_jax.errors import UserError
 from privimage_jax.report import study
 from privimage_jax.report.gallery import ImageSet, shown_rows
 from privimage_jax.run.resources import DEVICE, HOST, SECONDS
 from privimage_jax.storage import workdir
 from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.writers import headline
 
 TABLE, PAGE, PLOTS = "study_table.csv", "study.html", "plots"
 SHOWN = ("fid", "precision", "recall", "fld", "accuracy_synthetic", "accuracy_real")  # on the console
@@ -48,15 +50,21 @@ def write(rows: Sequence[Row], runs: Sequence[Run], title: str, many: ManyRuns) 
 
 
 def _cost(folder: Workdir) -> str:
-    """What publishing the whole study would cost, as a sentence; "" of one sound run, whose epsilon is in the table."""
-    cost = joint_cost(folder)
+    """What publishing the whole study would cost, as a sentence; "" of one sound run, whose epsilon is in the table.
+
+    A ledger that cannot be read leaves the cost unknown, and the table is shown all the same.
+    """
+    try:
+        cost = joint_cost(folder)
+    except UserError as error:
+        return f"the joint cost is not known: {error}"
     return f"What publishing every release/ of this folder would cost, {cost}" if cost.startswith("together") else cost
 
 
 def _with_spread(row: Row) -> Row:
     """Numbers with their standard deviation, as texts."""
-    names = [name.removesuffix(SPREAD) for name in row if name.endswith(SPREAD)]
-    return {name: f"{row[name]:.4g} ± {row[name + SPREAD]:.2g}" for name in names}
+    names = [name.removesuffix(study.SPREAD) for name in row if name.endswith(study.SPREAD)]
+    return {name: f"{row[name]:.4g} ± {row[name + study.SPREAD]:.2g}" for name in names}
 
 
 def _write_plots(folder: Workdir, table: Sequence[Row]) -> None:
@@ -65,12 +73,15 @@ def _write_plots(folder: Workdir, table: Sequence[Row]) -> None:
     if measures:
         workdir.make_dir(folder.internal / PLOTS, mode=0o700)
     for measure in measures:
-        figure = plot(table, (METHOD, EPSILON), EPSILON, measure, measure + SPREAD)
+        figure = plot(table, (METHOD, EPSILON), EPSILON, measure, measure + study.SPREAD)
         workdir.atomic_write_bytes(folder.internal / PLOTS / f"{measure}_by_epsilon.png", png(figure))
 
 
 def _images(folder: Workdir, rows: Sequence[Row]) -> tuple[list[ImageSet], list[str]]:
-    """Synthetic images of each method's first finished run with the largest budget that it has, and their classes."""
+    """Synthetic images of each method's first finished run with the largest budget that it has, and their classes.
+
+    A run whose images cannot be read is told, and shows none.
+    """
     chosen: dict[str, Row] = {}
     for row in rows:
         if row["status"] == DONE and row[EPSILON] > chosen.get(row[METHOD], {EPSILON: 0})[EPSILON]:
@@ -78,7 +89,11 @@ def _images(folder: Workdir, rows: Sequence[Row]) -> tuple[list[ImageSet], list[
     sets: list[ImageSet] = []
     class_names: list[str] = []
     for method, row in chosen.items():
-        images, labels, class_names = compare.read_synthetic(Workdir(folder.root / row["run"]))
+        try:
+            images, labels, class_names = compare.read_synthetic(Workdir(folder.root / row["run"]))
+        except UserError as error:
+            headline("study", "warning", f"no image of {row['run']} is shown: {error}")
+            continue
         shown = shown_rows(labels)
         sets.append(ImageSet(f"{method}, ε = {row[EPSILON]:g}", images[shown], labels[shown]))
     return sets, class_names

@@ -10,6 +10,7 @@ from privimage_jax.commands.many_runs.rows import BUSY, DONE, FAILED, Row, finis
 from privimage_jax.commands.study import results
 from privimage_jax.commands.study.plan import FIELDS, Share
 from privimage_jax.errors import UserError
+from privimage_jax.run import public_cache
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -32,10 +33,14 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
       One row for each run in the folder, see `rows.finish`.
 
     Raises:
-      UserError: the folder holds anything else, or, after everything is written, a run of this share has failed.
+      UserError: the folder holds anything else, the public cache cannot be written, or, after everything is written, a
+        run of this share has failed.
     """
+    public_cache.check(base, folder)
     many = ManyRuns(folder, KIND, FIELDS, base)
     many.take()
+    with many.held(wait=True):
+        many.save(many.rows().values())  # the mark of a study, before its first run ends
     mine = share.of(runs)
     of_all = f", of {len(runs)} in all" if share.count > 1 else ""
     found = []

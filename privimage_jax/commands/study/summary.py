@@ -6,9 +6,9 @@ from typing import Any
 
 from privimage_jax.commands.many_runs.rows import DONE, Row
 from privimage_jax.commands.study.plan import EPSILON, FIELDS, METHOD, SEED
+from privimage_jax.report.study import SPREAD
 from privimage_jax.run.resources import DEVICE, HOST
 
-SPREAD = "_sd"  # ends the name of a sample standard deviation over seeds
 LARGEST = ("epsilon", "parameters", HOST, DEVICE)  # of which the largest of all seeds is told
 
 
