@@ -31,7 +31,7 @@ def data_section() -> ConfigDict:
     data.person = ""  # whose image: column:NAME | array:NAME | level:N (a folder's) | pattern:REGEX (of names), or ""
     data.links = ""  # folder, shards: the one folder outside path into which symbolic links may lead; "" = none
     data.intensity = "full"  # what becomes 0 and 255: full (the type's whole range) | LOW:HIGH | per_image (its own)
-    data.accept = ()  # findings of `privimage inspect` that shall not stop the run; "unlabelled": left-out pictures
+    data.accept = ()  # findings of `privimage inspect` that shall not stop a run; "unlabelled", "other_files"
     data.class_names = ()  # the declared list of classes (public); () = as the source names them
     data.crop = 0  # side of the square cut from the centre before resizing, in pixels; 0 = the largest
     data.max_examples = 0  # keep only so many images of the training part; 0 = all

@@ -31,7 +31,8 @@ def make(name: str, variant: str = ""):
 
 def size_of_network(config) -> int:
     """Parameters of the generator for 10 classes; traced once for each network."""
-    network = f"{config.generator} {config.gan.to_json()} {config.model.to_json()} {config.data.image_size} {config.data.channels}"
+    sections = (config.generator, config.gan.to_json(), config.model.to_json())
+    network = f"{sections} {config.data.image_size} {config.data.channels}"
     if network not in SIZES:
         SIZES[network] = parameter_count(jax.eval_shape(generators.build(config, 10).init, jax.random.key(0)))
     return SIZES[network]

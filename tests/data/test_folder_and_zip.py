@@ -108,6 +108,7 @@ def test_nothing_is_passed_over_in_silence(tmp_path, read):
     (root / "a" / "film.heic").write_text("")
     with pytest.raises(UserError, match=r"a/film\.heic is not an image of a known kind"):
         read(root)
+    assert any("film.heic" in note for note in read(root, accept=("other_files",)).facts.notes)
     (root / "a" / "film.heic").unlink()
     fill(root, ["loose.png"])
     with pytest.raises(UserError, match=r"loose\.png lies beside the class folders"):

@@ -82,7 +82,7 @@ def test_declared_names_tell_the_level(tmp_path):
     assert colours(read(tmp_path, **DECLARED)) == PETS
     with pytest.raises(UserError, match=r"two folders deep, as in part_1/cat.*declare config.public.class_names"):
         read(tmp_path, key="public")
-    with pytest.raises(UserError, match=r"'part_1' is not in .*class_names \(the folders below are cat, dog\)"):
+    with pytest.raises(UserError, match=r"'part_1' is not in .*class_names \(cat, fox\) \(the folders below are cat, dog\)"):
         read(tmp_path, class_names=("cat", "fox"))
 
 
@@ -225,3 +225,17 @@ def test_pictures_of_other_kinds_are_told(tmp_path):
 def test_persons_below_the_parts(tmp_path):
     tree(tmp_path, red=["train/cat/anna/1.png", "train/cat/bo/2.png"])
     assert read(tmp_path, class_names=("cat",), person="level:2").people.tolist() == [0, 1]
+
+
+def test_lists_above_the_class_folders_are_passed_over_and_told(tmp_path):
+    """As SMILEsmileD is published: SMILEs/positives/positives7/1.jpg beside SMILEs/positives/smiles_01_pos.idx."""
+    root = tree(tmp_path, red=["set/pos/pos7/0.png"], blue=["set/neg/neg7/1.png"], text={"set/pos/list.idx": "0.png"})
+    found = read(root, class_names=("pos", "neg"))
+    assert colours(found) == {"pos": "R", "neg": "B"}
+    assert "1 file that is no picture is not read: set/pos/list.idx" in found.facts.notes
+
+
+def test_files_of_unknown_kinds_in_a_class_of_their_own_are_told(tmp_path):
+    root = tree(tmp_path, red=["cat/0.png"], text={"dog/1.raw": "x", "dog/2.raw": "x"})
+    with pytest.raises(UserError, match=r"dog/1\.raw, dog/2\.raw \(2\) are not images of a known kind; .*other_files"):
+        read(root, class_names=("cat", "dog"))

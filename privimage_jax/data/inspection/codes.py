@@ -9,4 +9,5 @@ FINDINGS = (  # of a look at the sets
     "one_class",
 )
 UNLABELLED = "unlabelled"  # pictures without a class, which are then left out while the set is read
-ACCEPTABLE = (*FINDINGS, UNLABELLED)
+OTHER_FILES = "other_files"  # files among the pictures that are none, likewise
+ACCEPTABLE = (*FINDINGS, UNLABELLED, OTHER_FILES)

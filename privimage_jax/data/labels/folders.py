@@ -1,6 +1,7 @@
 """Classes by folder: one folder a class, at the level that the declared names, or the tree itself, tell."""
 
-from privimage_jax.data.labels.listing import Listing, refuse_strays, same_name, some
+from privimage_jax.data.inspection.codes import OTHER_FILES
+from privimage_jax.data.labels.listing import Listing, same_name, some, strays
 from privimage_jax.data.labels.parts import find_parts
 from privimage_jax.data.labels.tree import Labelling
 from privimage_jax.data.sources.base import Settings
@@ -29,7 +30,13 @@ def read(listing: Listing, root: str, settings: Settings) -> Labelling:
     label_of = {path: number.get(name, 0) for of in classes.values() for path, name in of.items()}
     found = "class folders" if any(set().union(*names)) else "no labels: one class"
     return Labelling(
-        label_of, class_names, found, parts, {}, None, (*parts.notes, *_empty(listing, parts.training, settings))
+        label_of,
+        class_names,
+        found,
+        parts,
+        {},
+        None,
+        (*parts.notes, *_empty(listing, parts.training, settings), *_unread(listing, prefixes)),
     )
 
 
@@ -51,11 +58,31 @@ def _class_of(listing: Listing, root: str, settings: Settings) -> dict[str, str]
         raise UserError(
             f"{listing.where}: {loose[0]} lies beside the class folders; move it into one of them or remove it."
         )
-    refuse_strays(listing, root)
+    _refuse_strays(listing, root, settings)
     level = _declared_level(listing, root, settings) if settings.class_names else _level(listing, root, settings)
     depth = root.count("/") + level
     class_of = {folder: same_name(f"{folder}/".split("/")[depth]) for folder in listing.holding}
     return {path: class_of[path[: path.rindex("/")]] for path in listing.pictures if path.startswith(root)}
+
+
+def _refuse_strays(listing: Listing, root: str, settings: Settings) -> None:
+    """Refuses files among the pictures that are none, so that no example is lost in silence."""
+    among, _ = strays(listing, root)
+    if among and OTHER_FILES not in settings.accept:
+        seen = f"{among[0]} is not an image" if len(among) == 1 else f"{some(among, 3)} ({len(among):,}) are not images"
+        raise UserError(
+            f"{listing.where}: {seen} of a known kind; remove or convert {'it' if len(among) == 1 else 'them'}, or "
+            f'give {settings.key}.accept=("{OTHER_FILES}",) to pass over all that are none.'
+        )
+
+
+def _unread(listing: Listing, roots: list[str]) -> list[str]:
+    """A note on what is passed over."""
+    found = [path for root in roots for paths in strays(listing, root) for path in paths]
+    if not found:
+        return []
+    seen = "1 file that is no picture is" if len(found) == 1 else f"{len(found):,} files that are no pictures are"
+    return [f"{seen} not read: {some(found, 3)}"]
 
 
 def _declared_level(listing: Listing, root: str, settings: Settings) -> int:
@@ -76,8 +103,8 @@ def _declared_level(listing: Listing, root: str, settings: Settings) -> int:
     unknown = levels[0] - declared
     deeper = f" (the folders below are {some(levels[1])})" if len(levels) > 1 else ""
     raise UserError(
-        f"{listing.where}: the class folder {min(unknown)!r} is not in {settings.key}.class_names{deeper}; declare or "
-        f"remove it, or say by {settings.key}.labels where the classes are."
+        f"{listing.where}: the class folder {min(unknown)!r} is not in {settings.key}.class_names "
+        f"({some(declared)}){deeper}; declare or remove it, or say by {settings.key}.labels where the classes are."
     )
 
 

@@ -5,8 +5,6 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from privimage_jax.errors import UserError
-
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp")
 _OTHERS = (".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 EXTENSIONS = frozenset(_JPEG + _OTHERS)
@@ -160,12 +158,20 @@ def some(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(listed[:most]) + ", …" * (len(listed) > most)
 
 
-def refuse_strays(listing: Listing, root: str) -> None:
-    """Refuses a file inside the class folders of `root` that is no picture, so that no example is lost in silence.
+def strays(listing: Listing, root: str) -> tuple[list[str], list[str]]:
+    """The files below `root`'s folders that are no pictures: (where pictures lie or should, above those folders).
 
-    Raises:
-      UserError: naming it.
+    The former may be examples of a kind that is not known. The latter lie in a folder that holds nothing but folders,
+    such as a list of files beside the folder that it lists.
     """
+    above: set[str] = set()
+    for folder in listing.holding:
+        while "/" in folder and (folder := folder.rpartition("/")[0]) not in above:
+            above.add(folder)
+    above -= listing.holding
+    among: list[str] = []
+    beside: list[str] = []
     for path in listing.others:
         if path.startswith(root) and "/" in path[len(root) :]:
-            raise UserError(f"{listing.where}: {path} is not an image of a known kind; remove or convert it.")
+            (beside if path.rpartition("/")[0] in above else among).append(path)
+    return among, beside
