@@ -84,7 +84,7 @@ def _missing(notes: Sequence[str], left: Sequence[str]) -> str:
 def _table(name: str, columns: Sequence[Column], shown: Sequence[Row]) -> str:
     if not shown:
         return "<p>Nothing yet.</p>"
-    head = "".join(f"<th>{text.escape(title)}</th>" for title, _ in columns)
+    head = "".join(_heading(title, [value(row) for row in shown]) for title, value in columns)
     lines = "".join(f"<tr>{''.join(_cell(value(row)) for _, value in columns)}</tr>" for row in shown)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><thead><tr>{head}</tr></thead>'
@@ -92,8 +92,18 @@ def _table(name: str, columns: Sequence[Column], shown: Sequence[Row]) -> str:
     )
 
 
+def _heading(title: str, values: Sequence[Any]) -> str:
+    """Above numbers it stands to the right, as they do."""
+    attribute = ' class="number"' if any(_is_number(value) for value in values) else ""
+    return f"<th{attribute}>{text.escape(title)}</th>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def _cell(value: Any) -> str:
-    number = isinstance(value, int | float)
+    number = _is_number(value)
     return f'<td class="number">{text.value(value)}</td>' if number else f"<td>{text.value(value)}</td>"
 
 

@@ -82,7 +82,9 @@ def test_declared_names_tell_the_level(tmp_path):
     assert colours(read(tmp_path, **DECLARED)) == PETS
     with pytest.raises(UserError, match=r"two folders deep, as in part_1/cat.*declare config.public.class_names"):
         read(tmp_path, key="public")
-    with pytest.raises(UserError, match=r"'part_1' is not in .*class_names \(cat, fox\) \(the folders below are cat, dog\)"):
+    with pytest.raises(
+        UserError, match=r"'part_1' is not in .*class_names \(cat, fox\) \(the folders below are cat, dog\)"
+    ):
         read(tmp_path, class_names=("cat", "fox"))
 
 
