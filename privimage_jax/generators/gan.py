@@ -111,8 +111,7 @@ class GAN:
 
     def sample(self, params: Params, keys: jax.Array, labels: jax.Array) -> jax.Array:
         """One pass of the generator for each image."""
-        noise = jax.vmap(lambda key: jax.random.normal(key, (self.config.gan.noise,)))(keys)
-        return self._generate(params["generator"], noise, labels)
+        return self._generate(params["generator"], self._noise(keys), labels)
 
     def sample_flops(self, params: Params) -> float:
         """Those of one pass of the generator, counted over 8 images."""
@@ -121,6 +120,10 @@ class GAN:
         labels = jax.ShapeDtypeStruct((size,), jnp.int32)
         lowered = jax.jit(self._generate).lower(params["generator"], noise, labels)
         return float((lowered.cost_analysis() or {})["flops"]) / size
+
+    def _noise(self, keys: jax.Array) -> jax.Array:
+        """What images are made from, float32 [B, Z], one key [B] each."""
+        return jax.vmap(lambda key: jax.random.normal(key, (self.config.gan.noise,)))(keys)
 
     def _generate(self, weights: Params, noise: jax.Array, labels: jax.Array) -> jax.Array:
         images: Any = self.generator.apply({"params": weights}, noise, labels)
@@ -137,8 +140,7 @@ class GAN:
 
         def loss(params: Params, batch: Batch, keys: jax.Array) -> jax.Array:
             draws = jax.vmap(lambda key: jax.random.split(key, (multiplicity, 2)))(keys)
-            noise = jax.vmap(lambda key: jax.random.normal(key, (self.config.gan.noise,)))(draws[:, :, 0].reshape(-1))
-            labels = jnp.repeat(batch["label"], multiplicity)
+            noise, labels = self._noise(draws[:, :, 0].reshape(-1)), jnp.repeat(batch["label"], multiplicity)
             fake = jax.lax.stop_gradient(self._generate(params["generator"], noise, labels))
             real = jnp.repeat(to_float(batch["image"]), views, axis=0)
             real = augment(real, draws[:, :views, 1].reshape(-1), flip, shift)
@@ -146,11 +148,8 @@ class GAN:
             both = jnp.concatenate([real.astype(fake.dtype), fake])
             given = jnp.concatenate([jnp.repeat(batch["label"], views), labels])
             scores = self._judge(params["discriminator"], both, given)
-            real_scores, fake_scores = (
-                scores[: len(real)].reshape(-1, views),
-                scores[len(real) :].reshape(-1, multiplicity),
-            )
-            return jnp.mean(jax.nn.relu(1 - real_scores), axis=1) + jnp.mean(jax.nn.relu(1 + fake_scores), axis=1)
+            of_real, of_fake = scores[: len(real)].reshape(-1, views), scores[len(real) :].reshape(-1, multiplicity)
+            return jnp.mean(jax.nn.relu(1 - of_real), axis=1) + jnp.mean(jax.nn.relu(1 + of_fake), axis=1)
 
         return loss
 
