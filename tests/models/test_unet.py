@@ -5,7 +5,7 @@ import pytest
 
 from privimage_jax.errors import UserError
 from privimage_jax.models.registry import init_denoiser, parameter_count
-from privimage_jax.models.unet import UNet, enlarge, halve
+from privimage_jax.models.unet import UNet, enlarge, from_patches, halve, to_patches
 
 TINY = {"n_classes": 3, "channels": 1, "nf": 8, "ch_mult": (1, 2), "num_blocks": 1}
 
@@ -102,3 +102,26 @@ def test_resampling_of_odd_sides():
 def test_attention_at_a_missing_side_is_refused():
     with pytest.raises(UserError, match=r"config\.model\.kwargs\.attn.*16.*8, 4"):
         init_denoiser(UNet(**TINY, attn=(16,)), jax.random.key(0), (8, 8, 1))
+
+
+@pytest.mark.parametrize(("side", "channels", "patch"), [(8, 1, 2), (8, 3, 4), (6, 2, 3)])
+def test_patches_are_undone(side, channels, patch):
+    x = jax.random.normal(jax.random.key(0), (2, side, side, channels))
+    squares = to_patches(x, patch)
+    assert squares.shape == (2, side // patch, side // patch, channels * patch**2)
+    np.testing.assert_array_equal(squares[0, 0, 0].reshape(patch, patch, channels), x[0, :patch, :patch])
+    np.testing.assert_array_equal(from_patches(squares, patch), x)
+
+
+def test_a_patch_makes_the_first_level_smaller():
+    model = UNet(**TINY, patch=2)
+    params = shapes(model, 8)
+    assert params["conv_in"]["kernel"].shape == (3, 3, 4, 8) and params["conv_out"]["kernel"].shape == (3, 3, 8, 4)
+    args = (jnp.zeros((2, 8, 8, 1)), jnp.zeros(2), jnp.zeros(2, jnp.int32))
+    assert jax.eval_shape(model.apply, {"params": params}, *args).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize("patch", [0, -2, 3])
+def test_a_patch_that_does_not_divide_the_side_is_refused(patch):
+    with pytest.raises(UserError, match=f"patch={patch} does not divide the side of images of 8x8"):
+        shapes(UNet(**TINY, patch=patch), 8)
