@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     config.precision = "auto"  # auto (bfloat16 on accelerators, float32 on CPUs) | float32 | tf32 | bfloat16
     config.seed = 0  # of all public randomness: initial weights, public batches, sampling; never of privacy noise
     config.public_cache = ""  # a folder where runs share what they train on public images; "" = none
+    config.private_cache = ""  # a folder where runs share what they find of real images without noise; "" = none
 
     config.data = data_section()  # the sensitive set
     config.data.name = "cifar10"

@@ -37,7 +37,7 @@ PLACES = frozenset(  # what tells where data lie, or what the operator saw in th
     | {
         f"{name}.kwargs.{key}" for name in ("data", "public") for key in ("path", "data_dir")
     }  # of sources from elsewhere
-    | {"query_net.workdir", "evaluate.inception_weights", "public_cache"}
+    | {"query_net.workdir", "evaluate.inception_weights", "public_cache", "private_cache"}
 )
 FREE_SECTIONS = (
     "extra.",

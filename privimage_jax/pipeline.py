@@ -11,7 +11,7 @@ from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, is_out_of_memory, reason_of
 from privimage_jax.privacy.clipping import PRECISIONS
-from privimage_jax.run import inspection, public_cache, resources
+from privimage_jax.run import inspection, private_cache, public_cache, resources
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import has_spent, open_ledger, terms
@@ -58,6 +58,7 @@ def run(inputs: Inputs, last: str | None = None) -> None:
     preflight.check_names(inputs.config)
     _compare_processes(inputs)
     public_cache.check(inputs.config, inputs.workdir)
+    private_cache.check(inputs.config, inputs.workdir)
     inputs.workdir.create()
     with inputs.workdir.lock():
         needs_public = any(stage.sees("public") for stage in stages)

@@ -18,7 +18,7 @@ from privimage_jax.data.inspection.found import UNREADABLE
 from privimage_jax.errors import UserError, printable
 from privimage_jax.report import inspection as page
 from privimage_jax.report.document import MARKED_BYTES, is_page
-from privimage_jax.run import inspection
+from privimage_jax.run import inspection, private_cache
 from privimage_jax.run.inputs import DataSets
 from privimage_jax.run.inspection import Inspection
 from privimage_jax.run.stage import enabled_stages
@@ -49,7 +49,7 @@ def run(config: ConfigDict, out: Path | None, run_folder: Workdir | None) -> Non
     else:
         run_folder.create()
         with run_folder.lock():
-            seen = examine(config, DataSets(config, run_folder.cache))
+            seen = examine(config, DataSets(config, private_cache.folder(config, run_folder)))
             inspection.write(run_folder, seen)
     if out is not None and out.suffix == ".json":
         workdir.atomic_write_json(out, seen.to_json(), inspection.MODE)

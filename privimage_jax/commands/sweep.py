@@ -18,7 +18,7 @@ from privimage_jax.commands.many_runs.rows import DONE, Row, finish
 from privimage_jax.commands.many_runs.table import joint_cost, show_table, tell_what_may_leave
 from privimage_jax.commands.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
 from privimage_jax.errors import UserError
-from privimage_jax.run import public_cache
+from privimage_jax.run import private_cache, public_cache
 from privimage_jax.run.stage import named
 from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.storage.workdir import Workdir
@@ -53,6 +53,7 @@ def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool
     fields, plotted = list(runs[0].values), measure or DEFAULT_MEASURE
     for one in runs:
         public_cache.check(one.config, folder)
+        private_cache.check(one.config, folder)
     many = ManyRuns(folder, "sweep", fields, runs[0].config)
     many.take()
     if (networks := len({fingerprints.fingerprint(_network(one.config)) for one in runs})) > 1:

@@ -16,6 +16,7 @@ from privimage_jax.data import Dataset
 from privimage_jax.data.inspection import plan
 from privimage_jax.data.unreadable import UnreadableImages, of_sets
 from privimage_jax.errors import UserError
+from privimage_jax.run import private_cache
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
 from privimage_jax.settings import derived
@@ -195,6 +196,11 @@ class Inputs:
         return self.data.public_held_out
 
     @property
+    def private_cache(self) -> Path:
+        """Where features of real images and the like are kept: the run's own folder, or one that runs share."""
+        return private_cache.folder(self.config, self.workdir)
+
+    @property
     def plan(self) -> Plan:
         """The privacy plan for this data."""
         return make_plan(self.config, self.sensitive.n)
@@ -232,4 +238,4 @@ def make_inputs(config: ConfigDict, workdir: Workdir, mesh: Mesh | None = None) 
     mesh = make_mesh() if mesh is None else mesh
     config = config.copy_and_resolve_references()
     config.precision = resolve(config.precision, platform(mesh))
-    return Inputs(config, workdir, mesh, DataSets(config, workdir.cache))
+    return Inputs(config, workdir, mesh, DataSets(config, private_cache.folder(config, workdir)))

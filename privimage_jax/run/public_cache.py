@@ -6,8 +6,6 @@ damaged counts as not there. Nothing enters that was computed from sensitive ima
 """
 
 import contextlib
-import errno
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, reason_of
-from privimage_jax.run import resources, trouble
+from privimage_jax.run import resources, shared_folders, trouble
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
@@ -64,7 +62,8 @@ def run(inputs: Inputs, make: Callable[[], None]) -> None:
         make()
         return
     made_from = _identity(inputs, stage)
-    entry, folder = _folder(inputs.config) / f"{stage.name}-{fingerprint(made_from)[:32]}", inputs.folder(stage.name)
+    place, folder = shared_folders.path("public_cache", inputs.config.public_cache), inputs.folder(stage.name)
+    entry = place / f"{stage.name}-{fingerprint(made_from)[:32]}"
     make_dir(entry.parent, mode=0o700)
     with _turn(entry, stage):
         if manifest := _found(entry, made_from, stage):
@@ -125,50 +124,8 @@ def _take(entry: Path, manifest: dict[str, Any], inputs: Inputs, stage: Stage) -
 
 
 def check(config: ConfigDict, own: Workdir) -> None:
-    """Makes the cache's folder, and refuses one that cannot be written or lies where releases do.
-
-    Args:
-      config: of a run, or of many.
-      own: the folder of the command, which need not exist.
-
-    Raises:
-      UserError: naming the path.
-    """
-    given = config.public_cache
-    if not given:
-        return
-    if "://" in given:
-        raise UserError(f"config.public_cache={given} is an object store; give a folder of a POSIX file system.")
-    path = _folder(config).resolve()
-    if path.exists() and not path.is_dir():
-        raise UserError(f'config.public_cache={given} is a file; give a folder, or "" for none.')
-    if own.release.resolve() in (path, *path.parents) or _is_released(path, own.ledger.name):
-        raise UserError(f"config.public_cache={given} lies in a release, which is handed over; give another folder.")
-    try:
-        make_dir(path, mode=0o700)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except (OSError, UserError) as error:
-        cause = error.__cause__ if isinstance(error, UserError) else error
-        reason = getattr(cause, "strerror", None) or reason_of(error)
-        raise UserError(
-            f'config.public_cache={given} cannot be written ({reason}); give a folder that can be, or "" for none.'
-        ) from None
-
-
-def _is_released(path: Path, ledger: str) -> bool:
-    """Whether a ledger lies in the folder or one that holds it, as in each release, whatever its name."""
-    return any(os.path.lexists(folder / ledger) for folder in (path, *path.parents))
-
-
-def _folder(config: ConfigDict) -> Path:
-    try:
-        return Path(config.public_cache).expanduser().absolute()
-    except RuntimeError:  # there is no such user
-        raise UserError(
-            f"config.public_cache={config.public_cache} names the home of a user who is not known; give a path without "
-            "~."
-        ) from None
+    """Makes the cache's folder, if there is to be one; raises what `shared_folders.check` does."""
+    shared_folders.check("public_cache", config.public_cache, own)
 
 
 def _names(stage: Stage) -> tuple[str, ...]:

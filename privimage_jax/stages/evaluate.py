@@ -164,7 +164,7 @@ def _features_of(inputs: Inputs, extractor: Extractor, made: Dataset) -> Outputs
 def _real_features(inputs: Inputs, extractor: Extractor, dataset: Dataset, part: str) -> RealFeatures:
     n = inputs.config.evaluate.max_images
     with _progress(extractor, part, min(n, dataset.n)) as advance:
-        return real_features.load_or_make(inputs.workdir.cache, extractor, dataset, n, advance)
+        return real_features.load_or_make(inputs.private_cache, extractor, dataset, n, advance)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ def measured(config, tmp_path, monkeypatch):
 
     def call():
         context = make_inputs(configs.check(config), Workdir(tmp_path / "run"), make_mesh(jax.devices()[:1]))
+        context.workdir.create()
         return utility.measure(context, context.held_out, tmp_path / "accuracies.json")
 
     monkeypatch.setattr(utility, "train_and_score", train_and_score)

@@ -15,7 +15,8 @@ from privimage_jax.storage.workdir import Workdir
 
 MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
 _OF_THE_MACHINE = frozenset(  # and these of none at all
-    {f"{name}.{key}" for name in ("data", "public") for key in ("cache", "residency", "accept")} | {"public_cache"}
+    {f"{name}.{key}" for name in ("data", "public") for key in ("cache", "residency", "accept")}
+    | {"public_cache", "private_cache"}
 )
 
 

@@ -32,7 +32,7 @@ def finish(
     more: Callable[[Inputs], Row] = lambda inputs: {},
     trust_marks: bool = False,
 ) -> Row:
-    """Completes a run, which shares the folder's public cache unless its config names another.
+    """Completes a run, which shares the folder's two caches unless its config names others.
 
     Args:
       one: the run; its folder is made in `folder`.
@@ -49,6 +49,7 @@ def finish(
     row: Row = fingerprints.jsonable({"run": one.name, **one.values})
     config = one.config.copy_and_resolve_references()
     config.public_cache = config.public_cache or str(folder / "public_cache")
+    config.private_cache = config.private_cache or str(Workdir(folder).cache)
     try:
         workdir.make_dir(own.root)  # of one that fails early as well: a row is dropped with its folder
         inputs = make_inputs(config, own)

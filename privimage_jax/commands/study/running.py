@@ -10,7 +10,7 @@ from privimage_jax.commands.many_runs.rows import BUSY, DONE, FAILED, Row, finis
 from privimage_jax.commands.study import results
 from privimage_jax.commands.study.plan import FIELDS, Share
 from privimage_jax.errors import UserError
-from privimage_jax.run import public_cache
+from privimage_jax.run import private_cache, public_cache
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -37,6 +37,7 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
         run of this share has failed.
     """
     public_cache.check(base, folder)
+    private_cache.check(base, folder)
     many = ManyRuns(folder, KIND, FIELDS, base)
     many.take()
     with many.held(wait=True):

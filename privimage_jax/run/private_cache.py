@@ -1,0 +1,41 @@
+"""`config.private_cache`: decoded images, their features and what classifiers learn of real images, for other runs.
+
+All of it is computed from sensitive images without noise, so that the folder is its owner's alone. Each file is named
+by a digest of all that decides it, which is how a cache never changes a result. Without the setting each run has its
+own, `internal/cache`.
+"""
+
+import stat
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from privimage_jax.errors import UserError
+from privimage_jax.run import shared_folders
+from privimage_jax.storage.workdir import Workdir
+
+_KEY = "private_cache"
+
+
+def folder(config: ConfigDict, own: Workdir) -> Path:
+    """Where a run keeps what it finds of real images, apart from its results.
+
+    Args:
+      config: of the run.
+      own: the run's folder.
+    """
+    return shared_folders.path(_KEY, config.private_cache) if config.private_cache else own.cache
+
+
+def check(config: ConfigDict, own: Workdir) -> None:
+    """Makes the folder, if there is to be one, and refuses one that others may read.
+
+    Raises:
+      UserError: for that, and as `shared_folders.check`.
+    """
+    shared_folders.check(_KEY, config.private_cache, own)
+    if config.private_cache and stat.S_IMODE(folder(config, own).stat().st_mode) & 0o077:
+        raise UserError(
+            f"config.{_KEY}={config.private_cache} may be read by others, and real images lie there; run chmod 700 on "
+            "it, or give another folder."
+        )
