@@ -29,15 +29,22 @@ os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])  #
 for name, value in {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": CACHE,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # small programs, taken together, take longest
     "MPLBACKEND": "Agg",
 }.items():
     os.environ.setdefault(name, value)
 if "TMPDIR" not in os.environ and has_room(MEMORY):
     os.environ["TMPDIR"] = tempfile.tempdir = MEMORY  # runs write and delete many files: no disk to wait for
 
+quick.collect_rarely()
+
 import pytest  # noqa: E402
 from commands import caller, write_config  # noqa: E402
+
+
+def pytest_collection_finish():
+    """All modules are imported now, and stay."""
+    quick.collect_rarely()
 
 
 @pytest.fixture

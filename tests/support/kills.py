@@ -40,10 +40,12 @@ import tensorboardX  # noqa: E402, F401
 from crashes import Step, WriteLog, files_of, is_partial, problems  # noqa: E402
 from small_models import use_small_models  # noqa: E402
 
+from privimage_jax import config as configs  # noqa: E402
 from privimage_jax.privacy import verification  # noqa: E402
 from privimage_jax.privacy.ledger import Ledger  # noqa: E402
 from privimage_jax.run import inputs  # noqa: E402
-from privimage_jax.run.plan import make_plan  # noqa: E402
+from privimage_jax.run.code_version import code_version  # noqa: E402
+from privimage_jax.run.plan import make_plan, noise_by_accountant  # noqa: E402
 from privimage_jax.run.stage import STAGES, enabled_stages  # noqa: E402
 from privimage_jax.storage import workdir  # noqa: E402
 from privimage_jax.storage.workdir import Workdir  # noqa: E402
@@ -93,6 +95,8 @@ class Runs:
         self._cache = folder / "cache"
         plan = make_plan(self.config, N)  # solved once, in place of once a run
         inputs.make_plan = lambda config, n: plan
+        checked = configs.check(self.config)
+        noise_by_accountant(checked, N), code_version(checked)  # likewise: both are kept for the process, and its forks
         self.steps = self._record()
 
     def _start(self, root: pathlib.Path, observer: Observer) -> int:
@@ -262,6 +266,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random points")
     options = parser.parse_args()
     numbers, differences = random.Random(options.seed), []
+    quick.collect_rarely()
     with tempfile.TemporaryDirectory() as folder:
         for name, count, attack in (
             ("fixed seed", options.kills, at_random_points),

@@ -1,5 +1,6 @@
-"""XLA's flags for tests, whose programs are small and many, so that compiling them takes longer than running them."""
+"""What makes tests quick: their programs are small and many, and take longer to trace and to compile than to run."""
 
+import gc
 import importlib.metadata
 import platform
 
@@ -12,3 +13,13 @@ FLAGS = (
     "--xla_backend_optimization_level=0",  # LLVM's
     *(OLDER_EMITTERS if platform.machine() in ("x86_64", "AMD64") and HAS_BOTH else ()),
 )
+
+
+def collect_rarely() -> None:
+    """Lets Python look for garbage a seventieth as often: tracing makes many objects, few of them garbage.
+
+    jax does work of its own at each collection. What is there now is looked at no more.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
