@@ -71,7 +71,8 @@ def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool
         subsets = Subsets() if correlate else None
         for number, one in enumerate(runs, 1):
             headline("sweep", "running", f"{one.name} ({number} of {len(runs)})")
-            rows[one.name] = row = finish(one, folder.root, "sweep", subsets.compare if subsets else lambda inputs: {})
+            compare = subsets.compare if subsets else lambda inputs: {}
+            rows[one.name] = row = finish(one, folder.root, "sweep", compare, check=many.check_data)
             (finished if row["status"] == DONE else failed).append(row)
             many.save(rows.values())
             if measure and finished and same_results:
