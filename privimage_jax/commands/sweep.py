@@ -25,7 +25,8 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 DEFAULT_MEASURE = "fid"
-SHOWN = ("fid", "pretrained_fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # the CSV has all
+_ACCURACIES = ("accuracy_synthetic", "accuracy_real", "accuracy_majority")
+SHOWN = ("fid", "pretrained_fid", "precision", "recall", *_ACCURACIES)  # the CSV has all
 _PUBLIC_PLACES = ("public.path", "public.data_dir", "public.labels", "public.links")  # that decide what is taught
 
 
