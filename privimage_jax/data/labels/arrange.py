@@ -80,6 +80,7 @@ def _left_out(listing: Listing, labelling: Labelling, chosen: list[str], count: 
     """A note on pictures without a class, if the user accepts that."""
     lacking = [path for path in chosen if path not in labelling.label_of]
     unclear = [path for path in lacking if path in labelling.unclear]
+    told = len(unclear) or count
     if unclear:
         others = f" and {count - len(unclear):,} have no class" * (count > len(unclear))
         seen = f"share a name with others in {labelling.found}, so that no row is theirs alone{others}"
@@ -89,10 +90,10 @@ def _left_out(listing: Listing, labelling: Labelling, chosen: list[str], count: 
     first = (unclear or lacking)[0]
     if "unlabelled" not in settings.accept:
         raise UserError(
-            f"{listing.where}: {len(unclear) or count:,} of {len(chosen):,} pictures {seen}, such as {first}; {remedy}, "
-            f'or give {settings.key}.accept=("unlabelled",) to leave them out.'
+            f"{listing.where}: {told:,} of {len(chosen):,} pictures {seen}, such as {first}; {remedy}, or "
+            f'give {settings.key}.accept=("unlabelled",) to leave them out.'
         )
-    return f"{len(unclear) or count:,} pictures {seen} and are left out, such as {first}"
+    return f"{told:,} pictures {seen} and are left out, such as {first}"
 
 
 def _people(files: list[str], labelling: Labelling, settings: Settings, where: str) -> list[str] | None:
