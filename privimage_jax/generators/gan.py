@@ -254,8 +254,8 @@ class GAN:
             normalised, vectors = spectral_norm.normalise(weights, state["vectors"])
             count = state["step"] + 1
             average = ema_update(average, normalised, count, section.ema)
-            own = {"weights": weights, "vectors": vectors, "opt_state": opt_state, "step": count, "loss": loss}
-            return own, normalised, average
+            after = {"weights": weights, "vectors": vectors, "opt_state": opt_state, "step": count, "loss": loss}
+            return after, normalised, average
 
         return step
 

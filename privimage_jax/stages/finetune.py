@@ -330,7 +330,7 @@ def make_step(
         generator.per_example_loss, generator.private_update(mesh), settings, mesh, generator.merge, rule, NOISE
     )
 
-    metrics = getattr(generator, "metrics", lambda state: {})
+    metrics: Callable[[Any], dict[str, jax.Array]] = getattr(generator, "metrics", lambda state: {})
 
     def step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         state, stats = dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)

@@ -150,8 +150,8 @@ def train(
                 # The first dispatch compiles, which takes minutes; until its end all that there is was kept before.
                 with preemption.idle() if done == start else contextlib.nullcontext():
                     state, means = run_steps(state, inputs, done, done + steps)
-                    means = {key: float(value) for key, value in means.items()}
-                for key, value in means.items():
+                    found = {key: float(value) for key, value in means.items()}
+                for key, value in found.items():
                     totals[key] += steps * value
                 pace.end(steps)
                 done += steps
