@@ -6,6 +6,7 @@ second.
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,7 +22,6 @@ from privimage_jax.cli.table import COMMANDS, overview
 from privimage_jax.cluster import preemption, processes
 from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, printable
 
-INTERRUPTED = 130  # as shells report SIGINT
 GRACE_SECONDS = 3.0  # for the news that another process has failed
 
 
@@ -31,7 +31,7 @@ def entry_point() -> None:
     sys.unraisablehook = report_unraisable
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # likewise of tasks that fail beside the first
     status = main(sys.argv)
-    if status in (preemption.STATUS, INTERRUPTED):  # devices may still be computing, and jax's own end then crashes
+    if status in (preemption.STATUS, preemption.INTERRUPTED):  # devices may be computing, and jax's own end crashes
         streams.flush()
         os._exit(status)
     sys.exit(status)
@@ -68,12 +68,11 @@ def main(argv: list[str]) -> int:
             f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
         )
     except preemption.Preempted:
-        sentence = "ended by SIGTERM; its work is saved, and the same command continues where it stopped."
-        return _told(preemption.STATUS, sentence)
+        return _told(*preemption.ENDED[signal.SIGTERM])
     except SystemExit:  # nothing here calls it; a module that the config names may
         return _refused("code that the config names ended the program (sys.exit); let it raise an error or return.")
     except KeyboardInterrupt:
-        return _told(INTERRUPTED, "interrupted; the same command continues where it stopped.")
+        return _told(*preemption.ENDED[signal.SIGINT])
     except Exception as error:
         if is_out_of_memory(error):
             return _refused(memory_sentence(error))

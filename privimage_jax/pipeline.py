@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, is_out_of_memory, reason_of
 from privimage_jax.privacy.clipping import PRECISIONS
-from privimage_jax.run import inspection, private_cache, public_cache, resources
+from privimage_jax.run import data_seen, inspection, private_cache, public_cache, resources
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import has_spent, open_ledger, terms
@@ -41,11 +41,16 @@ def fingerprints(inputs: Inputs) -> dict[str, str]:
     return result
 
 
-def run(inputs: Inputs, last: str | None = None) -> None:
+def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None] = lambda inputs: None) -> None:
     """Runs every enabled stage up to `last` (default: all) that is missing or stale, under the workdir's lock.
 
     Names are looked up before any image is read, and all data are read and checked before the first stage. A stage
     whose budget is spent never runs on other inputs.
+
+    Args:
+      inputs: of the run.
+      last: the name of a stage.
+      check: called when all data are read, and before any stage runs; what it raises ends the run.
 
     Raises:
       UserError: for wrong data, a stage that the config does not enable, or a change in or upstream of a stage that
@@ -73,6 +78,8 @@ def run(inputs: Inputs, last: str | None = None) -> None:
         )
         _refuse_changed_spending(inputs, stages, prints)
         open_ledger(inputs.workdir).check_terms(terms(inputs))
+        check(inputs)
+        data_seen.note(inputs)
         inspection.before_a_run(inputs, needs_public)
         workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:

@@ -19,7 +19,7 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import STAGES
 from privimage_jax.stages import finetune, pretrain, train_query
-from privimage_jax.stages.parts import query_accuracy
+from privimage_jax.stages.parts import query_accuracy, seen_classes
 from privimage_jax.storage import workdir as workdirs
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
@@ -102,6 +102,8 @@ def test_every_artefact_is_there(finished):
         np.testing.assert_array_equal(np.bincount(synthetic["labels"]), [4] * CLASSES)
     evaluation = json.loads((workdir.internal / "evaluation.json").read_text())
     assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_real", "picks_agreeing"} <= set(evaluation)
+    assert evaluation["accuracy_majority"] == pytest.approx(1 / CLASSES)  # of 30 held-out images, ten a class
+    assert 0 <= evaluation["accuracy_features"] <= 1
     accuracy = query_accuracy.read(workdir)
     assert evaluation["public_test_images"] == accuracy.images == 12
     assert (evaluation["query_accuracy"], evaluation["query_accuracy_top5"]) == (accuracy.top1, accuracy.top5)
@@ -112,6 +114,15 @@ def test_every_artefact_is_there(finished):
     assert evaluation["private"] is False
     assert all(measures.describe(name) for name in measures.numbers(evaluation))
     assert "Fine-tuning on the sensitive images" in (workdir.internal / "evaluation.html").read_text()
+
+
+def test_internal_files_are_their_owners_alone(finished):
+    """But for locks, which are empty, and compiled programs, which hold no data."""
+    files = [path for path in finished[1].internal.rglob("*") if path.is_file() and path.stat().st_size]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in files if "compilation_cache" not in path.parts}
+    assert {path.name for path in modes} > {"evaluation.html", "evaluation.json", "metrics.csv", "images.npy"}
+    assert not [path for path, mode in modes.items() if mode != 0o600]
+    assert all(path.stat().st_mode & 0o044 for path in finished[1].release.rglob("*"))
 
 
 def test_the_ledger_adds_up(finished):
@@ -199,7 +210,12 @@ def test_several_extractors_and_a_second_evaluation(copy, monkeypatch):
         return json.loads((workdir / "internal" / "evaluation.json").read_text())
 
     before = json.loads((workdir / "internal" / "evaluation.json").read_text())
+    monkeypatch.setattr(seen_classes, "warning", lambda name, *of: f"{name} sees little.")
     first = evaluate()
+    page = (workdir / "internal" / "evaluation.html").read_text()
+    assert "pipelines:coarse sees little." in page and "the query network sees little." in page
+    keys = [f"accuracy_features{name}" for name in ("", "_coarse", "_query")]
+    assert [first[key] for key in keys] == [first[keys[0]], first[keys[0]], before[keys[0]]]
     assert {measure: first[f"{measure}_query"] for measure in FIDELITY} == {name: before[name] for name in FIDELITY}
     assert not {"inception_score", "inception_score_coarse"} & set(first)  # a function gives no logits
     assert all(first[name] == first[f"{name}_coarse"] for name in FIDELITY if name != "inception_score")

@@ -25,7 +25,8 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 DEFAULT_MEASURE = "fid"
-SHOWN = ("fid", "pretrained_fid", "precision", "recall", "accuracy_synthetic", "accuracy_real")  # the CSV has all
+_ACCURACIES = ("accuracy_synthetic", "accuracy_real", "accuracy_majority")
+SHOWN = ("fid", "pretrained_fid", "precision", "recall", *_ACCURACIES)  # the CSV has all
 _PUBLIC_PLACES = ("public.path", "public.data_dir", "public.labels", "public.links")  # that decide what is taught
 
 
@@ -72,7 +73,8 @@ def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool
         subsets = Subsets() if correlate else None
         for number, one in enumerate(runs, 1):
             headline("sweep", "running", f"{one.name} ({number} of {len(runs)})")
-            rows[one.name] = row = finish(one, folder.root, "sweep", subsets.compare if subsets else lambda inputs: {})
+            compare = subsets.compare if subsets else lambda inputs: {}
+            rows[one.name] = row = finish(one, folder.root, "sweep", compare, check=many.check_data)
             (finished if row["status"] == DONE else failed).append(row)
             many.save(rows.values())
             if measure and finished and same_results:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class Facts:
       sizes: number of stored images of each size, such as "28×28".
       depths: number of stored images of each kind of pixels, such as "8-bit grey".
       notes: sentences on what was passed over.
+      called: from the number of an image in the set to its file, or to its number in the source, from 0.
     """
 
     source: str = ""
@@ -71,6 +72,7 @@ class Facts:
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    called: Callable[[int], str] = dataclasses.field(default=str, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,8 +100,14 @@ def load(
         except MemoryError as error:
             what = f"{settings.key}: the {len(indices):,} decoded images of {settings.source}={source.name}"
             raise memory.shortage(what, needed=len(indices) * math.prod(shape)) from error
+    files = source.files
+
+    def called(number: int) -> str:
+        return str(indices[number]) if files is None else files[indices[number]]
+
+    parts = _parts(source, settings)
     facts = Facts(
-        settings.source, source.labels_from, _parts(source, settings), decoded.sizes, decoded.depths, source.notes
+        settings.source, source.labels_from, parts, decoded.sizes, decoded.depths, source.notes, called=called
     )
     people = None if source.people is None else _numbered(source.people[indices])
     return Dataset(decoded.images, decoded.labels, source.class_names, source.name, people, facts)

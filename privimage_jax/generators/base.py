@@ -19,6 +19,12 @@ class Generator(Protocol):
 
     A family whose pre-training lowers `per_example_loss`, a loss above 0, says so by an attribute `lowers_loss = True`.
     Pre-training that has raised it is then refused; of other families only what is not finite is.
+
+    A family that has more to show than the loss has a method `metrics(state)`: float32 scalars by their names, of a
+    state after a step of either training, for internal curves.
+
+    The microbatch follows from what the backward pass of `per_example_loss` keeps. A family that holds other batches
+    as well has `check_memory(params, available)`, which raises a `UserError` where a device has too little.
     """
 
     n_classes: int

@@ -22,6 +22,7 @@ from privimage_jax.models import spectral_norm
 from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.models.gan import Discriminator, Generator
 from privimage_jax.models.registry import fast_key
+from privimage_jax.training import memory
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.precision import activations
 from privimage_jax.training.state import ema_update
@@ -82,7 +83,8 @@ class GAN:
 
             loss, gradients = jax.value_and_grad(mean_loss)(state["params"])
             labels = jnp.resize(batch["label"], self.config.gan.batch_size)
-            return update(state, gradients, labels), {"loss": loss}
+            state = update(state, gradients, labels)
+            return state, {"loss": loss, **self.metrics(state)}
 
         return step
 
@@ -105,6 +107,13 @@ class GAN:
 
         return with_labels
 
+    def metrics(self, state: State) -> dict[str, jax.Array]:
+        """The generator's loss at its last step, 0 before the first: of generated images and the discriminator alone.
+
+        In fine-tuning it is post-processing of noised gradients, as all of the generator is.
+        """
+        return {"generator_loss": state["generator"]["loss"]}
+
     def released(self, state: State) -> Params:
         """The last discriminator and the averaged generator."""
         return state["ema"]
@@ -116,10 +125,30 @@ class GAN:
     def sample_flops(self, params: Params) -> float:
         """Those of one pass of the generator, counted over 8 images."""
         size = 8
-        noise = jax.ShapeDtypeStruct((size, self.config.gan.noise), jnp.float32)
-        labels = jax.ShapeDtypeStruct((size,), jnp.int32)
-        lowered = jax.jit(self._generate).lower(params["generator"], noise, labels)
+        lowered = jax.jit(self._generate).lower(params["generator"], *self._made_of(size))
         return float((lowered.cost_analysis() or {})["flops"]) / size
+
+    def check_memory(self, params: Params, available: int) -> None:
+        """Refuses a piece of the generator's step that cannot fit into the memory of a device.
+
+        Raises:
+          UserError: naming config.gan.microbatch.
+        """
+
+        def scores(weights: Params, judge: Params, noise: jax.Array, labels: jax.Array) -> jax.Array:
+            return self._judge(judge, self._generate(weights, noise, labels), labels)
+
+        def made_of(size: int) -> tuple:
+            return params["discriminator"], *self._made_of(size)
+
+        each = memory.kept_bytes(scores, params["generator"], made_of)
+        number = min(self.config.gan.microbatch, self.config.gan.batch_size)
+        memory.check_fits("gan.microbatch", number, each, available)
+
+    def _made_of(self, size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shapes of what so many images are made from: noise and labels."""
+        noise = jax.ShapeDtypeStruct((size, self.config.gan.noise), jnp.float32)
+        return noise, jax.ShapeDtypeStruct((size,), jnp.int32)
 
     def _noise(self, keys: jax.Array) -> jax.Array:
         """What images are made from, float32 [B, Z], one key [B] each."""
@@ -167,6 +196,7 @@ class GAN:
                 "vectors": vectors,
                 "opt_state": self._generator_adam(section).init(weights),
                 "step": jnp.zeros((), jnp.int32),
+                "loss": jnp.zeros(()),
             },
         }
 
@@ -210,20 +240,22 @@ class GAN:
         def step(own: tuple, judge: Params, labels: jax.Array, key: jax.Array) -> tuple:
             state, _, average = own
             noise = jax.random.normal(key, (len(labels), self.config.gan.noise))
-            gradient = jax.grad(piece_loss)
+            loss_and_gradient = jax.value_and_grad(piece_loss)
 
-            def add(total: Params, piece: tuple[jax.Array, jax.Array]) -> tuple[Params, None]:
-                one = gradient(state["weights"], state["vectors"], judge, *piece)
+            def add(total: tuple, piece: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
+                one = loss_and_gradient(state["weights"], state["vectors"], judge, *piece)
                 return jax.tree.map(jnp.add, total, one), None
 
             parts = jax.tree.map(lambda leaf: leaf.reshape(pieces, -1, *leaf.shape[1:]), (noise, labels))
-            total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["weights"]), parts)
-            updates, opt_state = adam.update(total, state["opt_state"], state["weights"])
+            nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state["weights"]))
+            (loss, gradient), _ = jax.lax.scan(add, nothing, parts)
+            updates, opt_state = adam.update(gradient, state["opt_state"], state["weights"])
             weights = optax.apply_updates(state["weights"], updates)
             normalised, vectors = spectral_norm.normalise(weights, state["vectors"])
             count = state["step"] + 1
             average = ema_update(average, normalised, count, section.ema)
-            return {"weights": weights, "vectors": vectors, "opt_state": opt_state, "step": count}, normalised, average
+            after = {"weights": weights, "vectors": vectors, "opt_state": opt_state, "step": count, "loss": loss}
+            return after, normalised, average
 
         return step
 

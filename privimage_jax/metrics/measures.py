@@ -78,6 +78,21 @@ MEASURES: dict[str, Measure] = {
         needs="classifier",
         comparable_when=_CLASSIFIER,
     ),
+    "accuracy_majority": Measure(
+        "Accuracy of the commonest class",
+        "Share of held-out real images that are of their commonest class: what always answering it gets right. An "
+        "accuracy near it says little.",
+        is_share=True,
+        needs="",
+        comparable_when=(),
+    ),
+    "accuracy_features": Measure(
+        "Accuracy by features",
+        "Share of held-out real images whose class has the nearest mean of features: what the network that measures "
+        "fidelity sees of the classes.",
+        is_share=True,
+        comparable_when=("evaluate.max_images",),
+    ),
     "query_accuracy": Measure(
         "Accuracy of the query network",
         "Share of held-out public images that it gets right.",

@@ -15,6 +15,7 @@ from privimage_jax.report.query_noise import NoiseOfQuery
 
 METRICS = {  # of fine-tuning and the networks, with the span of their axis
     "loss": ("loss", None),
+    "generator_loss": ("loss of a GAN's generator", None),
     "accuracy": ("accuracy", (0.0, 1.0)),
     "clipped": ("share of gradients that were clipped", (0.0, 1.0)),
     "norm": ("mean norm of an image's gradient before clipping", None),

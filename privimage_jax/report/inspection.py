@@ -18,6 +18,7 @@ from privimage_jax.report.gallery import ImageSet, gallery
 KIND = "inspection"
 SECTIONS = {"data": "Sensitive", "public": "Public"}
 CLASSES_SHOWN = 24  # with images: a row each, and room for several images in it
+COPIES_SHOWN = 100
 SIZES_SHOWN = 30  # classes whose sizes are listed; of more the smallest and the largest
 
 
@@ -49,7 +50,7 @@ def render(title: str, found: Mapping[str, Found], shown: Sequence[ShownSet]) ->
     body = template("inspection.html").substitute(
         title=text.escape(title),
         verdict=_verdict(found),
-        findings=_findings(found),
+        findings=_findings(found) + _copies(found),
         found=_found(found),
         images="".join(_images(section, shown) for section in SECTIONS) or '<p class="note">There is no image.</p>',
         brightness=f'<div class="curves">{"".join(map(_brightness, shown))}</div>',
@@ -78,6 +79,24 @@ def _finding(section: str, finding: Finding) -> str:
     return (
         f'<article><h3>{text.escape(text.words(finding.code))}</h3><p class="note">{section} images, {weight}</p>'
         f"<p>{text.escape(message)}</p></article>"
+    )
+
+
+def _copies(found: Mapping[str, Found]) -> str:
+    """Images that are there twice, by what they are called; "" where there is none."""
+    every = [copy for each in found.values() for copy in each.copies]
+    if not every:
+        return ""
+    rows = "".join(
+        f"<tr><td>{text.escape(text.words(copy['code']))}</td><td>{text.escape(copy['image'])}</td>"
+        f"<td>{text.escape(copy['copy_of'])}</td></tr>"
+        for copy in every[:COPIES_SHOWN]
+    )
+    left = len(every) - COPIES_SHOWN
+    more = f'<p class="more">and {left:,} more</p>' if left > 0 else ""
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Copies"><table class="runs"><thead>'
+        f"<tr><th>finding</th><th>image</th><th>copy of</th></tr></thead><tbody>{rows}</tbody></table></div>{more}"
     )
 
 

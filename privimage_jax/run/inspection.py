@@ -78,7 +78,13 @@ def look(config: ConfigDict, sensitive: Dataset | None, held_out: Dataset | None
     shown = []
     if sensitive is not None and training is not None:
         problems = _of_sensitive(config, sensitive, training, held_out, test, teachers)
-        seen["data"] = found.describe(sensitive, held_out).with_findings(problems, config.data.accept)
+        described = found.describe(sensitive, held_out).with_findings(problems, config.data.accept)
+        listed = copies.listed(
+            (training, sensitive.facts),
+            None if held_out is None or test is None else (test, held_out.facts),
+            None if public is None or teachers is None else (teachers, public.facts),
+        )
+        seen["data"] = dataclasses.replace(described, copies=tuple(listed))
         shown.append(page.ShownSet("data", "training", sensitive, training.histogram))
     if held_out is not None and test is not None:
         shown.append(page.ShownSet("data", "held out", held_out, test.histogram))

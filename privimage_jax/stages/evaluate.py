@@ -20,10 +20,18 @@ from privimage_jax.report.query_noise import NoiseOfQuery
 from privimage_jax.run import plan
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named, symbol
+from privimage_jax.run.trouble import Trouble
 from privimage_jax.settings import derived
 from privimage_jax.settings.evaluation import short_name
 from privimage_jax.stages import sample, selection, train_query
-from privimage_jax.stages.parts import evaluation_page, pretrained_images, query_accuracy, query_noise, utility
+from privimage_jax.stages.parts import (
+    evaluation_page,
+    pretrained_images,
+    query_accuracy,
+    query_noise,
+    seen_classes,
+    utility,
+)
 from privimage_jax.stages.query import count_semantics
 from privimage_jax.storage.workdir import atomic_write_json, remove
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
@@ -53,9 +61,12 @@ def run(inputs: Inputs) -> None:
     sets = _sets(inputs, synthetic, before)
     save_png(inputs.workdir.internal / "comparison.png", _comparison(inputs, sets))
     results: dict[str, Any] = {"private": False, "note": "computed on real images without noise: keep it internal"}
-    results |= _fidelity(inputs, synthetic, before)
+    network = extractors.of_network(*train_query.load(inputs))
+    results |= _fidelity(inputs, network, synthetic, before)
     accuracies = inputs.folder(STAGE.name) / "accuracies.json"
     useful = utility.measure(inputs, synthetic, accuracies)
+    useful["accuracy_majority"] = seen_classes.commonest_share(inputs.held_out.labels)
+    results |= _seen_classes(inputs, network, useful)
     results |= useful | {"classifier": section.classifiers[0], "classifier_seeds": section.classifier_seeds}
     results |= {"recipe": section.recipe, "extractor": section.extractors[0]} | extractors.weights_digest(
         section.extractors, section.inception_weights
@@ -98,9 +109,8 @@ def _comparison(inputs: Inputs, sets: list[ImageSet]) -> np.ndarray:
     return image_grid(np.concatenate(columns, axis=1)[:, :-1], scale)
 
 
-def _fidelity(inputs: Inputs, synthetic: Dataset, before: Dataset | None) -> dict[str, float]:
+def _fidelity(inputs: Inputs, network: Extractor, synthetic: Dataset, before: Dataset | None) -> dict[str, float]:
     """The measures of the synthetic set, and some of what was drawn before fine-tuning, whose keys say so."""
-    network = extractors.of_network(*train_query.load(inputs))
     table = measures.with_outside(inputs.config.evaluate.measures)
     results = _measured(inputs, network, synthetic, table)
     if before is not None:
@@ -120,11 +130,8 @@ def _measured(inputs: Inputs, network: Extractor, made: Dataset, table: Mapping[
     if "sds" in table:
         results["sds"] = semantic_similarity(inputs, network, semantic.logits, made.labels)
     for name in section.extractors:
-        if name == extractors.QUERY:
-            extractor, outputs = network, semantic
-        else:
-            extractor = extractors.load(name, section.inception_weights, made.image_shape)
-            outputs = _features_of(inputs, extractor, made)
+        extractor = _extractor(inputs, network, name)
+        outputs = semantic if extractor is network else _features_of(inputs, extractor, made)
         train = _real_features(inputs, extractor, inputs.sensitive, "training")
         test = _real_features(inputs, extractor, inputs.held_out, "held-out")
         measured = fidelity.measure(train.features, test, outputs, section.neighbours, name, table)
@@ -133,6 +140,33 @@ def _measured(inputs: Inputs, network: Extractor, made: Dataset, table: Mapping[
         if len(section.extractors) > 1:
             results |= {f"{measure}_{short_name(name)}": value for measure, value in measured.items()}
     return results
+
+
+def _extractor(inputs: Inputs, network: Extractor, name: str) -> Extractor:
+    """The extractor of this name: the query network, or another."""
+    if name == extractors.QUERY:
+        return network
+    return extractors.load(name, inputs.config.evaluate.inception_weights, inputs.sensitive.image_shape)
+
+
+def _seen_classes(inputs: Inputs, network: Extractor, useful: Mapping[str, float]) -> dict[str, float]:
+    """How well each extractor tells the real classes apart, keys as in `_measured`; warns of one that does not."""
+    names, trouble = inputs.config.evaluate.extractors, Trouble(inputs)
+    found: dict[str, float] = {}
+    for name in names:
+        extractor = _extractor(inputs, network, name)
+        features: list[np.ndarray] = []
+        for dataset, part in ((inputs.sensitive, "training"), (inputs.held_out, "held-out")):
+            rows = real_features.measured_rows(dataset.n, inputs.config.evaluate.max_images)
+            features += [_real_features(inputs, extractor, dataset, part).features, dataset.labels[rows]]
+        seen = seen_classes.nearest_class(*features)
+        keys = ["accuracy_features"] * (name == names[0])
+        keys += [f"accuracy_features_{short_name(name)}"] * (len(names) > 1)
+        found |= dict.fromkeys(keys, seen)
+        title = "the query network" if name == extractors.QUERY else name
+        if sentence := seen_classes.warning(title, seen, useful["accuracy_real"], useful["accuracy_majority"]):
+            trouble.tell(f"features of {name}", sentence)
+    return found
 
 
 def _of_the_query(inputs: Inputs, noise: NoiseOfQuery | None) -> dict[str, float]:

@@ -248,6 +248,8 @@ def choose_microbatch(config: ConfigDict, generator: Generator, params: Params, 
     Raises:
       UserError: if it cannot fit.
     """
+    if hasattr(generator, "check_memory"):
+        generator.check_memory(params, available)
     per_example = memory.bytes_per_example(generator.per_example_loss, params, generator.image_shape)
     if config.clipping.microbatch:
         return memory.checked_microbatch(config.clipping.microbatch, per_example, available)
@@ -328,7 +330,10 @@ def make_step(
         generator.per_example_loss, generator.private_update(mesh), settings, mesh, generator.merge, rule, NOISE
     )
 
+    metrics: Callable[[Any], dict[str, jax.Array]] = getattr(generator, "metrics", lambda state: {})
+
     def step(state: Any, inputs: Any, t: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        return dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
+        state, stats = dp_step(state, inputs["data"], inputs["key"], inputs["loss_key"], t)
+        return state, {**stats, **metrics(state)}
 
     return step

@@ -64,10 +64,21 @@ def make_dir(path: Path, mode: int = 0o755) -> None:
         _note("made", path)
 
 
+def usual_mode(path: Path) -> int:
+    """The mode of a new file: what lies in `internal/` is its owner's alone, also where somebody moves it.
+
+    >>> oct(usual_mode(Path("run/internal/evaluation.html"))), oct(usual_mode(Path("internal/run/release/report.html")))
+    ('0o600', '0o644')
+    """
+    inside = next((folder.name for folder in path.parents if folder.name in ("internal", "release")), "")
+    return 0o600 if inside == "internal" else 0o644
+
+
 @write_on_process_zero
-def atomic_write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replaces the file `path` by `content`, durably and all at once."""
+def atomic_write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Replaces the file `path` by `content`, durably and all at once; without a mode it has `usual_mode`."""
     path = Path(path)
+    mode = usual_mode(path) if mode is None else mode
     temporary = path.with_name(f".{path.name}.partial")
     with explain_os_errors(path):
         try:
@@ -85,7 +96,7 @@ def atomic_write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
         _note("renamed", path)
 
 
-def atomic_write_json(path: Path, value: Any, mode: int = 0o644) -> None:
+def atomic_write_json(path: Path, value: Any, mode: int | None = None) -> None:
     """Writes `value` as indented JSON with sorted keys, durably and all at once."""
     atomic_write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), mode)
 
@@ -134,6 +145,9 @@ def _begin_dir(temporary: Path, mode: int) -> None:
 
 @write_on_process_zero
 def _finish_dir(temporary: Path, path: Path) -> None:
+    if usual_mode(path / "any") == 0o600:
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            file.chmod(0o600)
     _fsync_tree(temporary)
     _note("flushed", temporary)
     if path.exists():  # a folder cannot be renamed over a full one; what it held is being replaced anyway

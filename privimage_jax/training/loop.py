@@ -1,6 +1,7 @@
 """The host's side of training: many steps per dispatch, with pauses for metrics, samples and checkpoints."""
 
 import collections
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ def train(
 
     Metrics go to `folder/metrics` and the progress bar, checkpoints to `folder/checkpoints`. The first step has metrics
     of its own: those of the parameters at the start. After SIGTERM or SIGINT the state is saved at the next pause, some
-    `DISPATCH_SECONDS` later.
+    `DISPATCH_SECONDS` later; before the first dispatch is done there is nothing to save.
 
     Args:
       name: what the progress bar shows.
@@ -146,9 +147,12 @@ def train(
             done = begin
             totals: dict[str, float] = collections.defaultdict(float)
             while done < end and (steps := pace.begin(end - done)):
-                state, means = run_steps(state, inputs, done, done + steps)
-                for key, value in means.items():
-                    totals[key] += steps * float(value)
+                # The first dispatch compiles, which takes minutes; until its end all that there is was kept before.
+                with preemption.idle() if done == start else contextlib.nullcontext():
+                    state, means = run_steps(state, inputs, done, done + steps)
+                    found = {key: float(value) for key, value in means.items()}
+                for key, value in found.items():
+                    totals[key] += steps * value
                 pace.end(steps)
                 done += steps
             if done > begin:

@@ -44,14 +44,25 @@ def bytes_per_example(per_example_loss: Callable, params: Any, image_shape: tupl
       params: nested parameters (arrays or shapes).
       image_shape: (H, W, C) of uint8 images.
     """
+    return kept_bytes(per_example_loss, params, lambda size: batch_shapes(size, image_shape)) + 2 * _bytes(params)
+
+
+def kept_bytes(function: Callable, params: Any, batch_of: Callable[[int], tuple]) -> int:
+    """Memory of the values that the backward pass of one more example keeps; found by tracing alone.
+
+    Args:
+      function: `(params, *batch) -> arrays`, differentiated with respect to the first.
+      params: nested parameters (arrays or shapes).
+      batch_of: number of examples -> shapes of the batch.
+    """
 
     def kept(size: int) -> int:
-        def pull_back(params: Any, batch: Any, keys: Any) -> Any:
-            return jax.vjp(lambda params: per_example_loss(params, batch, keys), params)[1]
+        def pull_back(params: Any, *batch: Any) -> Any:
+            return jax.vjp(lambda params: function(params, *batch), params)[1]
 
-        return _bytes(jax.eval_shape(pull_back, params, *batch_shapes(size, image_shape)))
+        return _bytes(jax.eval_shape(pull_back, params, *batch_of(size)))
 
-    return kept(2) - kept(1) + 2 * _bytes(params)
+    return kept(2) - kept(1)
 
 
 def largest_microbatch(per_example: int, batch_size: int, n_devices: int, memory: int) -> int:
@@ -82,13 +93,28 @@ def checked_microbatch(microbatch: int, per_example: int, memory: int) -> int:
     Raises:
       UserError: if a quarter of the estimate exceeds the device's memory.
     """
-    if microbatch * per_example // 4 > memory:
-        raise UserError(
-            f"config.clipping.microbatch={microbatch} needs about {microbatch * per_example / 2**30:,.1f} GiB, but a "
-            f"device has {memory / 2**30:,.1f} GiB; give at most {max(1, memory // (2 * per_example))}, or 0 to have "
-            "it chosen."
-        )
+    check_fits("clipping.microbatch", microbatch, per_example, memory, ", or 0 to have it chosen")
     return microbatch
+
+
+def check_fits(key: str, number: int, each: int, memory: int, otherwise: str = "") -> None:
+    """Refuses a number of examples that cannot fit however much the compiler saves.
+
+    Args:
+      key: the setting that holds it.
+      number: of examples.
+      each: bytes of one, as estimated.
+      memory: bytes of one device.
+      otherwise: what else can be done, as the end of a sentence.
+
+    Raises:
+      UserError: if a quarter of the estimate exceeds the device's memory.
+    """
+    if number * each // 4 > memory:
+        raise UserError(
+            f"config.{key}={number} needs about {number * each / 2**30:,.1f} GiB, but a device has "
+            f"{memory / 2**30:,.1f} GiB; give at most {max(1, memory // (2 * each))}{otherwise}."
+        )
 
 
 def _bytes(tree: Any) -> int:

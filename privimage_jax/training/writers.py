@@ -167,6 +167,8 @@ class _Events:
 
         self._summary, self._event = summary, event_pb2
         self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+        for path in directory.glob("events.*"):
+            path.chmod(workdir.usual_mode(path))
         self._flushed = time.monotonic()
         if start_step:  # TensorBoard then hides what an interrupted run wrote of later steps
             self._write(start_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
@@ -198,10 +200,15 @@ class _PlainProgress:
         self.info: dict[str, float | int | str] = {}
 
     def advance(self, n: int = 1, **info: float | int | str) -> None:
+        is_first = self.done == self.initial
         self.done += n
         self.info.update(info)
         now = self.clock()
-        if now - self.line_at >= PLAIN_LINE_SECONDS and self.done < self.total:
+        if is_first and now - self.began >= PLAIN_LINE_SECONDS and self.done < self.total:
+            # It has compiled, so that its rate foretells nothing.
+            self._print(f"{100 * self.done / self.total:3.0f}%", f"{_duration(now - self.began)} so far")
+            self.line_at, self.done_at_line = now, self.done
+        elif now - self.line_at >= PLAIN_LINE_SECONDS and self.done < self.total:
             # Since the line before, not since the start: the first step compiles and would spoil the estimate.
             rate = (self.done - self.done_at_line) / (now - self.line_at)
             left = _duration((self.total - self.done) / rate) if rate else "?"

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: the run saves what it has, ends with the right status, and goes on as if never stopped."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -90,6 +91,63 @@ with preemption.handled(), preemption.deferred():
         assert child.stdout.readline() == "asked\n"
         child.send_signal(second)
         assert child.wait(timeout=20) == -second
+
+
+DEAF = """
+from hashlib import pbkdf2_hmac
+from privimage_jax.cluster import preemption
+import contextlib, threading
+preemption.GRACE_SECONDS = 0.3
+with preemption.handled(), {contexts}:
+    threading.Timer(0.3, print, ["ready"], dict(flush=True)).start()
+    pbkdf2_hmac("sha256", b"", b"", {rounds})  # in C, where Python hears no signal
+    print("heard", preemption.asked(), flush=True)
+    raise SystemExit(0)
+"""
+
+
+@contextlib.contextmanager
+def deaf(contexts, rounds=10**9):
+    """A process whose main thread is busy in C, as a compiler keeps it."""
+    code = DEAF.format(contexts=contexts, rounds=rounds)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:
+        assert child.stdout.readline() == "ready\n"
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize("contexts", ["contextlib.nullcontext()", "preemption.deferred(), preemption.idle()"])
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_a_compiler_does_not_keep_a_process_that_loses_nothing(number, contexts):
+    with deaf(contexts) as child:
+        child.send_signal(number)
+        status, sentence = preemption.ENDED[number]
+        assert child.wait(timeout=20) == status
+        assert child.stderr.read() == f"privimage: {sentence}\n"
+
+
+def test_what_would_be_lost_is_waited_for_unless_a_second_signal_comes():
+    with deaf("preemption.deferred()", 4 * 10**6) as child:
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.readline() == "heard True\n"
+    with deaf("preemption.deferred()") as child:
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=20) == 128 + signal.SIGINT
+
+
+def test_before_the_first_steps_are_done_nothing_is_saved(tmp_path):
+    def end():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(preemption.Preempted), preemption.handled():
+        train(tmp_path, seconds=end)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == []
 
 
 def test_a_notice_that_no_step_heard_is_acted_upon_at_the_end():

@@ -17,7 +17,8 @@ from privimage_jax.storage.workdir import Workdir
 
 QUICK = ("--config.privacy.accountant=rdp", "--config.evaluate.enabled=False")
 KEYS = {
-    *("source", "labels_from", "n", "classes", "parts", "sizes", "depths", "people", "warnings", "refusals"),
+    *("source", "labels_from", "n", "classes", "parts", "sizes", "depths", "people", "copies"),
+    *("warnings", "refusals"),
 }
 
 
@@ -213,6 +214,9 @@ def test_copies_in_the_held_out_part_stop_a_run(privimage, config, tmp_path):
     evaluated = ("query", "--config", config, "--workdir", tmp_path / "run", f"--config.data.path={path}")
     privimage(*evaluated).refuses("30 of 30 held-out images", "(duplicates_across_parts)")
     assert release_bytes(Workdir(tmp_path / "run")) == {}
+    listed = json.loads((tmp_path / "run" / "internal" / "inspection.json").read_text())["data"]["copies"]
+    assert [(each["image"], each["copy_of"]) for each in listed] == [(str(i), str(i)) for i in range(30)]
+    assert "<td>29</td>" in (tmp_path / "run" / "internal" / "inspection.html").read_text()
     # The advice can be followed, and keeps what is accepted already.
     refused = privimage(*evaluated, "--config.data.accept=nearly_black")
     (advice,) = re.findall(r"config\.data\.accept=\S+", refused.err)

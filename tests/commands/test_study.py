@@ -4,9 +4,11 @@ import contextlib
 import csv
 import io
 import json
+import pathlib
 import shutil
 import stat
 
+import numpy as np
 import pytest
 from commands import Result, in_process
 from hypothesis import given
@@ -42,10 +44,10 @@ def study(config):
     def call(folder, *flags, failing=()):
         out, err, original = io.StringIO(), io.StringIO(), pipeline.run
 
-        def run(inputs, last=None):
+        def run(inputs, **more):
             if inputs.workdir.root.name in failing:
                 raise MemoryError
-            original(inputs, last)
+            original(inputs, **more)
 
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             in_process(patch)
@@ -190,6 +192,32 @@ def test_a_study_is_of_one_image_set(study, config, copy, tmp_path):
         f"holds a study with config.data.path={other!r}, which is now {str(moved)!r}"
     )
     study(copy, "--config.public.labels=folders").refuses("holds a study with config.public.labels")
+
+
+@pytest.mark.parametrize(
+    ("section", "arrays", "words"),
+    [
+        ("data", "train_images", "the training images of config.data"),
+        ("data", "test_images", "the held-out images of config.data"),
+        ("public", "train_images", "the images of config.public"),
+    ],
+)
+def test_images_that_are_replaced_in_place_do_not_join(study, copy, tmp_path, section, arrays, words):
+    """One pixel of one image differs, under the same path and settings; nothing is spent on it."""
+    path = pathlib.Path(json.loads(Workdir(copy).study_json.read_text())["settings"][f"{section}.path"])
+    shutil.rmtree(copy / NAMES[0])
+    with np.load(path) as found:
+        changed = dict(found)
+    changed[arrays][0, 0, 0] ^= 1
+    path.rename(tmp_path / "original.npz")
+    try:
+        np.savez(path, **changed)
+        result = study(copy)
+    finally:
+        (tmp_path / "original.npz").replace(path)
+    result.refuses("1 of 4 runs failed", f"{words} are not those of {NAMES[1]}", "choose another --workdir")
+    assert not Workdir(copy / NAMES[0]).ledger.exists()
+    assert [row["status"] for row in read_csv(copy, "study.csv")] == ["failed", "done", "done", "done"]
 
 
 def test_a_study_has_its_mark_before_its_first_run_ends(study, privimage, config, tmp_path, monkeypatch):

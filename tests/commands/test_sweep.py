@@ -215,7 +215,7 @@ def two_runs(field="query.k1", values=(1, 2)):
 def test_networks_of_other_public_classes_do_not_compare(tmp_path, monkeypatch, capsys, field, values, shared):
     caches = set()
 
-    def run(inputs):
+    def run(inputs, check):
         caches.add(inputs.config.public_cache)
         raise UserError("enough.")
 
@@ -228,7 +228,7 @@ def test_networks_of_other_public_classes_do_not_compare(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no 9 bytes.\nmore"), MemoryError()])
 def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, error):
-    def run(context):
+    def run(context, check):
         if context.config.query.k1 == 1:
             raise error
 
@@ -240,7 +240,7 @@ def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, e
 
 
 def test_a_mistake_in_the_program_ends_the_sweep(tmp_path, monkeypatch):
-    def run(context):
+    def run(context, check):
         raise jax.errors.JaxRuntimeError("INTERNAL: a mistake")
 
     monkeypatch.setattr(pipeline, "run", run)

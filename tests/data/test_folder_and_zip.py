@@ -49,6 +49,7 @@ def test_class_folders(tmp_path, read):
     assert dataset.class_names == ("cat", "dog", "fox")
     assert dataset.labels.tolist() == [0, 0, 1, 1, 2]
     np.testing.assert_array_equal(dataset.images, [picture(i) for i in range(5)])
+    assert dataset.facts.called(1).endswith("cat/deep/1.PNG")
     assert {read(root, test_fraction=0.4, part=part).n for part in ("train", "test")} == {3, 2}
 
 

@@ -1,6 +1,7 @@
 """Every finding by a set in which it is planted, and none in sound sets."""
 
 import ast
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -277,6 +278,23 @@ def test_sensitive_images_in_the_public_set():
     assert (finding.code, finding.refuses) == ("duplicates_of_public", False) and f"3 of {N}" in finding.message
 
 
+def test_copies_are_listed_by_what_the_images_are_called():
+    """The same image three times, one of them held out, and one of the public set; one of a single colour is none."""
+    images = RANDOM.copy()
+    images[9], images[11], images[12] = images[3], 7, 7
+    public, held_out = np.concatenate([255 - RANDOM, RANDOM[5:6]]), np.concatenate([images[3:4], 255 - RANDOM[:9]])
+    sets = [
+        (measure(pixels), Facts(called=lambda number, name=name: f"{name}{number}.png"))
+        for pixels, name in ((images, "a"), (held_out, "b"), (public, "c"))
+    ]
+    assert [(each["code"], each["image"], each["copy_of"]) for each in copies.listed(*sets)] == [
+        ("duplicates", "a9.png", "a3.png"),
+        ("duplicates_across_parts", "b0.png", "a3.png"),
+        ("duplicates_of_public", "a5.png", f"c{N}.png"),
+    ]
+    assert [*copies.listed(sets[0], None, None)] == [{"code": "duplicates", "image": "a9.png", "copy_of": "a3.png"}]
+
+
 @given(strategies.lists(strategies.integers(0, 5), min_size=1, max_size=30))
 def test_copies_are_counted_whatever_their_order(kinds):
     images = RANDOM[kinds]
@@ -331,6 +349,7 @@ def test_what_is_found_is_the_same_after_json():
     assert codes(found.refusals) == [("nearly_black", True)] and codes(found.warnings) == [("constant", False)]
     assert found.people == {"count": 11, "most_images_of_one": 30}
     assert found.classes == {"class 0": 20, "class 1": 20} and found.parts == {"train": 30}
+    found = dataclasses.replace(found, copies=({"code": "duplicates", "image": "1.png", "copy_of": "0.png"},))
     assert Found.from_json(found.to_json()) == found
     assert set(found.to_json()) == set(describe(dataset()).to_json()) == set(Found("npz").to_json())
     with pytest.raises(TypeError):

@@ -342,3 +342,16 @@ def test_a_zip_is_read_anew_when_a_table_outside_changes(tmp_path):
         }
         found.append(colours(load(section, "train", 4, 3, tmp_path / "cache")))
     assert found == [{"a": "R"}, {"a": "B"}]
+
+
+def test_a_row_that_fits_several_pictures_is_told_as_such(tmp_path):
+    rows = {"t.csv": "f,c\n0.png,x\n1.png,y\n"}
+    tree(tmp_path, red=["a/0.png", "b/0.png"], blue=["a/1.png", "2.png"], text=rows)
+    settings = {"labels": "table:t.csv:f:c"}
+    expected = (
+        "2 of 4 pictures share a name with others in the column c of t.csv, so that no row is theirs alone and 1 have "
+        "no class, such as a/0.png; give more of their paths in the table"
+    )
+    with pytest.raises(UserError, match=expected):
+        read(tmp_path, **settings)
+    assert colours(read(tmp_path, **settings, accept=("unlabelled",))) == {"y": "B"}

@@ -15,6 +15,8 @@ from privimage_jax.errors import UserError
 from privimage_jax.models import spectral_norm
 from privimage_jax.models.registry import parameter_count
 from privimage_jax.privacy import clipping, dp_sgd
+from privimage_jax.training import memory
+from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.mesh import make_mesh
 
 ONE = jax.devices()[:1]
@@ -148,6 +150,51 @@ def test_the_generator_learns_from_the_noised_gradient_alone():
     assert int(state["generator"]["step"]) == 2, "every second step is the generator's too"
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state["frozen"]["generator"], params["generator"])
     assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_the_loss_of_the_generators_last_step_is_shown_until_the_next():
+    """Recomputed from the state at that step: the mean score that the discriminator gives images, negated."""
+    generator, params = built()
+    update = jax.jit(generator.private_update(make_mesh(ONE)))
+    gradient = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), params["discriminator"])
+    before = update(generator.private_state(params, jax.random.key(1)), gradient)
+    after = update(before, gradient)
+    assert float(generator.metrics(before)["generator_loss"]) == 0, "every second step is the generator's"
+    key = jax.random.fold_in(jax.random.key(generator.config.seed), before["step"])
+    size = generator.config.gan.batch_size
+    noise = jax.random.normal(key, (size, generator.config.gan.noise))
+    labels = jax.random.randint(jax.random.fold_in(key, 1), (size,), 0, CLASSES)
+    images = generator.generator.apply({"params": before["frozen"]["generator"]}, noise, labels)
+    scores = generator.discriminator.apply({"params": after["params"]}, images, labels)
+    shown = [float(generator.metrics(state)["generator_loss"]) for state in (after, update(after, gradient))]
+    assert shown == pytest.approx([-float(scores.mean())] * 2, rel=1e-3)
+
+
+def test_the_estimate_bounds_the_memory_of_the_private_step():
+    """That of the images which are made beside the real ones is in it, though no backward pass keeps their making."""
+    generator, params = built()
+    state = jax.eval_shape(generator.private_state, params, jax.random.key(0))
+
+    def gradient(trained, frozen, batch, keys, mask):
+        def loss(trained, batch, keys):
+            return generator.per_example_loss(generator.merge(trained, frozen), batch, keys)
+
+        return clipping.clipped_grad(loss, 1.0)(trained, batch, keys, mask)
+
+    def compiled_bytes(m):
+        shapes = *batch_shapes(m, generator.image_shape), jax.ShapeDtypeStruct((m,), bool)
+        program = jax.jit(gradient).lower(state["params"], state["frozen"], *shapes).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    slope = (compiled_bytes(48) - compiled_bytes(16)) / 32
+    estimate = memory.bytes_per_example(generator.per_example_loss, params, generator.image_shape)
+    assert 0.3 * estimate < slope < 1.2 * estimate
+
+
+def test_images_of_a_generators_step_that_cannot_fit_are_refused():
+    generator, params = built()
+    with pytest.raises(UserError, match=r"config\.gan\.microbatch=4 needs about .* give at most [1-9]"):
+        generator.check_memory(params, 2**14)
 
 
 def test_devices_change_the_generators_step_by_rounding_only():

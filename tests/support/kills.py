@@ -70,7 +70,7 @@ class Tally:
         return f"{self.kills.total()} kills ({places}), {len(self.differences)} differences"
 
 
-def make_config(folder: pathlib.Path, fixed_seed: int):
+def make_config(folder: pathlib.Path, fixed_seed: int, generator: str):
     """A small experiment that goes through every stage; a seed of -1 means keys from entropy."""
     config = use_small_models(pipelines.tiny_config(folder))
     config.privacy.fixed_seed = fixed_seed
@@ -82,14 +82,18 @@ def make_config(folder: pathlib.Path, fixed_seed: int):
     config.finetune.block, config.finetune.noise_multiplicity = 2, 1
     config.clipping.method = "vmap"  # traced in less time
     config.evaluate.classifier_steps = 2
+    if generator == "gan":
+        config.generator = generator
+        config.gan.update(noise=4, embedding=2, generator_width=4, discriminator_width=4, attention=0)
+        config.gan.update(batch_size=4, microbatch=4, discriminator_steps=2)
     return config
 
 
 class Runs:
     """Runs of one config in processes of their own, which share a compilation cache."""
 
-    def __init__(self, folder: pathlib.Path, fixed_seed: int):
-        self.config = make_config(folder, fixed_seed)
+    def __init__(self, folder: pathlib.Path, fixed_seed: int, generator: str):
+        self.config = make_config(folder, fixed_seed, generator)
         self.reference = folder / f"undisturbed{fixed_seed}"
         self.root = folder / "killed"
         self._cache = folder / "cache"
@@ -190,9 +194,9 @@ def _finish(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def at_random_points(folder: pathlib.Path, kills: int, numbers: random.Random) -> Tally:
+def at_random_points(folder: pathlib.Path, generator: str, kills: int, numbers: random.Random) -> Tally:
     """Kills runs under a fixed seed at random points until there are so many kills, or a difference."""
-    runs, tally = Runs(folder, 7), Tally()
+    runs, tally = Runs(folder, 7, generator), Tally()
     while tally.kills.total() < kills and not tally.differences:
         status = KILLED
         while status == KILLED and tally.kills.total() < kills:
@@ -211,12 +215,12 @@ def at_random_points(folder: pathlib.Path, kills: int, numbers: random.Random) -
     return tally
 
 
-def around_keys(folder: pathlib.Path, kills: int, numbers: random.Random) -> Tally:
+def around_keys(folder: pathlib.Path, generator: str, kills: int, numbers: random.Random) -> Tally:
     """Kills runs with keys from entropy until there are so many kills, or a difference.
 
     Each run is killed once in every stage that spends, right after a durable step on a key or the ledger.
     """
-    runs, tally, points = Runs(folder, -1), Tally(), {}
+    runs, tally, points = Runs(folder, -1, generator), Tally(), {}
     for stage in SPENDING:
         if some := list(enumerate(on_keys(stage, runs.steps), start=1)):
             numbers.shuffle(some)
@@ -264,6 +268,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="under a fixed seed, at random points")
     parser.add_argument("--entropy_kills", type=int, default=40, help="with keys, around keys and ledger lines")
     parser.add_argument("--seed", type=int, default=0, help="of the random points")
+    parser.add_argument("--generator", choices=("diffusion", "gan"), default="diffusion", help="the family")
     options = parser.parse_args()
     numbers, differences = random.Random(options.seed), []
     quick.collect_rarely()
@@ -273,7 +278,7 @@ def main() -> int:
             ("real entropy", options.entropy_kills, around_keys),
         ):
             if count:
-                tally = attack(pathlib.Path(folder), count, numbers)
+                tally = attack(pathlib.Path(folder), options.generator, count, numbers)
                 print(f"{name}: {tally}", flush=True)
                 differences += tally.differences
     print(*differences, sep="\n", end="")

@@ -184,7 +184,24 @@ def test_the_rate_forgets_the_slow_first_step(capsys):
         for _ in range(100):
             clock.now += 0.125
             bar.advance()
-    assert "8.0 steps/s  1 min 55 s left" in capsys.readouterr().out.splitlines()[1]
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == "finetune  1/1,000 steps    0%  1 min 00 s so far"
+    assert second == "finetune  81/1,000 steps    8%  8.0 steps/s  1 min 55 s left"
+
+
+@pytest.mark.parametrize("total", [1000, 10**6])
+def test_a_live_bar_forgets_the_slow_first_step(monkeypatch, total):
+    """rich counts from the first advance on: what remains is known from the second one."""
+    clock, out = Clock(), io.StringIO()
+    terminal = rich.console.Console(file=out, force_terminal=True, width=120, color_system=None, get_time=clock)
+    monkeypatch.setattr(writers, "make_console", lambda: terminal)
+    with writers.progress("finetune", total=total) as bar:
+        clock.now += 600
+        bar.advance()
+        assert bar.bar.tasks[0].time_remaining is None
+        clock.now += 5
+        bar.advance(20)
+        assert bar.bar.tasks[0].time_remaining == (total - 21) // 4 + ((total - 21) % 4 > 0)
 
 
 def test_progress_that_fails_says_how_far_it_came(capsys):

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax.commands.many_runs.rows import Row
+from privimage_jax.commands.many_runs.rows import DONE, Row
 from privimage_jax.commands.many_runs.table import as_csv
 from privimage_jax.errors import UserError
+from privimage_jax.run import data_seen
+from privimage_jax.run.inputs import Inputs
 from privimage_jax.settings import methods
 from privimage_jax.storage import fingerprints, reading, workdir
 from privimage_jax.storage.workdir import Workdir
@@ -42,6 +44,7 @@ class ManyRuns:
             if key not in own and not key.startswith(MAY_CHANGE) and key not in _OF_THE_MACHINE
         }
         self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
+        self._of_one_set = not any(key.startswith(("data.", "public.")) for key in over)
 
     def take(self) -> None:
         """Makes the folder, or checks that it is this one's.
@@ -100,6 +103,26 @@ class ManyRuns:
             if not all({"run", "status", *self._identity["over"]} <= row.keys() for row in rows):
                 raise reading.Unreadable("holds a row that is no run's")
             return {row["run"]: row for row in rows if (self.folder.root / row["run"]).is_dir()}
+
+    def check_data(self, inputs: Inputs) -> None:
+        """Refuses a run on other images than the finished ones were made of, unless the runs are to differ in that.
+
+        The settings may be the same all the same: files were replaced under their path.
+
+        Raises:
+          UserError: naming the set and a run.
+        """
+        if not self._of_one_set:
+            return
+        now = data_seen.digests(inputs)
+        for row in self.rows().values():
+            if row["status"] != DONE or row["run"] == inputs.workdir.root.name:
+                continue
+            if words := data_seen.difference(now, data_seen.read(Workdir(self.folder.root / row["run"]))):
+                raise UserError(
+                    f"{words} are not those of {row['run']}, which {self.folder.root} holds; restore them, or choose "
+                    "another --workdir."
+                )
 
     def save(self, rows: Iterable[Row]) -> None:
         """Writes all rows, in this order."""

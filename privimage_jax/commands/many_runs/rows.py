@@ -31,6 +31,7 @@ def finish(
     kind: str,
     more: Callable[[Inputs], Row] = lambda inputs: {},
     trust_marks: bool = False,
+    check: Callable[[Inputs], None] = lambda inputs: None,
 ) -> Row:
     """Completes a run, which shares the folder's two caches unless its config names others.
 
@@ -40,6 +41,7 @@ def finish(
       kind: of the command, for what is said.
       more: results beside the usual ones.
       trust_marks: leaves a run alone that says that it is finished with these settings, without reading its images.
+      check: called before any stage of a run that is not left alone; a `UserError` of it is the run's failure.
 
     Returns:
       "run", the settings in which it differs, "status", and where that is `DONE` "epsilon", "parameters", what
@@ -56,7 +58,7 @@ def finish(
         if trust_marks and is_finished(own, inputs.config):
             headline(kind, "skipped", f"{one.name} is finished with the same settings")
         else:
-            pipeline.run(inputs)
+            pipeline.run(inputs, check=check)
         return {**row, "status": DONE, **_results(own, inputs.config), **more(inputs)}
     except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
         status = BUSY if isinstance(error, Busy) else FAILED

@@ -19,7 +19,8 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 TABLE, PAGE, PLOTS = "study_table.csv", "study.html", "plots"
-SHOWN = ("fid", "precision", "recall", "fld", "accuracy_synthetic", "accuracy_real")  # on the console
+_ACCURACIES = ("accuracy_synthetic", "accuracy_real", "accuracy_majority")
+SHOWN = ("fid", "precision", "recall", "fld", *_ACCURACIES)  # on the console
 PLOTTED = ("fid", "accuracy_synthetic")
 
 

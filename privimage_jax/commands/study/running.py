@@ -47,7 +47,7 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
     found = []
     for number, one in enumerate(mine, 1):
         headline(KIND, "running", f"{one.name} ({number} of {len(mine)}{of_all})")
-        found.append(finish(one, folder.root, KIND, trust_marks=True))
+        found.append(finish(one, folder.root, KIND, trust_marks=True, check=many.check_data))
         if found[-1]["status"] != BUSY:
             _note(many, runs, found[-1])
     with many.held(wait=True):

@@ -1,7 +1,7 @@
 """What was found of one image set, as machines and people are told it."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection.findings import Finding
 
 UNREADABLE = "unreadable"  # the code of a set that cannot be read at all
+
+_OF_COPIES = ("code", "image", "copy_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Found:
       sizes: number of stored images of each size.
       depths: number of stored images of each kind of pixels.
       people: how many people there are and how many images there are of one at most; None where that is not known.
+      copies: images that are there twice, up to `copies.LISTED`: "code" of the finding, "image" and "copy_of".
       findings: what looks wrong.
     """
 
@@ -36,6 +39,7 @@ class Found:
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     people: Mapping[str, int] | None = None
+    copies: Sequence[Mapping[str, str]] = ()
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -61,6 +65,7 @@ class Found:
         """As a JSON object; its keys are the same for every source."""
         values = dataclasses.asdict(self)
         del values["findings"]
+        values["copies"] = [*values["copies"]]
         for name, findings in (("warnings", self.warnings), ("refusals", self.refusals)):
             values[name] = [{"code": finding.code, "message": finding.message} for finding in findings]
         return values
@@ -78,7 +83,8 @@ class Found:
             for name, refuses in (("warnings", False), ("refusals", True))
             for each in given.pop(name)
         ]
-        return cls(**given, findings=tuple(findings))
+        copies = [{name: str(each[name]) for name in _OF_COPIES} for each in given.pop("copies", ())]
+        return cls(**given, copies=tuple(copies), findings=tuple(findings))
 
 
 def describe(dataset: Dataset, held_out: Dataset | None = None) -> Found:

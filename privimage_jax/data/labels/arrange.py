@@ -78,13 +78,22 @@ def _split(listing: Listing, labelling: Labelling) -> tuple[list[str], list[str]
 
 def _left_out(listing: Listing, labelling: Labelling, chosen: list[str], count: int, settings: Settings) -> str:
     """A note on pictures without a class, if the user accepts that."""
-    first = next(path for path in chosen if path not in labelling.label_of)
+    lacking = [path for path in chosen if path not in labelling.label_of]
+    unclear = [path for path in lacking if path in labelling.unclear]
+    told = len(unclear) or count
+    if unclear:
+        others = f" and {count - len(unclear):,} have no class" * (count > len(unclear))
+        seen = f"share a name with others in {labelling.found}, so that no row is theirs alone{others}"
+        remedy = "give more of their paths in the table"
+    else:
+        seen, remedy = f"have no class in {labelling.found}", "label or remove them"
+    first = (unclear or lacking)[0]
     if "unlabelled" not in settings.accept:
         raise UserError(
-            f"{listing.where}: {count:,} of {len(chosen):,} pictures have no class in {labelling.found}, such as "
-            f'{first}; label or remove them, or give {settings.key}.accept=("unlabelled",) to leave them out.'
+            f"{listing.where}: {told:,} of {len(chosen):,} pictures {seen}, such as {first}; {remedy}, or "
+            f'give {settings.key}.accept=("unlabelled",) to leave them out.'
         )
-    return f"{count:,} pictures have no class in {labelling.found} and are left out, such as {first}"
+    return f"{told:,} pictures {seen} and are left out, such as {first}"
 
 
 def _people(files: list[str], labelling: Labelling, settings: Settings, where: str) -> list[str] | None:

@@ -114,6 +114,7 @@ def read(choice: Choice, listing: Listing, root: str, settings: Settings, names:
     path_of_row = [found[0] if len(found) == 1 else None for found in fitting]
     class_of = _one_each(path_of_row, table.columns[column], "classes", where)
     several = sum(len(found) > 1 for found in fitting)
+    unclear = frozenset(path for found in fitting if len(found) > 1 for path in found) - class_of.keys()
     if not class_of:
         why = ", as the names fit several pictures each: give more of their paths" if several else ""
         raise UserError(f"{where} tells the class of no picture{why}; correct {settings.key}.labels or the table.")
@@ -133,6 +134,7 @@ def read(choice: Choice, listing: Listing, root: str, settings: Settings, names:
         part_of=part_of,
         person_of=_persons(table, path_of_row, settings, listing.where),
         notes=tuple(notes),
+        unclear=unclear,
     )
 
 

@@ -19,6 +19,7 @@ class Labelling:
       part_of: path -> "train", "test" or "" for neither, where a table tells that; else empty.
       person_of: path -> whose picture it is, as a table tells; None where none is asked.
       notes: sentences for the operator.
+      unclear: pictures without a class that rows name which fit several pictures each.
     """
 
     label_of: Mapping[str, int]
@@ -28,6 +29,7 @@ class Labelling:
     part_of: Mapping[str, str]
     person_of: Mapping[str, str] | None
     notes: tuple[str, ...]
+    unclear: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

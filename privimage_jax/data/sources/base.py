@@ -118,6 +118,7 @@ class Source:
       parts: number of examples of each part that the source itself holds apart, by the part's name.
       people: text [n], whose image each example is; None where that is not known, and each is its own.
       notes: sentences for the operator: what was found and passed over, such as a part that is not read.
+      files: the file of each example, as the operator is told which; None where they lie in a few large ones.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Source:
     parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     people: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    files: Sequence[str] | None = None
 
 
 def numbered_classes(settings: Settings, count: int | None, names: Sequence[str] = ()) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ def open_source(settings: Settings, part: str, image_size: int) -> Source:
         parts=tree.parts,
         people=None if tree.people is None else np.array(tree.people),
         notes=tree.notes,
+        files=tree.files,
     )
 
 
