@@ -255,11 +255,19 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(recorded, tmp_path, c
         assert release_bytes(result) == release_bytes(Workdir(folder)), (stage, damage)
 
 
-def test_ten_real_kills():
-    """By the command that docs/recovery.md names, at a smaller number."""
-    command = [sys.executable, "tests/support/kills.py", "--kills", "7", "--entropy_kills", "3"]
+def start(*command: str) -> str:
+    """What a script of tests/support prints; it must find nothing wrong."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    kills = dict(re.findall(r"(fixed seed|real entropy): (\d+) kills", done.stdout))  # more where a run is hit twice
-    assert int(kills["fixed seed"]) >= 7 and int(kills["real entropy"]) >= 3, done.stdout
+    return done.stdout
+
+
+def test_ten_real_kills_and_other_faults(tmp_path):
+    """By the commands that docs/recovery.md names, at a smaller number."""
+    folder = f"--folder={tmp_path}"
+    said = start("tests/support/kills.py", "--kills=7", "--entropy_kills=3", folder)
+    kills = dict(re.findall(r"(fixed seed|real entropy): (\d+) kills", said))  # more where a run is hit twice
+    assert int(kills["fixed seed"]) >= 7 and int(kills["real entropy"]) >= 3, said
+    said = start("tests/support/faults.py", "--points=1", "--kinds=lost,clock", folder)
+    assert said.splitlines()[:2] == [f"{kind}: 1 faults, 0 of them wrong" for kind in ("lost", "clock")]

@@ -1,4 +1,4 @@
-"""Faults of a machine in the middle of small runs: each ends in a sentence, or in nothing, and the run is then finished.
+"""Faults of a machine in the middle of small runs: each ends in a sentence, or in nothing, and is then finished.
 
     python tests/support/faults.py --points 20
 
@@ -11,6 +11,7 @@ The run is then started again. With a fixed seed what it releases must be, byte 
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import random
@@ -20,6 +21,7 @@ import tempfile
 import time
 
 import kills
+import quick
 
 from privimage_jax.errors import UserError
 
@@ -33,7 +35,7 @@ class Faults(kills.Runs):
     """Runs of one config on a folder, `mount/killed`, to which faults happen."""
 
     def __init__(self, folder: pathlib.Path):
-        super().__init__(folder, 7)
+        super().__init__(folder, 7, "diffusion")
         self.mount = folder / "mount"
         self.mount.mkdir()
         self.root = self.mount / "killed"
@@ -129,9 +131,11 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=20, help="of each kind of fault")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of faults")
     parser.add_argument("--seed", type=int, default=0, help="of the points")
+    parser.add_argument("--folder", help="of kills.py, whose undisturbed run and compiled programs serve here")
     options = parser.parse_args()
     numbers, wrong = random.Random(options.seed), []
-    with tempfile.TemporaryDirectory() as folder:
+    quick.collect_rarely()
+    with tempfile.TemporaryDirectory() if options.folder is None else contextlib.nullcontext(options.folder) as folder:
         runs = Faults(pathlib.Path(folder))
         for fault in options.kinds.split(","):
             if fault == "full":

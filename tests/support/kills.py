@@ -12,6 +12,7 @@ Every run is a fork of this process, which has imported everything, but has not 
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -124,8 +125,10 @@ class Runs:
             os._exit(status)
 
     def _record(self) -> list[Step]:
-        """The durable steps of an undisturbed run, without their content."""
+        """The durable steps of an undisturbed run, without their content; it is made once in a folder."""
         log, path = WriteLog(self.reference), self.reference.with_suffix(".steps")
+        if path.exists():
+            return [Step(what, pathlib.Path(where)) for what, where in json.loads(path.read_text())]
 
         def note(what: str, where: pathlib.Path) -> None:
             log(what, where)
@@ -269,10 +272,11 @@ def main() -> int:
     parser.add_argument("--entropy_kills", type=int, default=40, help="with keys, around keys and ledger lines")
     parser.add_argument("--seed", type=int, default=0, help="of the random points")
     parser.add_argument("--generator", choices=("diffusion", "gan"), default="diffusion", help="the family")
+    parser.add_argument("--folder", help="an empty one, which is kept; faults.py goes on with its undisturbed run")
     options = parser.parse_args()
     numbers, differences = random.Random(options.seed), []
     quick.collect_rarely()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() if options.folder is None else contextlib.nullcontext(options.folder) as folder:
         for name, count, attack in (
             ("fixed seed", options.kills, at_random_points),
             ("real entropy", options.entropy_kills, around_keys),
