@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from jax.experimental import io_callback
 
 from privimage_jax import generators
 from privimage_jax.metrics import downstream, features
+from privimage_jax.models import registry
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
 from privimage_jax.run import noisy_counts
 from privimage_jax.run.inputs import Inputs
@@ -222,6 +224,29 @@ def check_query_sensitivity(count: Callable, n: int, semantics: int, n_classes: 
         rest = count(np.delete(logits, row, 0), np.delete(labels, row), n_classes + 1, k1)
         moved = np.linalg.norm(whole - rest)
         assert np.isclose(moved, k1**0.5), f"record {row} moves the counts by {moved}, not sqrt({k1})"
+
+
+def bright_among_dull(n: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """n images [8, 8, 1] of little contrast but for one; the same with this one black, or a copy; and its row."""
+    rng, bright = np.random.default_rng(1), 7
+    images = rng.integers(118, 138, (n, 8, 8, 1)).astype(np.uint8)
+    images[bright] = rng.integers(0, 256, images.shape[1:])
+    for null in (np.zeros_like(images[0]), images[0]):
+        neighbour = images.copy()
+        neighbour[bright] = null
+        yield images, neighbour, bright
+
+
+def check_counts_of_a_network(module: nn.Module, k1: int, n: int = 40) -> None:
+    """What a classifier with at least `k1` classes counts moves by sqrt(k1) if a record is null in its place."""
+    variables = registry.init_classifier(module, jax.random.key(0), (8, 8, 1))
+    classify, labels = features.forward(module, variables, method="__call__"), (np.arange(n) % 3).astype(np.int32)
+    for images, neighbour, row in bright_among_dull(n):
+        kept = np.arange(n) != row
+        whole = query.count_semantics(features.extract(classify, images), labels, 3, k1)
+        rest = query.count_semantics(features.extract(classify, neighbour)[kept], labels[kept], 3, k1)
+        moved = np.linalg.norm(whole - rest)
+        assert np.isclose(moved, k1**0.5), f"a record moves the counts by {moved}, not sqrt({k1})"
 
 
 def check_noisy_means(inputs: Inputs) -> None:
