@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from privimage_jax.privacy import flat_vmap, weight_gradients
+from privimage_jax.privacy import flat_vmap, summation, weight_gradients
 from privimage_jax.privacy.flat_rules import Batch
 
 PerExampleLoss = Callable[[Any, Any, jax.Array], jax.Array]
@@ -107,7 +107,7 @@ def sum_of_clipped(
     with jax.default_matmul_precision(products):
         losses, gradients = per_example_gradients(per_example_loss, params, examples, keys, batch)
     clipped, norms = jax.vmap(functools.partial(clip, clip_norm=clip_norm))(gradients, mask)
-    total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), clipped)
+    total = jax.tree.map(summation.rows, clipped)
     return total, norms, jnp.where(mask, losses, 0.0)
 
 

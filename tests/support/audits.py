@@ -523,6 +523,38 @@ def check_records_are_delivered(counts: tuple[int, ...] = (1, 5, 53), devices: t
                 assert same, f"the records asked for and those delivered differ in {name} ({n} records, {where})"
 
 
+def check_sum_sensitivity(microbatch: int, n_devices: int, n: int = 4096) -> None:
+    """The sum of n clipped gradients moves by at most C if one is null, to the last digit that float32 has for it.
+
+    A plain float32 sum of these moves by 1.25 C with a microbatch of 1. What is added to the sum takes its large part
+    away, so that the float32 result has no rounding of its own to hide behind.
+    """
+    settings = dp_sgd.DPSGD(n=n, batch_size=n, clip_norm=1.0, noise_multiplier=0.0, microbatch=microbatch)
+    mesh = make_mesh(jax.devices()[:n_devices])
+    rounding = 2.0**-13 / microbatch * (1 + 2.0**-10)  # what one microbatch adds is just above half a unit of 2,048
+    gradients = np.full((n, 1), rounding, np.float32)
+    gradients[:2049] = 1 - 2.0**-13
+    taken = np.floor(gradients.sum(dtype=np.float64) - 1)
+    away = noise.Noise(lambda params: {}, lambda total, state, *_: (total - np.float32(taken), state), None, True)
+
+    def loss(params, batch, keys):
+        return jnp.sum(batch["g"] * params, axis=-1)
+
+    step = jax.jit(dp_sgd.dp_step(loss, keep_gradient, settings, mesh, noise=away), compiler_options=OPTIONS)
+
+    def total(gradients):
+        state, _ = step({"params": np.zeros(1, np.float32)}, {"g": gradients}, KEY, LOSS_KEY, 0)
+        return float(state["gradient"][0]) * n + taken
+
+    without = gradients.copy()
+    without[0] = 0
+    for given in (gradients, without):
+        error = abs(total(given) - given.sum(dtype=np.float64))
+        assert error < 1e-5, f"the sum is off by {error} C"
+    moved = total(gradients) - total(without)
+    assert moved <= 1, f"a record moves the sum by {moved} C"
+
+
 def check_devices_agree(devices: tuple[int, ...] = (1, 2, 8), microbatches: tuple[int, ...] = (2, 7)) -> None:
     """A step on any number of devices, in microbatches of any size, is the same up to the rounding of float32 sums."""
     _, data, _ = linear_problem(N, D)
