@@ -2,9 +2,9 @@
 
 Formal promise: for every input, however extreme, the contribution of one example to the sum is a float32 tree whose L2
 norm, recomputed in exact arithmetic, is at most `clip_norm`. So the sum has L2 sensitivity `clip_norm` with respect to
-zeroing out one example in real arithmetic. Adding n examples up in float32 rounds by at most n**2 * 2**-24 * clip_norm
-in L2 norm, in whatever order (far less where gradients point in different directions): that is outside the guarantee,
-as are the last bits of the noise.
+zeroing out one example in real arithmetic. The sum of m examples is rounded as `summation.rows` says: zeroing one out
+moves what is returned by at most clip_norm for m up to 128, and by clip_norm (1 + ETA) up to 1,024. `dp_sgd` adds such
+sums up without further loss that counts. The last bits of the noise are outside the guarantee.
 
 The promise needs no exact gradients: norm and sum are taken from the same float32 values, whatever precision made them.
 So matrix products may run in bfloat16 or TF32.

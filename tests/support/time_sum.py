@@ -45,11 +45,11 @@ def main(rounds=12, batch_size=128, microbatch=32):
     for name, entry in steps.items():
         print(f"{name}: compiled in {entry.compile_seconds:.1f} s, {entry.peak_bytes() / 2**20:.1f} MiB")
     spent = {name: [] for name in steps}
-    for turn in range(-1, rounds):
+    for turn in range(rounds + 1):
         for name in list(steps)[:: (-1) ** turn]:
             clock, busy = time.perf_counter(), time.process_time()
-            steps[name].run(max(turn, 0))
-            if turn >= 0:
+            steps[name].run(turn)
+            if turn:  # the first is a warm-up
                 spent[name].append((time.perf_counter() - clock, time.process_time() - busy))
     medians = {name: np.median(seconds, axis=0) for name, seconds in spent.items()}
     for unit, ratio, plain in zip(
