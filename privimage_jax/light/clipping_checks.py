@@ -66,7 +66,7 @@ def _error_of_a_long_sum() -> float:
 
         return jax.lax.fori_loop(0, len(one), with_next, summation.zero(one[0]))
 
-    high, low = jax.device_get(compiled(total)(*factors))
+    high, low = jax.device_get(compiled(total)(*jnp.asarray(factors)))
     return float(np.max(np.abs((np.float64(high) + np.float64(low)) / exact - 1)))
 
 

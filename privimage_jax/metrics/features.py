@@ -40,7 +40,8 @@ class _Forward:
 
     def of_one(self, variables: Any, image: jax.Array) -> jax.Array:
         """The row of one image [H, W, C]."""
-        return jnp.squeeze(self.module.apply(variables, image[None], train=False, method=self.method), 0)
+        rows: Any = self.module.apply(variables, image[None], train=False, method=self.method)
+        return jnp.squeeze(rows, 0)
 
 
 def forward(module: nn.Module, variables: Any, method: str = "features") -> Callable[[jax.Array], jax.Array]:
@@ -59,15 +60,16 @@ def forward(module: nn.Module, variables: Any, method: str = "features") -> Call
     return jax.tree_util.Partial(_Forward(module, method), variables)
 
 
-def operations(bound: jax.tree_util.Partial, image_shape: tuple[int, int, int]) -> set[str]:
+def operations(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> set[str]:
     """Names of jax's primitives in the program of one image; nothing is computed.
 
     Args:
       bound: a result of `forward`.
       image_shape: [H, W, C].
     """
+    partial_of: Any = bound
     image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-    return set(_primitives(jax.make_jaxpr(bound.func.of_one)(*bound.args, image)))
+    return set(_primitives(jax.make_jaxpr(partial_of.func.of_one)(*partial_of.args, image)))
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:

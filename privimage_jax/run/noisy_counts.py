@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from privimage_jax.errors import UserError
@@ -149,7 +148,7 @@ def add_noise(name: str, key: np.ndarray, counts: np.ndarray, std: float) -> np.
     return counts + noise.rounded_gaussian(key, counts.shape, std)
 
 
-def check_images_apart(classify: jax.tree_util.Partial, image_shape: tuple[int, int, int], setting: str) -> None:
+def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], setting: str) -> None:
     """Refuses the operations that could still mix images, although the network is given one at a time.
 
     `features.forward` maps the network over single images by `jax.vmap`. For all but `SEE_THE_BATCH` that keeps images
