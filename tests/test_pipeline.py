@@ -340,10 +340,10 @@ def test_missing_weights_are_told_before_anything_runs(finished, tmp_path):
     assert not (tmp_path / "run" / "internal" / "train-query").exists()
 
 
-def test_a_query_network_that_mixes_images_spends_nothing(finished, tmp_path):
+def test_a_query_network_that_may_be_handed_a_batch_spends_nothing(finished, tmp_path):
     config = tiny_config(finished[0])
-    config.query_net.model = "pipelines:Mixing"
-    with pytest.raises(UserError, match=r"config\.query_net\.model=pipelines:Mixing mixes the images"):
+    config.query_net.model = "mixing_networks:OnTheHost"
+    with pytest.raises(UserError, match=r"config\.query_net\.model=mixing_networks:OnTheHost uses pure_callback"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "release" / "ledger.jsonl").exists()
 

@@ -1,12 +1,13 @@
 """One padded, sharded pass of a network over many images: the features (or logits) that every measure starts from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,14 +25,23 @@ class Outputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Forward:
-    """`module.apply` without its variables; two of the same module compare equal, so the compiled pass is shared."""
+    """`module.apply` without its variables; two of the same module compare equal, so the compiled pass is shared.
+
+    The module is only ever given one image. So no image can change the row of another, whatever a module does with a
+    batch: counts of rows need no more. For known layers XLA makes the same program of it as of the whole batch.
+    """
 
     module: nn.Module
     method: str
 
     def __call__(self, variables: Any, x: jax.Array) -> jax.Array:
-        values: Any = self.module.apply(variables, x, train=False, method=self.method)
-        return values
+        rows: jax.Array = jax.vmap(self.of_one, (None, 0))(variables, x)
+        return rows
+
+    def of_one(self, variables: Any, image: jax.Array) -> jax.Array:
+        """The row of one image [H, W, C]."""
+        rows: Any = self.module.apply(variables, image[None], train=False, method=self.method)
+        return jnp.squeeze(rows, 0)
 
 
 def forward(module: nn.Module, variables: Any, method: str = "features") -> Callable[[jax.Array], jax.Array]:
@@ -42,8 +52,36 @@ def forward(module: nn.Module, variables: Any, method: str = "features") -> Call
       variables: `{"params": ..., "batch_stats": ...}`. They stay arguments of the compiled pass and never become
         constants in it.
       method: `"features"` for `[B, D]` features, `"__call__"` for `[B, n_classes]` logits.
+
+    Returns:
+      From float32 images `[B, H, W, C]` to rows `[B, ...]`, each made from its own image alone: the module sees one
+      image at a time (`jax.vmap`).
     """
     return jax.tree_util.Partial(_Forward(module, method), variables)
+
+
+def operations(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> set[str]:
+    """Names of jax's primitives in the program of one image; nothing is computed.
+
+    Args:
+      bound: a result of `forward`.
+      image_shape: [H, W, C].
+    """
+    partial_of: Any = bound
+    image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    return set(_primitives(jax.make_jaxpr(partial_of.func.of_one)(*partial_of.args, image)))
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation.primitive.name
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=_holds_program)
+        for program in filter(_holds_program, inner):
+            yield from _primitives(program)
+
+
+def _holds_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from privimage_jax.privacy import clipping, records, sampling, weight_gradients
+from privimage_jax.privacy import clipping, records, sampling, summation, weight_gradients
 from privimage_jax.privacy.noise import INDEPENDENT, Noise
 
 AXIS = records.AXIS
@@ -162,7 +162,7 @@ def sum_over_batch(
     """The noised sum of gradients over a batch: the data path of every step, private or not.
 
     `make_gradient` and `add_noise`, `(total, noise state, key, t) -> (noised, noise state)`, are all that makes it
-    private.
+    private. `add_noise` is given zeros, and what it returns is added to the sum, which has more digits than float32.
 
     Returns:
       `(params, frozen, noise state, data, key, loss_key, t) -> (sum, noise state, stats)` over the batch of step t.
@@ -193,15 +193,20 @@ def sum_over_batch(
             batch, arrived = records.take(data, ids)
             mask = (place < share) & arrived  # a wrong record is not processed, and the count of those tells
             keys = jax.vmap(lambda record: jax.random.fold_in(step_key, record))(ids)
-            total, norms, losses = gradient(params, batch, keys, mask)
-            return jax.tree.map(jnp.add, carry, (total, _count(norms, losses, mask, settings.clip_norm)))
+            term, norms, losses = gradient(params, batch, keys, mask)
+            total, counts = carry
+            more = _count(norms, losses, mask, settings.clip_norm)
+            return summation.add(total, term), jax.tree.map(jnp.add, counts, more)
 
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
         nothing = _count(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0, bool), settings.clip_norm)
-        total, counts = jax.lax.fori_loop(0, trips, microbatch, varying((zeros, nothing)))
-        total, counts = _sum_over_devices((total, counts))
-        # Once, after the sum over devices, and the same on each.
-        return *add_noise(total, noise_state, key, t), _stats(counts, drawn)
+        empty = varying((summation.zero(params), nothing))
+        total, counts = jax.lax.fori_loop(0, trips, microbatch, empty)
+        parts = summation.parts(total, drawn * settings.clip_norm, n_devices)
+        parts, counts = _sum_over_devices((parts, counts))
+        # Once, after the sum over devices, and the same on each. The sum is not rounded before the noise is in it.
+        added, noise_state = add_noise(summation.zero(params)[0], noise_state, key, t)
+        noised, _ = summation.add(summation.joined(parts), added)
+        return noised, noise_state, _stats(counts, drawn)
 
     def noised_sum(
         params: Any, frozen: Any, noise_state: Any, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array

@@ -66,7 +66,8 @@ class Noise:
         shapes of the parameters alone.
       add: `(total, state, key, t, std) -> (noised total, state)`, on every device alike. total: tree of float32; key:
         ChaCha20 key, uint32 [8]; t: int32 scalar; std: sigma C, as the settings of the step have it. It must be a pure
-        function of these, so that a replay adds the same.
+        function of these, so that a replay adds the same, and the noise must not depend on the total: `dp_step` gives
+        zeros, and adds what comes back to a sum that has more digits than float32.
       event: `(noise_multiplier, sampling_rate, steps) -> Event`, what the steps cost together, for the accountant. It
         must hold for every pair of neighbours and for gradients that depend on earlier steps.
       resumable: whether steps under one key cost `event` of their number, whatever steps under another key follow.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.errors import UserError
-from privimage_jax.metrics.features import extract
+from privimage_jax.metrics.features import operations
 from privimage_jax.privacy import noise
 from privimage_jax.privacy.events import SampledGaussian
 from privimage_jax.run.inputs import Inputs
@@ -21,6 +21,9 @@ from privimage_jax.storage import reading
 
 Digests = dict[str, str]
 CountUnderKey = Callable[[np.ndarray], np.ndarray]
+
+# What `jax.vmap` may hand the whole batch to: code on the host, or of a library, and rules of one's own for a batch.
+SEE_THE_BATCH = frozenset({"pure_callback", "io_callback", "ffi_call", "custom_vmap_call"})
 
 
 def release(
@@ -146,7 +149,10 @@ def add_noise(name: str, key: np.ndarray, counts: np.ndarray, std: float) -> np.
 
 
 def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], setting: str) -> None:
-    """Checks on random public images that a network looks at each image alone, as the sensitivity of counts assumes.
+    """Refuses the operations that could still mix images, although the network is given one at a time.
+
+    `features.forward` maps the network over single images by `jax.vmap`. For all but `SEE_THE_BATCH` that keeps images
+    apart, whatever the network is.
 
     Args:
       classify: the network with its variables, `metrics.features.forward`.
@@ -154,14 +160,12 @@ def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], se
       setting: of the config that names the network, with its value.
 
     Raises:
-      UserError: if another first image changes the logits of the rest.
+      UserError: if the network has such an operation.
     """
-    images = np.random.default_rng(0).integers(0, 256, (9, *image_shape), np.uint8)
-    first, other = extract(classify, images[:8]), extract(classify, images[[8, *range(1, 8)]])
-    if not np.array_equal(first[1:], other[1:], equal_nan=True):
+    if found := sorted(SEE_THE_BATCH & operations(classify, image_shape)):
         raise UserError(
-            f"{setting} mixes the images of a batch, so that one image could change the counts of others; give a "
-            "classifier that, in inference mode, looks at each image alone."
+            f"{setting} uses {found[0]}, which may look at several images at once, so that one image could change the "
+            "counts of others; give a classifier made of jax's own operations."
         )
 
 

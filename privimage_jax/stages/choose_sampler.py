@@ -47,7 +47,7 @@ def run(inputs: Inputs) -> None:
 
     Raises:
       UserError: if the budget is spent and the output was lost, the inputs changed since the budget was spent, or the
-        classifier mixes images.
+        classifier has operations that may look at several images at once.
     """
     section = inputs.config.sampler_choice
 

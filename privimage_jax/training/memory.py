@@ -9,7 +9,9 @@ import jax
 from privimage_jax.errors import UserError
 from privimage_jax.training.batches import batch_shapes
 
-_SHARE = 0.5  # of a device's memory, for one microbatch; the data, the state and the compiler's copies have the rest
+# Of a device's memory, for one microbatch; the data, the state, the sum (two float32 values for each parameter, and
+# three while devices add theirs up) and the compiler's copies have the rest.
+_SHARE = 0.5
 _PADDING = 16  # a device loops at least this often, as the last microbatch is half empty on average: 3% of the work
 
 

@@ -175,11 +175,11 @@ def test_the_compiled_loop_has_no_collective():
     loops = [text for text in computations if any(re.match(rf"%?{re.escape(name)} ", text) for name in bodies)]
     assert len(loops) >= 1
     assert not any(collective.search(text) for text in loops)
-    # The one message of a step: every parameter and five counts, summed once in the entry computation.
+    # The one message of a step: every parameter in three parts and five counts, summed once in the entry computation.
     lines = [(text, line) for text in computations for line in text.splitlines() if collective.search(line)]
     assert len(lines) == 1
     text, line = lines[0]
-    assert text.startswith("ENTRY") and "all-reduce" in line and f"f32[{D + 1 + 5}]" in line
+    assert text.startswith("ENTRY") and "all-reduce" in line and f"f32[{3 * (D + 1) + 5}]" in line
 
 
 def test_neither_data_nor_key_is_in_the_program():

@@ -5,11 +5,13 @@ The same check passes without the mistake. `pytest -s tests/privacy/test_planted
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import mixing_networks
 import numpy as np
 import pytest
 import small_models
@@ -21,6 +23,7 @@ from audits import (
     check_blocks_are_used_once,
     check_choice_sensitivity,
     check_clipping,
+    check_counts_of_a_network,
     check_devices_agree,
     check_full_precision,
     check_noisy_means,
@@ -29,6 +32,7 @@ from audits import (
     check_releases_are_equal,
     check_spent_before_use,
     check_step,
+    check_sum_sensitivity,
     linear_loss,
     linear_problem,
     linear_step,
@@ -42,9 +46,10 @@ from privimage_jax import generators
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.edm import EDM, make_per_example_loss
+from privimage_jax.metrics import features
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
-from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, records, sampling
+from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, records, sampling, summation
 from privimage_jax.run import mechanism, noisy_counts
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.stages import choose_sampler, query, sample, warmup
@@ -128,8 +133,16 @@ def blocks_used_once(folder):
     check_blocks_are_used_once(trace)
 
 
+def sum_sensitivity(folder):
+    check_sum_sensitivity(8, 1)
+
+
 def query_sensitivity(folder):
     check_query_sensitivity(query.count_semantics, n=20, semantics=6, n_classes=3, k1=2)
+
+
+def counts_of_a_network_that_mixes(folder):
+    check_counts_of_a_network(mixing_networks.MinMax(20), k1=3)
 
 
 def choice_sensitivity(folder):
@@ -405,6 +418,25 @@ def counts_divided_by_the_size_of_the_class(patch):
     patch.setattr(query, "count_semantics", shares)
 
 
+def a_plain_sum_over_the_batch(patch):
+    patch.setattr(summation, "add", lambda pair, term: (jax.tree.map(jnp.add, pair[0], term), pair[1]))
+
+
+def a_sum_rounded_before_its_noise(patch):
+    def rounded(parts):
+        return summation.zero(parts[0])[0] + sum(parts), summation.zero(parts[0])[1]
+
+    patch.setattr(summation, "joined", rounded)
+
+
+def a_query_network_that_sees_the_batch(patch):
+    def forward(module, variables, method):
+        apply = functools.partial(module.apply, train=False, method=method)
+        return jax.tree_util.Partial(apply, variables)
+
+    patch.setattr(features, "forward", forward)
+
+
 def every_class_weighs_the_same_in_the_choice(patch):
     """Balanced accuracy, in whole numbers: a record of a small class moves it by more than one."""
     agreement = choose_sampler.agreement
@@ -531,7 +563,10 @@ BUGS = (
     Bug(noise_without_the_clip_norm, step_by_definition, "is off"),
     Bug(noise_of_jaxs_generator, step_by_definition, "is off"),
     Bug(products_of_default_precision, full_precision, "has the precision None"),
+    Bug(a_plain_sum_over_the_batch, sum_sensitivity, "is off by|moves the sum by"),
+    Bug(a_sum_rounded_before_its_noise, sum_sensitivity, "is off by|moves the sum by"),
     Bug(counts_divided_by_the_size_of_the_class, query_sensitivity, "moves the counts by"),
+    Bug(a_query_network_that_sees_the_batch, counts_of_a_network_that_mixes, "moves the counts by"),
     Bug(every_class_weighs_the_same_in_the_choice, choice_sensitivity, "moves the margins by"),
     Bug(too_little_noise_in_the_choice, choice_sensitivity, "moves the margins by"),
     Bug(noise_scaled_by_the_drawn_subset, noisy_means, "what is added to the sums is off"),

@@ -240,10 +240,11 @@ def test_one_class_is_enough(tmp_path):
     assert json.loads((workdir.release / "sampler.json").read_text())["noisy_margins"] == noise.tolist()
 
 
-def test_a_classifier_that_mixes_images_is_refused_before_anything_is_spent(tmp_path):
+def test_a_classifier_that_may_be_handed_a_batch_is_refused_before_anything_is_spent(tmp_path):
     config = make_public_config(tmp_path)
-    config.sampler_choice.classifier = "pipelines:Mixing"
-    with pytest.raises(UserError, match=r"config\.sampler_choice\.classifier=pipelines:Mixing mixes the images"):
+    config.sampler_choice.classifier = "mixing_networks:OnTheHost"
+    named = r"config\.sampler_choice\.classifier=mixing_networks:OnTheHost uses pure_callback"
+    with pytest.raises(UserError, match=named):
         run(config, tmp_path / "run", "choose-sampler")
     ledger = (tmp_path / "run" / "release" / "ledger.jsonl").read_text()
     assert [json.loads(line)["kind"] for line in ledger.splitlines()] == ["open"]

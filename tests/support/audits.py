@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from jax.experimental import io_callback
 
 from privimage_jax import generators
 from privimage_jax.metrics import downstream, features
+from privimage_jax.models import registry
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
 from privimage_jax.run import noisy_counts
 from privimage_jax.run.inputs import Inputs
@@ -222,6 +224,29 @@ def check_query_sensitivity(count: Callable, n: int, semantics: int, n_classes: 
         rest = count(np.delete(logits, row, 0), np.delete(labels, row), n_classes + 1, k1)
         moved = np.linalg.norm(whole - rest)
         assert np.isclose(moved, k1**0.5), f"record {row} moves the counts by {moved}, not sqrt({k1})"
+
+
+def bright_among_dull(n: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """n images [8, 8, 1] of little contrast but for one; the same with this one black, or a copy; and its row."""
+    rng, bright = np.random.default_rng(1), 7
+    images = rng.integers(118, 138, (n, 8, 8, 1)).astype(np.uint8)
+    images[bright] = rng.integers(0, 256, images.shape[1:])
+    for null in (np.zeros_like(images[0]), images[0]):
+        neighbour = images.copy()
+        neighbour[bright] = null
+        yield images, neighbour, bright
+
+
+def check_counts_of_a_network(module: nn.Module, k1: int, n: int = 40) -> None:
+    """What a classifier with at least `k1` classes counts moves by sqrt(k1) if a record is null in its place."""
+    variables = registry.init_classifier(module, jax.random.key(0), (8, 8, 1))
+    classify, labels = features.forward(module, variables, method="__call__"), (np.arange(n) % 3).astype(np.int32)
+    for images, neighbour, row in bright_among_dull(n):
+        kept = np.arange(n) != row
+        whole = query.count_semantics(features.extract(classify, images), labels, 3, k1)
+        rest = query.count_semantics(features.extract(classify, neighbour)[kept], labels[kept], 3, k1)
+        moved = np.linalg.norm(whole - rest)
+        assert np.isclose(moved, k1**0.5), f"a record moves the counts by {moved}, not sqrt({k1})"
 
 
 def check_noisy_means(inputs: Inputs) -> None:
@@ -496,6 +521,38 @@ def check_records_are_delivered(counts: tuple[int, ...] = (1, 5, 53), devices: t
                 same = fetched[name].dtype == values.dtype and fetched[name].tobytes() == values[ids].tobytes()
                 where = f"{n_devices} devices, {'sharded' if sharded else 'replicated'}"
                 assert same, f"the records asked for and those delivered differ in {name} ({n} records, {where})"
+
+
+def check_sum_sensitivity(microbatch: int, n_devices: int, n: int = 4096) -> None:
+    """The sum of n clipped gradients moves by at most C if one is null, to the last digit that float32 has for it.
+
+    A plain float32 sum of these moves by 1.25 C with a microbatch of 1. What is added to the sum takes its large part
+    away, so that the float32 result has no rounding of its own to hide behind.
+    """
+    settings = dp_sgd.DPSGD(n=n, batch_size=n, clip_norm=1.0, noise_multiplier=0.0, microbatch=microbatch)
+    mesh = make_mesh(jax.devices()[:n_devices])
+    rounding = 2.0**-13 / microbatch * (1 + 2.0**-10)  # what one microbatch adds is just above half a unit of 2,048
+    gradients = np.full((n, 1), rounding, np.float32)
+    gradients[:2049] = 1 - 2.0**-13
+    taken = np.floor(gradients.sum(dtype=np.float64) - 1)
+    away = noise.Noise(lambda params: {}, lambda total, state, *_: (total - np.float32(taken), state), None, True)
+
+    def loss(params, batch, keys):
+        return jnp.sum(batch["g"] * params, axis=-1)
+
+    step = jax.jit(dp_sgd.dp_step(loss, keep_gradient, settings, mesh, noise=away), compiler_options=OPTIONS)
+
+    def total(gradients):
+        state, _ = step({"params": np.zeros(1, np.float32)}, {"g": gradients}, KEY, LOSS_KEY, 0)
+        return float(state["gradient"][0]) * n + taken
+
+    without = gradients.copy()
+    without[0] = 0
+    for given in (gradients, without):
+        error = abs(total(given) - given.sum(dtype=np.float64))
+        assert error < 1e-5, f"the sum is off by {error} C"
+    moved = total(gradients) - total(without)
+    assert moved <= 1, f"a record moves the sum by {moved} C"
 
 
 def check_devices_agree(devices: tuple[int, ...] = (1, 2, 8), microbatches: tuple[int, ...] = (2, 7)) -> None:

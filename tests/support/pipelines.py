@@ -54,14 +54,6 @@ class Failing(Classifier):
         return x / (1 // 0)
 
 
-class Mixing(Classifier):
-    """What no query network may be: the features of an image depend on the rest of its batch."""
-
-    def features(self, x, train=False):
-        h = super().features(x, train)
-        return h - h.mean(axis=0)
-
-
 def coarse(x):
     """Features of the import-string kind: every fourth pixel."""
     return x[:, ::4, ::4, 0].reshape(len(x), -1)

@@ -10,9 +10,10 @@ import re
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from privimage_jax.configs import base
+from privimage_jax.privacy import summation
 from privimage_jax.targets import hlo, programs, topologies
 from privimage_jax.targets.facts import Facts
 
@@ -67,3 +68,14 @@ def test_the_private_step_costs_little_more_than_the_plain_one():
 def test_the_public_programs_compile(name):
     [text] = compiled(name)
     check(text)
+
+
+def test_no_compiler_undoes_the_compensated_sum():
+    """Each of an addition's two roundings leaves four differences; simplified, none would be left."""
+    machine = topologies.parse("v5e:2x4")
+    device = NamedSharding(Mesh(np.array(topologies.devices(machine))[:1], ("data",)), PartitionSpec())
+    value = jax.ShapeDtypeStruct((8, 128), np.float32, sharding=device)
+    text = (
+        jax.jit(lambda high, low, term: summation.add((high, low), term)).lower(value, value, value).compile().as_text()
+    )
+    assert len(re.findall(r"= f32\S+ subtract\(", text)) == 8
