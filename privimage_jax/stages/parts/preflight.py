@@ -79,7 +79,7 @@ def check(
 def check_sensitive(config: ConfigDict, sets: DataSets, attempt: Attempt) -> None:
     """The part of `check` that takes the sensitive training images alone: their number, and what the budget allows."""
     attempt(sets.check_counts)
-    attempt(lambda: make_plan(config, sets.sensitive.n))
+    attempt(lambda: make_plan(config, sets.sensitive.n_records))
 
 
 def check_models(config: ConfigDict, sets: DataSets, n_devices: int, available: int) -> int:
