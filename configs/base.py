@@ -28,7 +28,7 @@ def data_section() -> ConfigDict:
         "auto"  # where labels of pictures are: auto | folders | json | none | table:FILE:FILE_COLUMN:CLASS_COLUMN
     )
     data.first_label = 0  # the number of the first class, where labels are numbers
-    data.person = ""  # whose image: column:NAME | array:NAME | feature:NAME | level:N (a folder's) | pattern:REGEX, or ""
+    data.person = ""  # whose image: column:NAME | array:NAME | feature:NAME | level:N (folder's) | pattern:REGEX | ""
     data.links = ""  # folder, shards: the one folder outside path into which symbolic links may lead; "" = none
     data.intensity = "full"  # what becomes 0 and 255: full (the type's whole range) | LOW:HIGH | per_image (its own)
     data.accept = ()  # findings of `privimage inspect` that shall not stop a run; "unlabelled", "other_files"
@@ -67,7 +67,9 @@ def get_config() -> ConfigDict:
     config.privacy = ConfigDict()
     config.privacy.epsilon = 10.0  # the whole budget, over all mechanisms
     config.privacy.delta = 0.0  # 0 = 1 / (N ln N)
-    config.privacy.unit = "image"  # what is protected: image | person (all images of one; config.data.person says whose)
+    config.privacy.unit = (
+        "image"  # what is protected: image | person (all images of one, see config.data.person)
+    )
     config.privacy.accountant = "pld"  # pld (tight) | rdp (the paper's)
     config.privacy.fixed_seed = -1  # >=0: keys from this seed, for tests only; the ledger and report say NOT PRIVATE
 

@@ -40,7 +40,7 @@ def load(
 
     The same call on the same files gives the same set: which examples are held out, and which are kept under
     `max_examples`, is decided by a fixed permutation of (seed, number of examples), never by labels or pixels. Where a
-    record is a person, it is a permutation of people: all images of one are in one part, and `max_examples` counts people.
+    record is a person, people are permuted: all images of one are in one part, and `max_examples` counts people.
 
     >>> letters = load({"source": "glyphs", "characters": "AB", "per_class": 5}, "train", 8, 1, cache_dir=None)
     >>> letters.images.shape, letters.class_names, letters.labels.tolist()
@@ -205,8 +205,8 @@ def choose(
     A fixed permutation of 0..n-1 is cut into test, validation and training examples, in this order. Its generator is
     NumPy's frozen one, so the division stays the same for ever.
 
-    With `owners`, the person int32 [n] of each example, it is people who are permuted, cut and counted, and a part has all
-    examples of its people. Which part that is then depends on the number of people alone.
+    With `owners`, the person int32 [n] of each example, people are permuted, cut and counted, and a part has all
+    examples of its people. Who is in which part then depends on the number of people alone.
     """
     if owners is not None:
         chosen = choose(settings, int(owners.max(initial=-1)) + 1, divided, part, most)

@@ -92,8 +92,8 @@ def make_per_example_loss(
 
     Returns:
       ``loss(params, batch, keys [B]) -> [B]`` float32; batch = {"image": uint8 or float [B,H,W,C], "label": int32 [B]};
-      keys are typed random keys. uint8 images are mapped to [-1, 1], others are taken as they are. An example may have an
-      image of its own for each draw: [B,K,H,W,C], and labels [B,K].
+      keys are typed random keys. uint8 images are mapped to [-1, 1], others are taken as they are. An example may have
+      an image of its own for each draw: [B,K,H,W,C], and labels [B,K].
     """
 
     def draw(key: jax.Array, label: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:

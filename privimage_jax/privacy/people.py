@@ -6,9 +6,9 @@ Two rules keep every sensitivity as it is where a record is an image.
   so that a person makes one loss and one clipped gradient, of norm at most C. `take` draws the images. A draw is a
   function of the record's key and its own number; it protects nothing.
 - **Counts.** An image that adds the vector x to a count where a record is an image adds w x here, with the weight
-  w = floor(2^BITS / n) of a person with n images, and the count is in units of 2^-BITS. So a person adds at most the
-  mean of n vectors, entry by entry no larger, and the norm of a mean is at most the largest norm among them. Weights and
-  sums are whole numbers: no rounding depends on who else is there.
+  w = floor(2^BITS / n) of a person with n images, and the count is in units of 2^-BITS. So a person adds the mean of n
+  vectors times w n / 2^BITS <= 1, and the norm of a mean is at most the largest norm among them. Weights and sums are
+  whole numbers: no rounding depends on who else is there.
 
 How many images a person has is sensitive. It is in no shape: `order` gives the same shapes for the same images.
 """
@@ -80,7 +80,7 @@ class People:
     """
 
     images: Any
-    first: jax.Array | np.ndarray
+    first: Any
     draws: int = 1
 
 

@@ -21,6 +21,7 @@ from privimage_jax.settings import units
 from privimage_jax.storage import reading, workdir
 from privimage_jax.training.writers import headline
 
+
 def open_ledger(run: workdir.Workdir) -> Ledger:
     """The run's ledger, which must still hold every line that `internal/ledger_head.json` remembers.
 

@@ -106,7 +106,7 @@ def _release(
     unit = 1 if weights(inputs) is None else 1 << people.BITS
     std = unit * noise_std(inputs, mechanism.stage)
     if not std < LARGEST_STD:
-        raise UserError(f"the noise of the {mechanism.name} is too large for whole numbers of 64 bits; give less of it.")
+        raise UserError(f"the noise of the {mechanism.name} passes whole numbers of 64 bits; give less of it.")
     count_under = count()
     key = mechanism.key(0)
     if not spent:

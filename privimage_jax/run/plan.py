@@ -94,8 +94,8 @@ def _event(config: ConfigDict, mechanism: Mechanism, n: int) -> accounting.Event
     size = value(config, mechanism.sample_size)
     if size > n:
         raise UserError(
-            f"config.{mechanism.sample_size}={size} is larger than the N={n} {units.unit(config).several} of the "
-            f"sensitive training part; give at most {n}."
+            f"config.{mechanism.sample_size}={size} is larger than the N={n} sensitive training "
+            f"{units.unit(config).several}; give at most {n}."
         )
     return accounting.SampledGaussian(noise, sampling.poisson_rate(size, n), value(config, mechanism.samples))
 
@@ -179,9 +179,10 @@ def describe(plan: Plan, config: ConfigDict) -> str:
             (f"DP-SGD: sigma2 = {plan.finetune_noise:.4g}, q = {plan.sampling_rate:.4g}, T = {plan.steps}", [event])
         )
     rows.append(("together", plan.events()))
+    people = "" if config.privacy.unit == "image" else f" {units.unit(config).several}"
     width = max(44, *(len(name) + 2 for name, _ in rows))
     lines = [
-        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n} {units.unit(config).several}, solved with {plan.accountant}",
+        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}{people}, solved with {plan.accountant}",
         "",
         f"{'mechanism':<{width}}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
     ]

@@ -182,9 +182,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda config: ("finetune", "class-histogram"),
         writes=("release/sampler.json",),
         enabled=lambda config: config.sampler_choice.enabled,
-        mechanism=Mechanism(
-            "sampler choice", "sampler_choice.enabled", "sampler_choice.noise_multiplier", units=_BOTH
-        ),
+        mechanism=Mechanism("sampler choice", "sampler_choice.enabled", "sampler_choice.noise_multiplier", units=_BOTH),
         memory_settings=("sample.batch_size", "sampler_choice.n"),
     ),
     Stage(
@@ -251,7 +249,7 @@ def mechanism_names(stage: Stage) -> set[str]:
 
 
 def _check_settings(config: ConfigDict, stage: Stage, name: str) -> None:
-    """Refuses a mechanism whose settings are not there, whose noise is no positive number, or which has another unit."""
+    """Refuses a mechanism without its settings, with noise that is no positive number, or of another unit."""
     if stage.mechanism is None:
         return
     for key in (stage.mechanism.switch, *stage.mechanism.costs):
@@ -267,8 +265,8 @@ def _check_settings(config: ConfigDict, stage: Stage, name: str) -> None:
     unit = config.privacy.unit
     if unit not in stage.mechanism.units and stage.spends(config):
         raise UserError(
-            f"config.privacy.unit={unit} is no unit of the mechanism {stage.mechanism.name} of {name}, whose record has "
-            f"{', '.join(stage.mechanism.units)}; run without it, or let its sensitivity hold for one {unit}."
+            f"config.privacy.unit={unit} is no unit of the mechanism {stage.mechanism.name} of {name}, whose record "
+            f"has {', '.join(stage.mechanism.units)}; run without it, or let its sensitivity hold for one {unit}."
         )
 
 

@@ -48,13 +48,13 @@ def check_against_n(config: ConfigDict, n: int) -> None:
         )
     if delta(config, n) >= 1 / n:
         raise UserError(
-            f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} {unit(config).several}; "
-            "give a smaller value, or 0 for 1 / (N ln N)."
+            f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} "
+            f"{unit(config).several}; give a smaller value, or 0 for 1 / (N ln N)."
         )
     if config.finetune.enabled and config.finetune.batch_size > n:
         raise UserError(
-            f"config.finetune.batch_size={config.finetune.batch_size} is larger than the N={n} "
-            f"{unit(config).several} of the sensitive training part; give at most {n}."
+            f"config.finetune.batch_size={config.finetune.batch_size} is larger than the N={n} sensitive training "
+            f"{unit(config).several}; give at most {n}."
         )
 
 

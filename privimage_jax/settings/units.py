@@ -14,28 +14,35 @@ class Unit:
 
     Attributes:
       one, several: what one record is called, and several of them.
+      record: what it consists of.
       adjacency: the ledger's words for what neighbouring sets differ in.
-      limits: what it does not cover, as the end of a sentence that begins with "The unit is".
+      limits: sentences on what it does not cover.
     """
 
     one: str
     several: str
+    record: str
     adjacency: str
     limits: str
 
 
 UNITS = {
     "image": Unit(
-        "image",
-        "images",
-        "zero-out of one record (an image with its label)",
-        "one image, not one person",
+        one="image",
+        several="images",
+        record="one image with its label",
+        adjacency="zero-out of one record (an image with its label)",
+        limits="The unit is one image, not one person: who has several images in the set is protected less, by as many "
+        "steps as there are images.",
     ),
     "person": Unit(
-        "person",
-        "people",
-        "zero-out of one person (all images of one, with their labels)",
-        "one person by the ids that came with the images; whom else a picture shows, and relatives, it does not cover",
+        one="person",
+        several="people",
+        record="one person with all images of that person and their labels",
+        adjacency="zero-out of one person (all images of that person, with their labels)",
+        limits="The unit is one person, as told by the ids that came with the images. How many images a person has is "
+        "protected. Not covered are others whom these images show: of two people in one picture only the one whose id "
+        "it has. Nor is what images of relatives tell.",
     ),
 }
 

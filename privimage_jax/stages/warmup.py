@@ -63,8 +63,8 @@ def run(inputs: Inputs) -> None:
         def sums_under(key: np.ndarray) -> np.ndarray:
             drawn = (np.asarray(sampling.membership(key, t, n, limit)) for t in range(section.means))
             members = drawn if owners is None else (who[owners] for who in drawn)
-            images, labels, n_classes = sensitive.images, sensitive.labels, sensitive.n_classes
-            return np.stack([sum_by_class(images, labels, who, n_classes, section.downscale, weights) for who in members])
+            images, labels, more = sensitive.images, sensitive.labels, (sensitive.n_classes, section.downscale, weights)
+            return np.stack([sum_by_class(images, labels, who, *more) for who in members])
 
         return {"settings": fingerprints.fingerprint(STAGE.settings(inputs.config))}, sums_under
 

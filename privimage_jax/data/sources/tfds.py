@@ -127,7 +127,8 @@ def _people(records: Any, features: Any, settings: Settings) -> np.ndarray | Non
     parser, people = tfds.features.FeaturesDict({name: feature}), []
     plain = {name: tfds.decode.SkipDecoding()}
     for piece in np.array_split(np.arange(len(records)), max(1, -(-len(records) // _PIECE))):
-        found = [parser.deserialize_example_np(one, decoders=plain)[name] for one in records.__getitems__(piece.tolist())]
+        stored = records.__getitems__(piece.tolist())
+        found = [parser.deserialize_example_np(record, decoders=plain)[name] for record in stored]
         people += [str(int(one)) if number else _text(one, name) for one in found]
     return np.array(people, str)
 
