@@ -296,9 +296,6 @@ def _check_together(config: ConfigDict) -> None:
         )
     for name in ("data", "public"):
         _check_source(name, config[name])
-    tellers = [name for name, spec in specs.SOURCES.items() if "person" in spec.reads]
-    if config.data.source in specs.SOURCES:
-        units.check(config, config.data.source in tellers, ", ".join(tellers))
     if config.evaluate.enabled and config.sample.n < 2:
         raise UserError(
             "config.sample.n=1 is too few images to evaluate; give at least 2 or config.evaluate.enabled=False."

@@ -1,6 +1,7 @@
 """What the guarantee protects one of, `config.privacy.unit`, and the words for it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -57,25 +58,26 @@ def of_terms(terms: dict[str, Any]) -> Unit:
     return UNITS[terms.get("unit", "image")]
 
 
-def check(config: ConfigDict, can_tell: bool, tellers: str) -> None:
+def check(config: ConfigDict, tellers: Sequence[str], others: Sequence[str]) -> None:
     """Refuses a unit of which the source tells nothing.
 
     Args:
       config: whose `data.person` says whose each image is.
-      can_tell: whether its source reads that setting.
-      tellers: the sources that do, for messages.
+      tellers: the sources that read that setting.
+      others: those that do not. One from elsewhere may tell it by itself.
 
     Raises:
       UserError: where people are protected and nothing says whose an image is.
     """
-    if config.privacy.unit != "person" or config.data.person:
+    source = config.data.source
+    if config.privacy.unit != "person" or config.data.person or source not in (*tellers, *others):
         return
-    if can_tell:
+    if source in tellers:
         raise UserError(
             "config.privacy.unit=person protects people, and config.data.person is empty; say there whose each image "
             "is, or give config.privacy.unit=image."
         )
     raise UserError(
-        f"config.privacy.unit=person protects people, and config.data.source={config.data.source} does not tell whose "
-        f"an image is; give one of {tellers} and config.data.person, or config.privacy.unit=image."
+        f"config.privacy.unit=person protects people, and config.data.source={source} does not tell whose an image is; "
+        f"give one of {', '.join(tellers)} and config.data.person, or config.privacy.unit=image."
     )

@@ -47,7 +47,7 @@ def drawn_images(t, draws=DRAWS):
     for person in range(P):
         key = jax.random.fold_in(jax.random.fold_in(step_key, person), 0x50454F50)
         numbers = [int(jax.random.randint(jax.random.fold_in(key, k), (), 0, COUNTS[person])) for k in range(draws)]
-        chosen.append(np.flatnonzero(OWNERS == person)[numbers])
+        chosen.append(np.flatnonzero(person == OWNERS)[numbers])
     return np.array(chosen)
 
 
@@ -72,11 +72,11 @@ def test_a_step_is_its_definition(n_devices, sharded):
 
 @pytest.mark.parametrize("person", [0, 1, 2], ids=["1 image", "7 images", "500 images"])
 def test_striking_a_person_out_moves_the_sum_by_the_clip_norm_at_most(person):
-    """All images of one become null records, whose gradient is zero; exchanged, they move it by twice as much at most."""
+    """All images of one become null, with a gradient of zero; exchanged, they move it by twice as much at most."""
     mesh, step = compiled(2)
     others = features()
-    others[OWNERS == person] = 0
-    exchanged = np.where((OWNERS == person)[:, None], features(2), features())
+    others[person == OWNERS] = 0
+    exchanged = np.where((person == OWNERS)[:, None], features(2), features())
     for t in range(4):
         is_member = members_of(t, SETTINGS)[person]
         sums = [
@@ -112,7 +112,7 @@ def test_each_draw_takes_one_of_the_persons_own_images_and_all_of_them_in_time()
     params = {"seen": np.zeros(len(OWNERS), np.float32)}
     seen = sum(np.asarray(step({"params": params}, data, KEY, LOSS_KEY, t)[0]["gradient"]["seen"]) for t in range(60))
     times = np.rint(seen * P).astype(int)
-    assert [times[OWNERS == person].sum() for person in range(P)] == [60 * DRAWS] * P
+    assert [times[person == OWNERS].sum() for person in range(P)] == [60 * DRAWS] * P
     own = times[OWNERS == 1]  # 240 draws among 7 images: 34 each
     assert own.min() > 15 and own.max() < 60
 
