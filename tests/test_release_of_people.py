@@ -31,6 +31,7 @@ def make_config(folder, public, struck):
     config = use_small_models(tiny_config(folder))
     config.privacy.unit, config.data.person = "person", "array:{split}_names"
     config.data.path, config.public.path = str(folder / "sensitive.npz"), str(public)
+    config.data.accept = ("nearly_white",)  # the null records
     config.query.k1 = K1
     for section in (config.class_histogram, config.sampler_choice, config.warmup):
         section.enabled, section.noise_multiplier = True, 10.0

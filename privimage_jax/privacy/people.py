@@ -84,6 +84,24 @@ class People:
     draws: int = 1
 
 
+def group(tree: Any, owners: np.ndarray, draws: int = 1) -> People:
+    """The data of `dp_sgd.dp_step` whose records are people, every device holding all of it.
+
+    >>> group({"x": np.array([5.0, 6.0, 7.0])}, owners=np.array([1, 0, 1])).images["x"].tolist()
+    [6.0, 5.0, 7.0]
+
+    Args:
+      tree: of arrays [n, ...], a row for each image.
+      owners: int [n], the person of each image, from 0 to P - 1, each of whom has one. P is the n of the settings.
+      draws: K, the images of one person that the loss takes: its batch has [B, K, ...], or [B, ...] where K is 1.
+
+    Raises:
+      ValueError: if somebody has no image.
+    """
+    rows, first = order(owners)
+    return People(jax.tree.map(lambda leaf: leaf[rows], tree), first, draws)
+
+
 Data = People | records.Data
 
 
