@@ -150,9 +150,7 @@ def test_noise_that_is_none_is_told(config, noise):
 def test_a_mechanism_whose_record_does_not_name_the_unit_is_refused(config):
     """Its sensitivity is that of an image."""
     config.privacy.unit = "person"
-    with pytest.raises(
-        UserError, match="unit=person is no unit of the mechanism .*, whose record has image;"
-    ):
+    with pytest.raises(UserError, match="unit=person is no unit of the mechanism .*, whose record has image;"):
         all_stages(config)
     config.extra.brightness.enabled = False
     assert all_stages(config)
