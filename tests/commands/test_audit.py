@@ -72,7 +72,7 @@ def test_noise_left_out_is_found(small, monkeypatch):
 
 def test_canaries_may_be_people_each_with_several_images(small, monkeypatch):
     """Excluded, all images of one are null; included, a step adds one row of norm C, however many there are."""
-    small.privacy.unit, small.audit.steps = "person", 4
+    small.privacy.unit, small.audit.steps, small.precision = "person", 4, "float32"
     real = noise.gaussian
     monkeypatch.setattr(noise, "gaussian", lambda key, t, like, std: real(key, t, like, 0.0))
     coins = np.random.default_rng(0).integers(0, 2, 2 * CANARIES).astype(bool)
