@@ -8,8 +8,8 @@ import optax
 from privimage_jax import privacy as dp
 from privimage_jax.data import load
 
-BATCH, STEPS, DELTA, DRAWS = 256, 120, 1e-5, 4
-glyphs = {"source": "glyphs", "characters": "0123456789", "per_class": 150}
+BATCH, STEPS, DELTA, DRAWS = 256, 100, 1e-5, 4
+glyphs = {"source": "glyphs", "characters": "0123456789", "per_class": 150, "style": "print"}
 patients, others = (load(glyphs, part, 8, 1, cache_dir=None) for part in ("train", "test"))
 owners = np.repeat(np.arange(n := patients.n), 1 + np.arange(n) % 30)  # whose each scan is
 scans = patients.images[owners].reshape(-1, 64) / 255 + np.random.normal(0, 0.1, (len(owners), 64))
