@@ -10,7 +10,7 @@ Two rules keep every sensitivity as it is where a record is an image.
   vectors times w n / 2^BITS <= 1, and the norm of a mean is at most the largest norm among them. Weights and sums are
   whole numbers: no rounding depends on who else is there.
 
-How many images a person has is sensitive. It is in no shape: `order` gives the same shapes for the same images.
+How many images a person has is sensitive. It is in no shape; the number of all images is, in memory alone.
 """
 
 import dataclasses
