@@ -28,13 +28,13 @@ def data_section() -> ConfigDict:
         "auto"  # where labels of pictures are: auto | folders | json | none | table:FILE:FILE_COLUMN:CLASS_COLUMN
     )
     data.first_label = 0  # the number of the first class, where labels are numbers
-    data.person = ""  # whose image: column:NAME | array:NAME | level:N (a folder's) | pattern:REGEX (of names), or ""
+    data.person = ""  # whose image: column:NAME | array:NAME | feature:NAME | level:N (folder's) | pattern:REGEX | ""
     data.links = ""  # folder, shards: the one folder outside path into which symbolic links may lead; "" = none
     data.intensity = "full"  # what becomes 0 and 255: full (the type's whole range) | LOW:HIGH | per_image (its own)
     data.accept = ()  # findings of `privimage inspect` that shall not stop a run; "unlabelled", "other_files"
     data.class_names = ()  # the declared list of classes (public); () = as the source names them
     data.crop = 0  # side of the square cut from the centre before resizing, in pixels; 0 = the largest
-    data.max_examples = 0  # keep only so many images of the training part; 0 = all
+    data.max_examples = 0  # keep only so many images (with privacy.unit=person: people) of the training part; 0 = all
     data.cache = True  # keep decoded images as a memory-mapped array under internal/cache
     data.residency = "auto"  # auto | replicated (every device holds all images) | sharded (each holds its share)
     data.seed = 0  # of the fixed permutation that parts train from test, and of the glyph drawing
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
 
     config.data = data_section()  # the sensitive set
     config.data.name = "cifar10"
-    config.data.n = 0  # number of training images N (public); 0 = count them; `privimage budget` needs it
+    config.data.n = 0  # training images, or people, N (public); 0 = count them; `privimage budget` needs it
     config.data.image_size = 32  # side of the images that the generator makes, in pixels
     config.data.channels = 3  # 1 = grey, 3 = RGB
 
@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     config.privacy = ConfigDict()
     config.privacy.epsilon = 10.0  # the whole budget, over all mechanisms
     config.privacy.delta = 0.0  # 0 = 1 / (N ln N)
+    config.privacy.unit = "image"  # what is protected: image | person (all images of one, see config.data.person)
     config.privacy.accountant = "pld"  # pld (tight) | rdp (the paper's)
     config.privacy.fixed_seed = -1  # >=0: keys from this seed, for tests only; the ledger and report say NOT PRIVATE
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, evaluation, gan, import_strings, methods
+from privimage_jax.settings import derived, evaluation, gan, import_strings, methods, units
 from privimage_jax.settings.evaluation import short_name
 from privimage_jax.settings.families import FAMILIES, reads
 from privimage_jax.settings.rules import (
@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
     "privacy.epsilon": ABOVE_0,
     "privacy.delta": DECAY,
     "privacy.accountant": one_of("pld", "rdp"),
+    "privacy.unit": one_of(*units.UNITS),
     "query_net.epochs": ABOVE_0,
     "query_net.batch_size": POSITIVE,
     "query_net.learning_rate": ABOVE_0,

@@ -36,6 +36,7 @@ LAYERS = (
 ALLOWED = {  # among the files of privacy/; dp_sgd.py composes them
     "sampling.py": {"privacy.chacha"},
     "accounting.py": {"privacy.events"},
+    "people.py": {"privacy.records"},
     "noise.py": {"privacy.chacha", "privacy.events"},  # a noise knows what it costs
     "clipping.py": {"privacy.flat_rules", "privacy.flat_vmap", "privacy.summation", "privacy.weight_gradients"},
     "flat_rules.py": {"privacy.weight_gradients"},

@@ -15,6 +15,8 @@ There are two kinds of canaries, equally many, and a bound from each:
 - *black-box*: the attacker sees the released parameters alone. The canary is an image like any other, and its score is
   how much training lowered its loss.
 
+Where the unit is a person, a canary is a person with 1 to `IMAGES` images: excluded, all of them are null at once.
+
 The images are noise, so that an audit reads no sensitive data and spends no budget. It releases nothing.
 """
 
@@ -33,8 +35,9 @@ from rich.table import Table
 from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.errors import UserError
-from privimage_jax.generators.base import Generator, PerExampleLoss, State
-from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, records, sampling
+from privimage_jax.generators.base import Generator, PerExampleLoss, State, draws_of
+from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, people, records, sampling
+from privimage_jax.settings.units import UNITS
 from privimage_jax.stages import finetune
 from privimage_jax.storage import workdir
 from privimage_jax.training import loop, memory
@@ -44,6 +47,7 @@ from privimage_jax.training.precision import resolve
 from privimage_jax.training.writers import progress
 
 STRENGTH = 100  # norm of a white-box canary's gradient before clipping, relative to what it must dominate
+IMAGES = 4  # of a canary that is a person: canary i has 1 + i mod IMAGES
 LOSS_REPEATS = 8  # evaluations of a black-box canary's loss, whose draws it is averaged over
 LOSS_BATCH = 8  # canaries evaluated at once
 DECIMALS = 4  # of the bounds, which are rounded down
@@ -121,6 +125,7 @@ def audit(config: ConfigDict, mesh: Mesh) -> Result:
         "epsilon_claimed": section.claimed_epsilon,
         "delta": section.claimed_delta,
         "confidence": section.confidence,
+        "unit": config.privacy.unit,
         "canaries": section.canaries,
         "guesses": section.guesses,
         "epsilon_lower_most": _bound(section, section.guesses),
@@ -218,31 +223,48 @@ def attack(
     settings = _settings(config, n, memory.bytes_per_example(generator.per_example_loss, params, shape), mesh.size)
     rows = nn.Embed(section.canaries, 1)
     embedding = jnp.zeros((section.canaries, 1))  # stays: the loss is linear in it
-    images = np.random.default_rng(config.seed).integers(0, 256, (n, *shape), np.uint8)
+    owners = _owners(config, n)
+    images = np.random.default_rng(config.seed).integers(0, 256, (len(owners), *shape), np.uint8)
     data = {
         "image": images,
-        "label": np.arange(n, dtype=np.int32) % n_classes,
-        "row": np.arange(n, dtype=np.int32) % section.canaries,
-        "factor": np.zeros(n, np.float32),
-        "included": included,
+        "label": np.arange(len(owners), dtype=np.int32) % n_classes,
+        "row": owners % section.canaries,
+        "factor": np.zeros(len(owners), np.float32),
+        "included": included[owners],
     }
     state = _with_rows_beside(own, {"embedding": embedding}, jnp.zeros(section.canaries))
     loss = _with_rows(generator.per_example_loss, rows)
     own_norms = _norms(loss, merge(state["params"], state["frozen"]), data, loss_key, settings)
-    data["factor"][: section.canaries] = STRENGTH * max(settings.clip_norm, own_norms)
+    data["factor"][owners < section.canaries] = STRENGTH * max(settings.clip_norm, own_norms)
 
     state = place(state, replicated(mesh))
     keys = place({"key": key, "loss_key": loss_key}, replicated(mesh))
-    inputs = {"data": records.place(data, mesh), **keys}
+    inputs = {"data": _placed(config, data, owners, draws_of(generator), mesh), **keys}
     state = _train(
         config, dp_sgd.dp_step(loss, _observing_update(generator, mesh), settings, mesh, merge), state, inputs
     )
 
     repeats = jax.random.split(score_key, LOSS_REPEATS)
-    unmarked = {name: data[name][section.canaries :] for name in ("image", "label")}
+    black_box = owners >= section.canaries
+    unmarked = {name: data[name][black_box] for name in ("image", "label")}
     released = jax.device_get(generator.released(_generators_own(state)))
     before, after = (_losses(generator.per_example_loss, weights, unmarked, repeats) for weights in (params, released))
-    return np.asarray(state["observed"]), before - after, settings
+    own = owners[black_box] - section.canaries
+    return np.asarray(state["observed"]), np.bincount(own, before - after) / np.bincount(own), settings
+
+
+def _owners(config: ConfigDict, n: int) -> np.ndarray:
+    """Of which canary each image is, int32 [images] in rising order."""
+    images = 1 + np.arange(n) % IMAGES if config.privacy.unit == "person" else 1
+    return np.repeat(np.arange(n, dtype=np.int32), images)
+
+
+def _placed(config: ConfigDict, data: dict, owners: np.ndarray, draws: int, mesh: Mesh) -> people.Data:
+    """The canaries on the devices, as fine-tuning lays its records."""
+    laid = records.place(data, mesh)
+    if config.privacy.unit == "image":
+        return laid
+    return people.People(laid, place(people.order(owners)[1], replicated(mesh)), draws)
 
 
 def _settings(config: ConfigDict, n: int, per_example: int, n_devices: int) -> dp_sgd.DPSGD:
@@ -271,9 +293,10 @@ def _with_rows(own: PerExampleLoss, rows: nn.Embed) -> PerExampleLoss:
     """The loss of a canary: the generator's, and `factor` times its row; 0 for an excluded one."""
 
     def loss(params: dict, batch: dict[str, jax.Array], keys: jax.Array) -> jax.Array:
-        found: Any = rows.apply({"params": params["rows"]}, batch["row"])
-        row = found[:, 0]
-        return jnp.where(batch["included"], own(params["generator"], batch, keys) + batch["factor"] * row, 0.0)
+        of_example = {name: batch[name].reshape(len(keys), -1)[:, 0] for name in ("row", "factor", "included")}
+        found: Any = rows.apply({"params": params["rows"]}, of_example["row"])
+        marked = own(params["generator"], batch, keys) + of_example["factor"] * found[:, 0]
+        return jnp.where(of_example["included"], marked, 0.0)
 
     return loss
 
@@ -348,7 +371,7 @@ def show(result: Result) -> None:
     console = make_console(width=120)
     table = Table(
         title=f"claimed: epsilon = {result['epsilon_claimed']:g}, delta = {result['delta']:g}; "
-        f"{result['canaries']} canaries of each kind"
+        f"{result['canaries']} canaries of each kind, each one {UNITS[result['unit']].one}"
     )
     for name in (
         "attack",

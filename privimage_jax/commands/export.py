@@ -24,6 +24,7 @@ from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.privacy.verification import verify
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
+from privimage_jax.settings import units
 from privimage_jax.stages import sample
 from privimage_jax.storage import reading
 from privimage_jax.storage.archives import Arrays
@@ -296,13 +297,16 @@ def datasheet(release: Release, name: str, file: str) -> str:
         for line in release.ledger
         if "epsilon" in line
     ]
-    promise = _PROMISE if terms["private"] else _VOID
+    promise, unit = _PROMISE if terms["private"] else _VOID, units.of_terms(terms)
     return _PAGE.format(
         title=_cell(str(release.settings.get("name", ""))) or "Images",
         what=_what(release),
         promise=promise.format(
             note=terms.get("note", "NOT PRIVATE"),
             n=f"{terms['n']:,}",
+            record=unit.record,
+            limits=unit.limits,
+            one=unit.one,
             epsilon=plain_up(terms["epsilon_target"]),
             delta=plain_up(terms["delta"]),
             spent=plain_up(total_epsilon(release.ledger)),
@@ -384,12 +388,13 @@ Drawn by privimage_jax {version}. The settings say how its generator was trained
 """
 
 _PROMISE = """\
-For each one of the {n} sensitive records (an image with its label): had it been struck out, the release that these
+For each one of the {n} sensitive records ({record}): had it been struck out, the release that these
 images are part of would have come out almost as likely as it is. "Almost" is (ε, δ)-differential privacy with
 ε = {epsilon} and δ = {delta}: no outcome's probability changes by more than the factor e^ε, apart from a chance
 of δ. The mechanisms below have spent ε = {spent} of it.
 
-- The unit is one image, not one person; exchanging an image for another costs two such steps.
+- {limits}
+- Exchanging one {one} for another costs two such steps.
 - A second release made from the same images adds its own ε and δ.
 - The number of records, the list of classes, the image shape and all settings are public and not protected.
 - The guarantee of DP-SGD is for real arithmetic; attacks on the last bits of floating-point noise are outside it."""

@@ -64,6 +64,7 @@ class Facts:
       depths: number of stored images of each kind of pixels, such as "8-bit grey".
       notes: sentences on what was passed over.
       called: from the number of an image in the set to its file, or to its number in the source, from 0.
+      people: the names of people, in the order of their numbers, where a record is a person.
     """
 
     source: str = ""
@@ -73,6 +74,7 @@ class Facts:
     depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     called: Callable[[int], str] = dataclasses.field(default=str, repr=False, compare=False)
+    people: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +89,11 @@ class Dataset:
       name: what reports call the set.
       people: int32 [N], equal for images of the same person, numbered from 0; None where each image is its own.
       facts: what was found where it was read.
+      unit: what one record is: "image" or "person".
 
     Raises:
-      ValueError: arrays of other shapes or types, or a label outside the list of classes.
+      ValueError: arrays of other shapes or types, a label outside the list of classes, or people who are not numbered
+        from 0 without gaps.
     """
 
     images: np.ndarray | Subset
@@ -98,6 +102,7 @@ class Dataset:
     name: str
     people: np.ndarray | None = None
     facts: Facts = Facts()
+    unit: str = "image"
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -108,11 +113,27 @@ class Dataset:
             raise ValueError(
                 f"labels reach from {self.labels.min()} to {self.labels.max()}, classes are {self.n_classes}"
             )
+        people = self.people
+        if people is not None and (people.dtype != np.int32 or people.shape != self.labels.shape):
+            raise ValueError(f"people are {people.dtype} {people.shape}, not int32 {self.labels.shape}")
+        if self.unit == "person" and (people is None or self.n and (people.min() < 0 or not np.bincount(people).all())):
+            raise ValueError("people are not numbered from 0 without gaps, as they must be where they are the records")
 
     @property
     def n(self) -> int:
         """Number of examples N."""
         return len(self.images)
+
+    @property
+    def owners(self) -> np.ndarray | None:
+        """Whose each image is, int32 [N], where a record is a person; None where it is an image."""
+        return self.people if self.unit == "person" else None
+
+    @property
+    def n_records(self) -> int:
+        """The number that the guarantee calls N: of people where a record is a person, else of images."""
+        owners = self.owners
+        return self.n if owners is None else int(owners.max(initial=-1)) + 1
 
     @property
     def n_classes(self) -> int:
@@ -126,7 +147,10 @@ class Dataset:
         return height, width, channels
 
     def digest(self) -> str:
-        """SHA-256 (hex) of shape, pixels, labels and class names, computed once; the name does not enter."""
+        """SHA-256 (hex) of shape, pixels, labels and class names, computed once; the name does not enter.
+
+        And of whose the images are, where a record is a person.
+        """
         return self._digest
 
     @functools.cached_property
@@ -136,6 +160,8 @@ class Dataset:
         for start in range(0, self.n, step):
             digest.update(np.ascontiguousarray(self.images[start : start + step]).data)
         digest.update(np.ascontiguousarray(self.labels.astype("<i4")).data)
+        if self.owners is not None:
+            digest.update(np.ascontiguousarray(self.owners.astype("<i4")).data)
         return digest.hexdigest()
 
 

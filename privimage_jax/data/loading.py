@@ -34,11 +34,13 @@ def load(
     on_progress: Callable[[int, int], None] | None = None,
     key: str = "data",
     most: int = 0,
+    unit: str = "image",
 ) -> Dataset:
     """Loads the training or test part of a labelled image set.
 
     The same call on the same files gives the same set: which examples are held out, and which are kept under
-    `max_examples`, is decided by a fixed permutation of (seed, number of examples), never by labels or pixels.
+    `max_examples`, is decided by a fixed permutation of (seed, number of examples), never by labels or pixels. Where a
+    record is a person, people are permuted: all images of one are in one part, and `max_examples` counts people.
 
     >>> letters = load({"source": "glyphs", "characters": "AB", "per_class": 5}, "train", 8, 1, cache_dir=None)
     >>> letters.images.shape, letters.class_names, letters.labels.tolist()
@@ -53,6 +55,7 @@ def load(
       on_progress: called as on_progress(examples done, examples in all) while decoding.
       key: the section's name in the config, for error messages.
       most: only so many of the part's examples, a draw that is the same each time; 0 = all.
+      unit: what one record is, "image" or "person".
 
     Raises:
       UserError: anything wrong with the settings, the files or the disk.
@@ -71,7 +74,8 @@ def load(
         module = spec.load(f"{settings.key}.source={settings.source}")
         source = module.open_source(settings, "train" if settings.validation_fraction else part, image_size)
         stored = _check_source(source, settings)
-    indices = choose(settings, source.n, source.divided, part, most)
+    owners = _owners(source, settings) if unit == "person" else None
+    indices = choose(settings, source.n, source.divided, part, most, owners)
     if not len(indices):
         raise UserError(
             f"{settings.key}.source={settings.source} leaves no examples for the {part} part ({source.n} in all); "
@@ -88,6 +92,7 @@ def load(
         }
         identity = [_FORMAT, asked, part, shape, source.n, source.class_names, stored]
         identity += [most] if most else []
+        identity += [] if owners is None else [hashlib.sha256(owners.astype("<i4").tobytes()).hexdigest()]
         kind = settings.source
         if kind not in SOURCES:
             identity.append(hashlib.sha256(Path(inspect.getfile(module)).read_bytes()).hexdigest())
@@ -105,24 +110,53 @@ def load(
     def called(number: int) -> str:
         return str(indices[number]) if files is None else files[indices[number]]
 
-    parts = _parts(source, settings)
+    names, people = (), None
+    if source.people is not None:
+        found, numbers = np.unique(source.people[indices], return_inverse=True)
+        names, people = tuple(found.tolist()) if unit == "person" else (), numbers.astype(np.int32)
     facts = Facts(
-        settings.source, source.labels_from, parts, decoded.sizes, decoded.depths, source.notes, called=called
+        settings.source,
+        source.labels_from,
+        _parts(source, settings, owners),
+        decoded.sizes,
+        decoded.depths,
+        source.notes,
+        called,
+        names,
     )
-    people = None if source.people is None else _numbered(source.people[indices])
-    return Dataset(decoded.images, decoded.labels, source.class_names, source.name, people, facts)
+    return Dataset(decoded.images, decoded.labels, source.class_names, source.name, people, facts, unit)
 
 
-def _parts(source: Source, settings: Settings) -> dict[str, int]:
+def _parts(source: Source, settings: Settings, owners: np.ndarray | None) -> dict[str, int]:
     """Number of examples of each part, by the source's own names or else as they are divided here."""
     if source.parts or (source.divided and not settings.validation_fraction):
         return dict(source.parts)
-    return {part: len(choose(settings, source.n, source.divided, part)) for part in PARTS}
+    return {part: len(choose(settings, source.n, source.divided, part, owners=owners)) for part in PARTS}
 
 
-def _numbered(people: np.ndarray) -> np.ndarray:
-    """Persons' names [N] as numbers int32 [N], in the order of their names."""
-    return np.unique(people, return_inverse=True)[1].astype(np.int32)
+def _owners(source: Source, settings: Settings) -> np.ndarray:
+    """Whose each example is, int32 [n]: the place of the person's name in the order of names.
+
+    Raises:
+      UserError: where it is not told of every example.
+    """
+    if source.people is None:
+        raise UserError(
+            f"config.privacy.unit=person protects people, but {settings.key}.source={settings.source} does not tell "
+            f"whose an image is; let {settings.key}.person say it, or give config.privacy.unit=image."
+        )
+    names = np.asarray(source.people)
+    if names.shape != (source.n,) or names.dtype.kind != "U":
+        raise UserError(
+            f"{settings.key}.source={settings.source} has people {names.dtype} {list(names.shape)}; let it name the "
+            f"person of each of its {source.n} examples by a text."
+        )
+    if lacking := int(np.sum(np.char.strip(names) == "")):
+        raise UserError(
+            f"{settings.key}: {lacking:,} of {source.n:,} images have an empty name of a person; give each image a "
+            "person, its own name if no other is known."
+        )
+    return np.unique(names, return_inverse=True)[1].astype(np.int32)
 
 
 def _check_unread(settings: Settings) -> None:
@@ -169,12 +203,20 @@ def _check_source(source: Source, settings: Settings) -> str:
     return stored
 
 
-def choose(settings: Settings, n: int, divided: bool, part: str, most: int = 0) -> np.ndarray:
+def choose(
+    settings: Settings, n: int, divided: bool, part: str, most: int = 0, owners: np.ndarray | None = None
+) -> np.ndarray:
     """Which of a source's n examples belong to `part`, or some `most` of them: sorted int64 indices.
 
     A fixed permutation of 0..n-1 is cut into test, validation and training examples, in this order. Its generator is
     NumPy's frozen one, so the division stays the same for ever.
+
+    With `owners`, the person int32 [n] of each example, people are permuted, cut and counted, and a part has all
+    examples of its people. Who is in which part then depends on the number of people alone.
     """
+    if owners is not None:
+        chosen = choose(settings, int(owners.max(initial=-1)) + 1, divided, part, most)
+        return np.flatnonzero(np.isin(owners, chosen))
     order = np.random.RandomState(settings.seed).permutation(n)
     held_out = 0 if divided else _share(settings.test_fraction, n)
     validation = _share(settings.validation_fraction, n - held_out)

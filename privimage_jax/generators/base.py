@@ -8,8 +8,17 @@ from jax.sharding import Mesh
 
 Params = Any
 State = dict[str, Any]
-Batch = dict[str, jax.Array]  # "image": uint8 [B, H, W, C], "label": int32 [B]
+Batch = dict[str, jax.Array]  # "image": uint8 [B, H, W, C], "label": int32 [B]; of people, see `draws_of`
 PerExampleLoss = Callable[[Params, Batch, jax.Array], jax.Array]
+
+
+def draws_of(generator: "Generator") -> int:
+    """How many images of one person the loss of a family takes at a time, its attribute `draws`; 1 without it.
+
+    Where that is K > 1 and a record is a person, a batch of `per_example_loss` has images [B, K, H, W, C] and labels
+    [B, K]: the K images, some of them perhaps the same, are one example with one key.
+    """
+    return getattr(generator, "draws", 1)
 
 
 class Generator(Protocol):
@@ -25,6 +34,9 @@ class Generator(Protocol):
 
     The microbatch follows from what the backward pass of `per_example_loss` keeps. A family that holds other batches
     as well has `check_memory(params, available)`, which raises a `UserError` where a device has too little.
+
+    A family whose `per_example_loss` takes several images of one example says how many by an attribute `draws`, see
+    `draws_of`.
     """
 
     n_classes: int

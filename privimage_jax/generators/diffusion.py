@@ -32,6 +32,7 @@ class Diffusion:
         self.model = registry.build_denoiser(config.model, n_classes, shape.channels, activations(config.precision))
         self.edm = EDM(**config.diffusion.to_dict())
         section = config.finetune
+        self.draws = section.noise_multiplicity
         self.per_example_loss = make_per_example_loss(
             self.model, self.edm, n_classes, section.noise_multiplicity, flip=section.flip, shift=section.shift
         )

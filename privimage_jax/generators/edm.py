@@ -92,7 +92,8 @@ def make_per_example_loss(
 
     Returns:
       ``loss(params, batch, keys [B]) -> [B]`` float32; batch = {"image": uint8 or float [B,H,W,C], "label": int32 [B]};
-      keys are typed random keys. uint8 images are mapped to [-1, 1], others are taken as they are.
+      keys are typed random keys. uint8 images are mapped to [-1, 1], others are taken as they are. An example may have
+      an image of its own for each draw: [B,K,H,W,C], and labels [B,K].
     """
 
     def draw(key: jax.Array, label: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -103,7 +104,7 @@ def make_per_example_loss(
 
     def loss(params: Any, batch: dict[str, jax.Array], keys: jax.Array) -> jax.Array:
         draw_keys = jax.vmap(lambda key: jax.random.split(key, (noise_multiplicity, 2)))(keys).reshape(-1, 2)
-        image, label = (jnp.repeat(batch[name], noise_multiplicity, axis=0) for name in ("image", "label"))
+        image, label = (each_draw(batch[name], batch["label"], noise_multiplicity) for name in ("image", "label"))
         image = augment(to_float(image), draw_keys[:, 0], flip, shift)
         label, sigma, noise = jax.vmap(lambda key, label: draw(key, label, image.shape[1:]))(draw_keys[:, 1], label)
         error = denoise(model, edm, params, image + noise, sigma, label) - image
@@ -111,6 +112,19 @@ def make_per_example_loss(
         return per_draw.reshape(-1, noise_multiplicity).mean(axis=1)
 
     return loss
+
+
+def each_draw(leaf: jax.Array, label: jax.Array, draws: int) -> jax.Array:
+    """A field of a batch for each of the K draws of its examples, [B*K, ...].
+
+    Args:
+      leaf: [B, ...], the same for all draws of an example, or [B, K, ...], one for each.
+      label: of the batch, [B] or [B, K], which tells the one from the other.
+      draws: K.
+    """
+    if label.ndim == 1:
+        return jnp.repeat(leaf, draws, axis=0)
+    return leaf.reshape(len(leaf) * draws, *leaf.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from privimage_jax.data.augment import augment
 from privimage_jax.data.pixels import to_float
 from privimage_jax.generators.base import Batch, Params, PerExampleLoss, State
+from privimage_jax.generators.edm import each_draw
 from privimage_jax.models import spectral_norm
 from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.models.gan import Discriminator, Generator
@@ -57,6 +58,7 @@ class GAN:
             dtype=dtype,
         )
         self.discriminator = Discriminator(n_classes, width=section.discriminator_width, dtype=dtype)
+        self.draws = _views(config.finetune, config.finetune.noise_multiplicity)
         self.per_example_loss = self._loss(config.finetune, config.finetune.noise_multiplicity)
 
     def init(self, key: jax.Array) -> Params:
@@ -163,20 +165,22 @@ class GAN:
         return scores
 
     def _loss(self, section: ConfigDict, multiplicity: int) -> PerExampleLoss:
-        """The discriminator's hinge loss of each image and of K generated ones with its label, all under its key."""
-        flip, shift = section.flip, section.shift
-        views = multiplicity if flip or shift else 1  # of the real image: without augmentation all are the same
+        """The discriminator's hinge loss of each image and of K generated ones with its label, all under its key.
+
+        An example may have an image of its own for each view, [B, views, H, W, C], and labels [B, views].
+        """
+        flip, shift, views = section.flip, section.shift, _views(section, multiplicity)
 
         def loss(params: Params, batch: Batch, keys: jax.Array) -> jax.Array:
             draws = jax.vmap(lambda key: jax.random.split(key, (multiplicity, 2)))(keys)
-            noise, labels = self._noise(draws[:, :, 0].reshape(-1)), jnp.repeat(batch["label"], multiplicity)
+            given = each_draw(batch["label"], batch["label"], views)
+            noise, labels = self._noise(draws[:, :, 0].reshape(-1)), jnp.repeat(given, multiplicity // views)
             fake = jax.lax.stop_gradient(self._generate(params["generator"], noise, labels))
-            real = jnp.repeat(to_float(batch["image"]), views, axis=0)
+            real = each_draw(to_float(batch["image"]), batch["label"], views)
             real = augment(real, draws[:, :views, 1].reshape(-1), flip, shift)
 
             both = jnp.concatenate([real.astype(fake.dtype), fake])
-            given = jnp.concatenate([jnp.repeat(batch["label"], views), labels])
-            scores = self._judge(params["discriminator"], both, given)
+            scores = self._judge(params["discriminator"], both, jnp.concatenate([given, labels]))
             of_real, of_fake = scores[: len(real)].reshape(-1, views), scores[len(real) :].reshape(-1, multiplicity)
             return jnp.mean(jax.nn.relu(1 - of_real), axis=1) + jnp.mean(jax.nn.relu(1 + of_fake), axis=1)
 
@@ -270,6 +274,11 @@ class GAN:
     def _key(self, step: jax.Array) -> jax.Array:
         """Public, of the generator's draws at a step."""
         return jax.random.fold_in(jax.random.key(self.config.seed), step)
+
+
+def _views(section: ConfigDict, multiplicity: int) -> int:
+    """Of a real image, in a loss: K, or 1 without augmentation, where all would be the same."""
+    return multiplicity if section.flip or section.shift else 1
 
 
 @jax.jit

@@ -129,6 +129,7 @@ MEASURES: dict[str, Measure] = {
         "Real images that training never saw; the accuracies use all of them, the Inception Score none, the rest at "
         "most config.evaluate.max_images.",
     ),
+    "real_test_people": Measure("Held-out people", "People whom the held-out images show, and no other."),
     "synthetic_images": Measure("Synthetic images", "Images of the synthetic set."),
     "public_test_images": Measure("Held-out public images", "Those that the query network was tried on."),
 }

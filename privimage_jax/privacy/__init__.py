@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from privimage_jax.privacy.noise import Noise as Noise
     from privimage_jax.privacy.noise import gaussian as gaussian
     from privimage_jax.privacy.noise import rounded_gaussian as rounded_gaussian
+    from privimage_jax.privacy.people import People as People
+    from privimage_jax.privacy.people import group as group
     from privimage_jax.privacy.records import place as place
     from privimage_jax.privacy.sampling import poisson_rate as poisson_rate
     from privimage_jax.privacy.verification import verify as verify
@@ -53,6 +55,8 @@ _MODULE_OF = {
     "rounded_gaussian": "noise",  # noise for counts, on the host
     "Ledger": "ledger",  # what was spent, chained by hashes
     "verify": "verification",  # a ledger, recomputed with dp-accounting alone
+    "group": "people",  # a data set by people, each of whom is one record
+    "People": "people",
     "place": "records",  # a data set on the devices, replicated or sharded
 }
 __all__ = sorted(_MODULE_OF)

@@ -2,7 +2,8 @@
 
     g = (sum over drawn records of clip(g_i, C) + sigma C N(0, I)) / B
 
-with the *expected* batch size B, never the drawn one. Formal guarantee: with respect to zeroing out one record, T steps
+with the *expected* batch size B, never the drawn one. A record is an image, or a person with all images of one
+(`people.py`). Formal guarantee: with respect to zeroing out one record, T steps
 under one key are `noise.event(noise_multiplier, DPSGD.sampling_rate, T)`: for the independent noise above, the default,
 `events.SampledGaussian`.
 
@@ -22,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from privimage_jax.privacy import clipping, records, sampling, summation, weight_gradients
+from privimage_jax.privacy import clipping, people, records, sampling, summation, weight_gradients
 from privimage_jax.privacy.noise import INDEPENDENT, Noise
 
 AXIS = records.AXIS
@@ -97,7 +98,7 @@ def dp_step(
 
       - state: a dict with "params", what is trained, "frozen", what is not, and "noise", see `with_noise_state`;
       - data: `records.Records` of {"image", "label"}, replicated or sharded, as they were placed; or a tree of arrays
-        [n, ...], which every device then holds;
+        [n, ...], which every device then holds; or `people.People`, whose records are people;
       - key: ChaCha20 key, uint32 [8], of batches and noise; one mechanism's, never used for the same t on other data;
       - loss_key: a jax.random key for draws that protect nothing; record i at step t gets fold_in(fold_in(., t), i);
       - t: int32 scalar.
@@ -190,9 +191,9 @@ def sum_over_batch(
         def microbatch(i: jax.Array, carry: Any) -> Any:
             place = i * m + jnp.arange(m, dtype=jnp.int32)
             ids = sampling.positions(cumulative, device + n_devices * place)
-            batch, arrived = records.take(data, ids)
-            mask = (place < share) & arrived  # a wrong record is not processed, and the count of those tells
             keys = jax.vmap(lambda record: jax.random.fold_in(step_key, record))(ids)
+            batch, arrived = people.take(data, ids, keys)
+            mask = (place < share) & arrived  # a wrong record is not processed, and the count of those tells
             term, norms, losses = gradient(params, batch, keys, mask)
             total, counts = carry
             more = _count(norms, losses, mask, settings.clip_norm)
@@ -211,9 +212,9 @@ def sum_over_batch(
     def noised_sum(
         params: Any, frozen: Any, noise_state: Any, data: Any, key: jax.Array, loss_key: jax.Array, t: jax.Array
     ) -> tuple[Any, Any, Stats]:
-        if records.size(data) != n:
-            raise ValueError(f"settings.n is {n}, but the data has {records.size(data)} records")
-        specs = (P(), P(), P(), records.spec(data), P(), P(), P())
+        if people.size(data) != n:
+            raise ValueError(f"settings.n is {n}, but the data has {people.size(data)} records")
+        specs = (P(), P(), P(), people.spec(data), P(), P(), P())
         return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P())(
             params, frozen, noise_state, data, key, loss_key, t
         )

@@ -27,7 +27,8 @@ _SPENDING = {"mechanism", "key_generation", "noise_multiplier", "epsilon"}
 FIELDS = {
     # The terms of the guarantee. `mechanisms` are the names of all that share the budget; no other may spend.
     # `note` says NOT PRIVATE when a fixed seed took the place of the keys.
-    "open": {"epsilon_target", "delta", "n", "adjacency", "accountant", "mechanisms", "private", "note"},
+    # `unit` is what one record of the n is, a person; a ledger without it has images.
+    "open": {"epsilon_target", "delta", "n", "adjacency", "unit", "accountant", "mechanisms", "private", "note"},
     # One Gaussian mechanism on all records. `epsilon` is that of everything spent so far, this line included.
     "gaussian": {*_SPENDING, "l2_sensitivity"},
     # Gaussian mechanisms [a, b), each on a Poisson sample of its own, drawn under one key.
@@ -37,7 +38,7 @@ FIELDS = {
     # The mechanism's artefact is complete; it spends no more.
     "closed": {"mechanism"},
 }
-_OPTIONAL = {"note", "l2_sensitivity", "expected_batch_size"}
+_OPTIONAL = {"note", "unit", "l2_sensitivity", "expected_batch_size"}
 _FACTORS = ("noise_multiplier", "sampling_rate", "clip_norm")  # of steps; under one key they never change
 _START = "0" * 64
 _MAX_TEXT = 200  # characters of a text in a line
@@ -65,6 +66,7 @@ _ACCEPTS: dict[str, Callable[[Any], bool]] = {
     "delta": lambda value: _is_positive(value) and value < 1,
     "n": lambda value: type(value) is int and value >= 1,
     "adjacency": _is_text,
+    "unit": lambda value: value in ("image", "person"),
     "accountant": _is_text,
     "mechanisms": lambda value: isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value),
     "private": lambda value: type(value) is bool,

@@ -123,7 +123,7 @@ def _yardstick(name: str, run: RunInputs) -> str:
     }[measure.needs]
     beginnings = (*measure.comparable_when, "data.")
     settings = sorted((key, value) for key, value in run.settings.items() if key.startswith(beginnings))
-    return repr((tools, settings))
+    return repr((tools, run.settings.get("privacy.unit", "image"), settings))  # the unit parts the held-out images off
 
 
 def _unevaluated(runs: Sequence[RunInputs]) -> str:

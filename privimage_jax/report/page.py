@@ -15,6 +15,7 @@ from privimage_jax.metrics.top_k import Accuracy
 from privimage_jax.report import curves, neighbours, plots, text
 from privimage_jax.report.document import document, template
 from privimage_jax.report.gallery import ImageSet, gallery
+from privimage_jax.settings.units import UNITS, Unit
 
 SEMANTICS_SHOWN = 15  # of each class, the strongest; fewer where there are many classes
 SEMANTICS_SHOWN_IN_ALL = 2000
@@ -51,6 +52,7 @@ class ReportInputs:
       training: titles and values of training on public images alone; fine-tuning's are not public.
       means: the noisy means of sensitive images that the generator learnt from; None (no section) without any.
       query_accuracy: how often the query network is right on held-out public images; None where that is not known.
+      unit: what one record is.
     """
 
     title: str
@@ -68,6 +70,7 @@ class ReportInputs:
     training: Sequence[tuple[str, curves.Metric]] = ()
     means: ImageSet | None = None
     query_accuracy: Accuracy | None = None
+    unit: Unit = UNITS["image"]
 
 
 def render(inputs: ReportInputs) -> str:
@@ -79,6 +82,7 @@ def render(inputs: ReportInputs) -> str:
         epsilon=text.rounded_up(inputs.epsilon),
         delta=text.rounded_up(inputs.delta),
         n=f"{inputs.n:,}",
+        several=inputs.unit.several,
         n_classes=f"{len(inputs.class_names):,}",
         warnings="".join(
             f'<div class="warning" role="alert"><h2>{head}</h2><p>{body}</p></div>' for head, body in warnings
@@ -86,7 +90,7 @@ def render(inputs: ReportInputs) -> str:
         promise=_promise(inputs, void=bool(warnings)),
         samples=_samples(inputs),
         budget=_budget(inputs),
-        semantics=_semantics(inputs.semantics),
+        semantics=_semantics(inputs.semantics, inputs.unit),
         means=_means(inputs),
         neighbours=_neighbours(inputs.neighbourhoods),
         training=_training(inputs.training, inputs.query_accuracy),
@@ -142,12 +146,15 @@ def _promise(inputs: ReportInputs, void: bool) -> str:
         epsilon=text.rounded_up(epsilon),
         delta=text.rounded_up(delta),
         n=f"{inputs.n:,}",
+        record=inputs.unit.record,
+        one=inputs.unit.one,
+        limits=inputs.unit.limits,
         factor=text.rounded_up(factor),
         # The best test between two (epsilon, delta)-close outcomes at even odds (Kairouz, Oh & Viswanath 2015).
         best_guess=text.percent_up((factor + delta) / (factor + 1)),
         swapped=f"{two_steps} and δ&nbsp;=&nbsp;{text.rounded_up(two_delta)}."
         if two_delta < 1
-        else f"{two_steps}, with a δ so large that nothing follows about swapped images.",
+        else f"{two_steps}, with a δ so large that nothing follows about swapped {inputs.unit.several}.",
     )
 
 
@@ -230,7 +237,7 @@ def mechanism_costs(entries: Iterable[dict[str, Any]]) -> list[tuple[str, float]
     return list(costs.items())
 
 
-def _semantics(semantics: dict[str, Any] | None) -> str:
+def _semantics(semantics: dict[str, Any] | None, unit: Unit) -> str:
     if semantics is None:
         return ""
     if semantics.get("histogram") is None:
@@ -256,10 +263,11 @@ def _semantics(semantics: dict[str, Any] | None) -> str:
         if noise
         else " Negative counts are noise."
     )
+    shares = " Each person counts as one, in shares of the own images." if unit.one == "person" else ""
     return (
         '<section id="semantics"><h2>What the images are like</h2>'
         "<p>A network trained on public images named the closest public classes, the <em>semantics</em>, of every "
-        f"sensitive image. These are the noisy counts in each class.{scatter} "
+        f"sensitive image. These are the noisy counts in each class.{shares}{scatter} "
         '<span class="picked-key">Marked semantics</span> were picked: public images of them taught the generator '
         "first.</p>"
         f'<div class="cards">{"".join(cards)}</div></section>'

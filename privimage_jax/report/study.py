@@ -14,7 +14,7 @@ from privimage_jax.report.gallery import ImageSet, gallery
 KIND = "study"
 SPREAD = "_sd"  # ends the name of a sample standard deviation over seeds
 GLANCE = ("fid", "accuracy_synthetic")  # the measures that are drawn
-_COUNTS = ("classifier_seeds", "real_test_images", "synthetic_images")  # the same in all runs
+_COUNTS = ("classifier_seeds", "real_test_images", "real_test_people", "synthetic_images")  # the same in all runs
 _GIB = 2**30
 _RESOURCES = {  # name in a row -> title, and what shows it
     "epsilon": ("ε spent", text.rounded_up),

@@ -19,7 +19,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.run import private_cache
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
-from privimage_jax.settings import derived
+from privimage_jax.settings import derived, units
 from privimage_jax.storage.workdir import Workdir, make_dir
 from privimage_jax.training.mesh import make_mesh, platform
 from privimage_jax.training.precision import resolve
@@ -83,6 +83,7 @@ class DataSets:
                 on_progress=on_progress,
                 key=section,
                 most=most,
+                unit=self._config.privacy.unit if section == "data" else "image",
             )
 
     def read(self, needs_public: bool = True) -> None:
@@ -109,13 +110,13 @@ class DataSets:
         Raises:
           UserError: naming a setting that does not fit it.
         """
-        declared = self._config.data.n
-        if declared and declared != self.sensitive.n:
+        declared, n = self._config.data.n, self.sensitive.n_records
+        if declared and declared != n:
             raise UserError(
-                f"config.data.n={declared}, but the sensitive training part has {self.sensitive.n} images; "
-                "give the true number, or 0 to count them."
+                f"config.data.n={declared}, but the sensitive training part has {n} "
+                f"{units.unit(self._config).several}; give the true number, or 0 to count them."
             )
-        derived.check_against_n(self._config, self.sensitive.n)
+        derived.check_against_n(self._config, n)
 
     def check_fit(self, needs_public: bool = True) -> None:
         """Checks whether all sets fit each other and the settings.
@@ -203,7 +204,7 @@ class Inputs:
     @property
     def plan(self) -> Plan:
         """The privacy plan for this data."""
-        return make_plan(self.config, self.sensitive.n)
+        return make_plan(self.config, self.sensitive.n_records)
 
     @property
     def is_private(self) -> bool:

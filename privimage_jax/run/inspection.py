@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.data.dataset import Dataset
-from privimage_jax.data.inspection import copies, findings, found, plan
+from privimage_jax.data.inspection import copies, findings, found, people, plan
 from privimage_jax.data.inspection.codes import FINDINGS
 from privimage_jax.data.inspection.findings import Finding
 from privimage_jax.data.inspection.found import Found
@@ -106,6 +106,9 @@ def _of_sensitive(
     yield from findings.of_pixels(training, dataset.facts, "config.data", config.data.intensity, config.data.accept)
     yield from findings.of_classes(dataset, "config.data", is_public=False)
     yield from plan.of_sensitive(dataset, config)
+    yield from people.of_unit(dataset)
+    if held_out is not None:
+        yield from people.across_parts(dataset, held_out)
     yield from copies.within(training, is_public=False)
     if test is not None:
         yield from copies.across_parts(training, test)

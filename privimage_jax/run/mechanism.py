@@ -17,10 +17,9 @@ from privimage_jax.privacy.ledger import Ledger, OverBudget, is_closed
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import Stage, all_stages, upstream
+from privimage_jax.settings import units
 from privimage_jax.storage import reading, workdir
 from privimage_jax.training.writers import headline
-
-ADJACENCY = "zero-out of one record (an image with its label)"
 
 
 def open_ledger(run: workdir.Workdir) -> Ledger:
@@ -52,13 +51,14 @@ def is_spent_on(inputs: Inputs, stage: Stage) -> bool:
 
 def terms(inputs: Inputs) -> dict[str, Any]:
     """The ledger's first line, the terms of the guarantee."""
-    plan = inputs.plan
+    plan, unit = inputs.plan, inputs.config.privacy.unit
     return {
         "epsilon_target": plan.epsilon,
         "delta": plan.delta,
         "n": plan.n,
         "accountant": plan.accountant,
-        "adjacency": ADJACENCY,
+        "adjacency": units.unit(inputs.config).adjacency,
+        **({} if unit == "image" else {"unit": unit}),  # ledgers that name none were opened when there was no other
         "mechanisms": plan.mechanisms,
         "private": inputs.is_private,
         **({} if inputs.is_private else {"note": "NOT PRIVATE: fixed seed"}),

@@ -2,6 +2,9 @@
 
 Each is the Gaussian mechanism on integer counts H: H + round(z) = round(H + z) with z ~ N(0, (sigma * S)^2), S being
 the L2 sensitivity of H. Rounding is post-processing, so that the accounting is exact and no low-order bits remain.
+
+Where a record is a person, the counts are whole numbers in units of 2^-BITS and so is their noise (`privacy.people`).
+Their sum is rounded once more, to whole numbers: post-processing as well.
 """
 
 from collections.abc import Callable
@@ -12,13 +15,14 @@ import numpy as np
 
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import operations
-from privimage_jax.privacy import noise
+from privimage_jax.privacy import noise, people
 from privimage_jax.privacy.events import SampledGaussian
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import Stage, mechanism_names, value
 from privimage_jax.storage import reading
 
+LARGEST_STD = 2.0**58  # whose noise, and counts beside it, stay below 2^63
 Digests = dict[str, str]
 CountUnderKey = Callable[[np.ndarray], np.ndarray]
 
@@ -39,7 +43,8 @@ def release(
       output: the JSON file that holds the result. Once it is there nothing is computed again: equal noise on counts
         that differ at all would subtract.
       prepare: gives the digests of all that the counts depend on beside the sensitive images, and the function that
-        counts (integers, of a shape that does not depend on the data).
+        counts (integers, of a shape that does not depend on the data). Where a record is a person, each image adds its
+        weight, see `weights`.
       save: writes `output` from the noisy counts, int64.
 
     Raises:
@@ -101,12 +106,26 @@ def _release(
             f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its key or its output was "
             "deleted; start a new workdir."
         )
+    unit = 1 if weights(inputs) is None else 1 << people.BITS
+    std = unit * noise_std(inputs, mechanism.stage)
+    if not std < LARGEST_STD:
+        raise UserError(f"the noise of the {mechanism.name} passes whole numbers of 64 bits; give less of it.")
     count_under = count()
     key = mechanism.key(0)
     if not spent:
         _spend(inputs, mechanism)
-    save(add_noise(mechanism.name, key, count_under(key), noise_std(inputs, mechanism.stage)))
+    noisy = add_noise(mechanism.name, key, count_under(key), std)
+    save(noisy if unit == 1 else people.rounded(noisy))
     mechanism.close()
+
+
+def weights(inputs: Inputs) -> np.ndarray | None:
+    """What each image adds to a count, int64 [N] in units of 2^-BITS, where a record is a person; None where it is 1.
+
+    The images of one person add their mean, see `privacy.people`.
+    """
+    owners = inputs.sensitive.owners
+    return None if owners is None else people.weights(owners)
 
 
 def _spend(inputs: Inputs, mechanism: Mechanism) -> None:

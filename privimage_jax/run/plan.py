@@ -11,7 +11,7 @@ from privimage_jax.privacy import accounting, sampling
 from privimage_jax.privacy.noise import INDEPENDENT
 from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.stage import Mechanism, counting, solved_mechanism, symbol, value
-from privimage_jax.settings import derived
+from privimage_jax.settings import derived, units
 
 NOISE = INDEPENDENT  # of DP-SGD; the ledger's lines "dp-sgd" and their verification know its event, and no other
 _FAR = 10.0  # times the budget: what rdp says costs more is not asked of pld
@@ -69,7 +69,7 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
 
     Args:
       config: a checked configuration.
-      n: number of sensitive training images (public).
+      n: number of sensitive training images, or of people where these are the unit (public).
 
     Raises:
       UserError: if the others alone exceed epsilon, or one draws more records than there are.
@@ -94,8 +94,8 @@ def _event(config: ConfigDict, mechanism: Mechanism, n: int) -> accounting.Event
     size = value(config, mechanism.sample_size)
     if size > n:
         raise UserError(
-            f"config.{mechanism.sample_size}={size} is larger than the N={n} sensitive training images; "
-            f"give at most {n}."
+            f"config.{mechanism.sample_size}={size} is larger than the N={n} sensitive training "
+            f"{units.unit(config).several}; give at most {n}."
         )
     return accounting.SampledGaussian(noise, sampling.poisson_rate(size, n), value(config, mechanism.samples))
 
@@ -108,7 +108,7 @@ def noise_by_accountant(config: ConfigDict, n: int) -> dict[str, float | None]:
 
     Args:
       config: a checked configuration, whose `privacy.accountant` is not looked at.
-      n: number of sensitive training images (public).
+      n: number of sensitive training images, or of people where these are the unit (public).
 
     Returns:
       {} where nothing is fine-tuned.
@@ -179,9 +179,10 @@ def describe(plan: Plan, config: ConfigDict) -> str:
             (f"DP-SGD: sigma2 = {plan.finetune_noise:.4g}, q = {plan.sampling_rate:.4g}, T = {plan.steps}", [event])
         )
     rows.append(("together", plan.events()))
+    people = "" if config.privacy.unit == "image" else f" {units.unit(config).several}"
     width = max(44, *(len(name) + 2 for name, _ in rows))
     lines = [
-        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}, solved with {plan.accountant}",
+        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}{people}, solved with {plan.accountant}",
         "",
         f"{'mechanism':<{width}}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
     ]

@@ -30,6 +30,7 @@ class Mechanism:
       sample_size: the setting that holds how many records are drawn for each of its Poisson samples, in expectation;
         "" where it looks at all records, once.
       samples: the setting that holds how many such samples there are.
+      units: the values of `config.privacy.unit` for which its sensitivity holds; under another it is refused.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Mechanism:
     symbol: str = "noise multiplier"
     sample_size: str = ""
     samples: str = ""
+    units: tuple[str, ...] = ("image",)
 
     @property
     def costs(self) -> tuple[str, ...]:

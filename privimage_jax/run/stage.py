@@ -4,7 +4,7 @@ Names of commands, order, fingerprints, the privacy plan, what may spend and be 
 come from here; what no row names is refused. A row imports nothing heavy: a stage's own module is loaded when it runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ __all__ = ["STAGES", "Mechanism", "Stage", "keys", "value"]  # what a stage from
 _IMAGES = ("data.image_size", "data.channels")
 MICROBATCHES = ("clipping.microbatch", "gan.microbatch")  # of fine-tuning
 _NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are gone on with: what changes nothing
+    "privacy.unit": "image",
     "pretrain.perturbation": 0.0,
     "warmup.enabled": False,
     "evaluate.pretrained": False,
@@ -32,6 +33,11 @@ def _without_neutral(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "pretrain.perturbation" in neutral:
         neutral.add("pretrain.perturbation_norm")
     return {key: value for key, value in settings.items() if key not in neutral}
+
+
+def _with_budget(*names: str) -> Callable[[ConfigDict], dict[str, Any]]:
+    """The settings of these sections and keys, of the budget and of the sensitive data."""
+    return lambda config: _without_neutral(configs.section(config, *names, "privacy", "data"))
 
 
 def _finetune_settings(config: ConfigDict) -> dict[str, Any]:
@@ -55,7 +61,8 @@ def _sampler_settings(config: ConfigDict) -> dict[str, Any]:
     """Without the setting that is chosen, and without the number of images, which are drawn later."""
     unused = (f"sample.{config.sampler_choice.setting}", "sample.n")
     names = ("precision", "seed", "sampler_choice", "privacy", "data", "sample", *generator_sections(config))
-    return {key: value for key, value in configs.section(config, *names).items() if key not in unused}
+    settings = configs.section(config, *names)
+    return _without_neutral({key: value for key, value in settings.items() if key not in unused})
 
 
 def _evaluation_settings(config: ConfigDict) -> dict[str, Any]:
@@ -87,12 +94,14 @@ def shows_neighbours(config: ConfigDict) -> bool:
     return config.report.public_neighbours and config.pretrain.steps > 0 and _needs_network(config)
 
 
+_BOTH = ("image", "person")
 _NOISY_MEANS = Mechanism(
     name="noisy means",
     switch="warmup.enabled",
     noise_multiplier="warmup.noise_multiplier",
     sample_size="warmup.subset_size",
     samples="warmup.means",
+    units=_BOTH,
 )
 
 STAGES: tuple[Stage, ...] = (
@@ -111,25 +120,27 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="query",
         module="privimage_jax.stages.query",
-        settings=keys("precision", "query", "privacy", "data"),
+        settings=_with_budget("precision", "query"),
         reads=lambda config: ("train-query",),
         writes=("internal/query/histogram.json",),
         notes=("internal/query/exact.json",),
         enabled=_asks_semantics,
-        mechanism=Mechanism("semantic query", "selection.method", "query.noise_multiplier", "sigma1"),
+        mechanism=Mechanism("semantic query", "selection.method", "query.noise_multiplier", "sigma1", units=_BOTH),
     ),
     Stage(
         name="class-histogram",
         module="privimage_jax.stages.class_histogram",
-        settings=keys("class_histogram", "privacy", "data"),
+        settings=_with_budget("class_histogram"),
         writes=("release/class_histogram.json",),
         enabled=lambda config: config.class_histogram.enabled,
-        mechanism=Mechanism("class histogram", "class_histogram.enabled", "class_histogram.noise_multiplier"),
+        mechanism=Mechanism(
+            "class histogram", "class_histogram.enabled", "class_histogram.noise_multiplier", units=_BOTH
+        ),
     ),
     Stage(
         name="warmup",
         module="privimage_jax.stages.warmup",
-        settings=keys("warmup.enabled", "warmup.downscale", *_NOISY_MEANS.costs, "privacy", "data"),
+        settings=_with_budget("warmup.enabled", "warmup.downscale", *_NOISY_MEANS.costs),
         reads=lambda config: ("class-histogram",),
         writes=("release/warmup.npz",),
         enabled=lambda config: config.warmup.enabled,
@@ -161,7 +172,7 @@ STAGES: tuple[Stage, ...] = (
         settings=_finetune_settings,
         reads=lambda config: ("pretrain",),
         writes=("release/generator",),
-        mechanism=Mechanism("DP-SGD fine-tuning", "finetune.enabled"),
+        mechanism=Mechanism("DP-SGD fine-tuning", "finetune.enabled", units=_BOTH),
         memory_settings=MICROBATCHES,
     ),
     Stage(
@@ -171,7 +182,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda config: ("finetune", "class-histogram"),
         writes=("release/sampler.json",),
         enabled=lambda config: config.sampler_choice.enabled,
-        mechanism=Mechanism("sampler choice", "sampler_choice.enabled", "sampler_choice.noise_multiplier"),
+        mechanism=Mechanism("sampler choice", "sampler_choice.enabled", "sampler_choice.noise_multiplier", units=_BOTH),
         memory_settings=("sample.batch_size", "sampler_choice.n"),
     ),
     Stage(
@@ -238,7 +249,7 @@ def mechanism_names(stage: Stage) -> set[str]:
 
 
 def _check_settings(config: ConfigDict, stage: Stage, name: str) -> None:
-    """Refuses a mechanism whose settings are not there, or whose noise is no positive number."""
+    """Refuses a mechanism without its settings, with noise that is no positive number, or of another unit."""
     if stage.mechanism is None:
         return
     for key in (stage.mechanism.switch, *stage.mechanism.costs):
@@ -251,6 +262,12 @@ def _check_settings(config: ConfigDict, stage: Stage, name: str) -> None:
         if key != stage.mechanism.switch and (type(found) not in kinds or not 0 < found < float("inf")):
             accepted = "a whole number of at least 1" if whole else "a number above 0"
             raise UserError(f"config.{key}={found!r} is not accepted; give {accepted}.")
+    unit = config.privacy.unit
+    if unit not in stage.mechanism.units and stage.spends(config):
+        raise UserError(
+            f"config.privacy.unit={unit} is no unit of the mechanism {stage.mechanism.name} of {name}, whose record "
+            f"has {', '.join(stage.mechanism.units)}; run without it, or let its sensitivity hold for one {unit}."
+        )
 
 
 def enabled_stages(config: ConfigDict) -> tuple[Stage, ...]:

@@ -5,6 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
+from privimage_jax.settings.units import unit
 
 
 class TooFewSemantics(UserError):
@@ -36,22 +37,24 @@ def finetune_steps(config: ConfigDict, n: int) -> int:
 
 
 def check_against_n(config: ConfigDict, n: int) -> None:
-    """Checks what depends on the public number of sensitive training images N.
+    """Checks what depends on the public number N of sensitive training images, or of people where these are the unit.
 
     Raises:
       UserError: if delta is not below 1/N or the expected batch is larger than N.
     """
     if n < 3:
-        raise UserError(f"the sensitive training part has N={n} image(s); give at least 3, so that 1/(N ln N) < 1/N.")
+        raise UserError(
+            f"the sensitive training part has N={n} {unit(config).several}; give at least 3, so that 1/(N ln N) < 1/N."
+        )
     if delta(config, n) >= 1 / n:
         raise UserError(
-            f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} images; "
-            "give a smaller value, or 0 for 1 / (N ln N)."
+            f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} "
+            f"{unit(config).several}; give a smaller value, or 0 for 1 / (N ln N)."
         )
     if config.finetune.enabled and config.finetune.batch_size > n:
         raise UserError(
             f"config.finetune.batch_size={config.finetune.batch_size} is larger than the N={n} sensitive training "
-            f"images; give at most {n}."
+            f"{unit(config).several}; give at most {n}."
         )
 
 

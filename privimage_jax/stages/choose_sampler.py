@@ -11,6 +11,8 @@ the counting looks at sensitive images.
 noisy *margins* u = m s - (s_1 + … + s_m) 1, which hold the same maximum. With k ones in v, u moves by m v - k 1, of
 squared L2 norm k (m - k)^2 + (m - k) k^2 = m k (m - k) <= m floor(m/2) ceil(m/2). A record that every candidate gets
 right moves no margin, so that this asks for half the noise of the scores themselves (squared norm m, on margins m^3).
+A person takes v in [0, 1]^m, the share of images that each candidate gets right. The norm of a linear map of v is
+convex, so that it is largest at a corner of that cube: the same bound.
 
 **Guarantee.** The margins with noise are one Gaussian mechanism, which the accountant composes with the others; the
 place of the largest is post-processing.
@@ -97,7 +99,7 @@ def pick(noisy: np.ndarray) -> int:
     return int(noisy.argmax())
 
 
-def agreement(logits: np.ndarray, labels: np.ndarray) -> int:
+def agreement(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> int:
     """How many images have their largest logit at their label: a record adds 0 or 1, whatever the others are.
 
     An image whose logits are not all finite is taken for wrong.
@@ -105,8 +107,10 @@ def agreement(logits: np.ndarray, labels: np.ndarray) -> int:
     Args:
       logits: float32 [N, classes].
       labels: int32 [N].
+      weights: int64 [N], what an image adds in place of 1, see `noisy_counts.weights`.
     """
-    return int(np.sum((logits.argmax(-1) == np.asarray(labels)) & np.isfinite(logits).all(-1)))
+    right = (logits.argmax(-1) == np.asarray(labels)) & np.isfinite(logits).all(-1)
+    return int(np.sum(right if weights is None else np.where(right, weights, 0)))
 
 
 def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
@@ -141,7 +145,7 @@ def score(inputs: Inputs, params: Any, labels: np.ndarray, value: Any) -> int:
     noisy_counts.check_images_apart(
         classify, sensitive.image_shape, f"config.sampler_choice.classifier={section.classifier}"
     )
-    return agreement(extract(classify, sensitive.images), sensitive.labels)
+    return agreement(extract(classify, sensitive.images), sensitive.labels, noisy_counts.weights(inputs))
 
 
 def with_setting(config: ConfigDict, value: Any) -> ConfigDict:

@@ -28,7 +28,8 @@ def run(inputs: Inputs) -> None:
 
     def prepare() -> tuple[dict[str, str], Callable[[], np.ndarray]]:
         determinants = {"settings": fingerprints.fingerprint(STAGE.settings(inputs.config))}
-        return determinants, lambda: count_classes(sensitive.labels, sensitive.n_classes)
+        weights = noisy_counts.weights(inputs)
+        return determinants, lambda: count_classes(sensitive.labels, sensitive.n_classes, weights)
 
     def save(noisy: np.ndarray) -> None:
         described = {
@@ -43,13 +44,18 @@ def run(inputs: Inputs) -> None:
 
 
 def sensitivity(config: ConfigDict) -> float:
-    """The L2 sensitivity: a record is of one class, and striking it out takes 1 from one count."""
+    """The L2 sensitivity: striking an image out takes 1 from one count, and a person the shares of each class."""
     return 1.0
 
 
-def count_classes(labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Number of images of each class, int64 [n_classes], from labels int32 [N] in [0, n_classes)."""
-    return np.bincount(labels, minlength=n_classes).astype(np.int64)
+def count_classes(labels: np.ndarray, n_classes: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Number of images of each class, int64 [n_classes], from labels int32 [N] in [0, n_classes).
+
+    With `weights`, int64 [N], an image adds its own in place of 1, see `noisy_counts.weights`.
+    """
+    counts = np.zeros(n_classes, np.int64)
+    np.add.at(counts, labels, 1 if weights is None else weights)
+    return counts
 
 
 def frequencies(inputs: Inputs) -> tuple[float, ...]:

@@ -72,6 +72,8 @@ def run(inputs: Inputs) -> None:
         section.extractors, section.inception_weights
     )
     results |= {"real_test_images": inputs.held_out.n, "synthetic_images": synthetic.n}
+    if inputs.held_out.owners is not None:
+        results["real_test_people"] = inputs.held_out.n_records
     noise = query_noise.compare(inputs)
     results |= _of_the_query(inputs, noise) | _noise_multipliers(inputs)
     atomic_write_json(STAGE.artefact(inputs.workdir), results)

@@ -13,7 +13,7 @@ from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
-from privimage_jax.generators.base import Generator, Params
+from privimage_jax.generators.base import Generator, Params, draws_of
 from privimage_jax.generators.sampler import Sampler
 from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.run import publication
@@ -175,10 +175,9 @@ def _train(
             f"the key of {mechanism.name} was lost; its reserved steps are spent, "
             f"{step_range.stop - step_range.start} are left."
         )
-    data = {"image": inputs.sensitive.images, "label": inputs.sensitive.labels}
     keys = {"key": mechanism.key(step_range.generation), "loss_key": inputs.key("diffusion draws")}
     arguments = {
-        "data": residency.place(data, inputs.mesh, config.data.residency),
+        "data": residency.place_records(inputs.sensitive, draws_of(generator), inputs.mesh, config.data.residency),
         **place(keys, replicated(inputs.mesh)),
     }
     _check_model(inputs, mechanism, generator, params, convolutions)
@@ -289,6 +288,8 @@ def _check_model(
     config, rule = inputs.config, convolution_rule(convolutions, inputs.mesh)
     labels = np.arange(generator.n_classes, dtype=np.int32)
     batch = {"image": np.zeros((len(labels), *generator.image_shape), np.float32), "label": labels}
+    if inputs.sensitive.owners is not None and (draws := draws_of(generator)) > 1:
+        batch = {name: np.repeat(leaf[:, None], draws, axis=1) for name, leaf in batch.items()}  # as people have them
     try:
         dp_sgd.check_objective(generator.per_example_loss, params, batch, config.clipping.method, rule)
     except ValueError as error:

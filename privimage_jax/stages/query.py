@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from privimage_jax.metrics.features import extract, forward
+from privimage_jax.privacy import people
 from privimage_jax.run import noisy_counts
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
@@ -35,13 +36,16 @@ def run(inputs: Inputs) -> None:
         def count() -> np.ndarray:
             name = f"config.query_net.model={inputs.config.query_net.model}"
             noisy_counts.check_images_apart(classify, sensitive.image_shape, name)
+            weights = noisy_counts.weights(inputs)
             counts = np.zeros((sensitive.n_classes, inputs.public.n_classes), np.int64)
             for start in range(0, sensitive.n, PIECE):
                 piece = slice(start, start + PIECE)
                 logits = extract(classify, sensitive.images[piece])
-                counts += count_semantics(logits, sensitive.labels[piece], sensitive.n_classes, section.k1)
+                own = None if weights is None else weights[piece]
+                counts += count_semantics(logits, sensitive.labels[piece], sensitive.n_classes, section.k1, own)
             if inputs.config.evaluate.enabled:
-                workdir.atomic_write_json(STAGE.note(inputs.workdir), {"exact": counts.tolist()}, mode=0o600)
+                exact = counts if weights is None else people.rounded(counts)
+                workdir.atomic_write_json(STAGE.note(inputs.workdir), {"exact": exact.tolist()}, mode=0o600)
             return counts
 
         determinants = {
@@ -58,7 +62,7 @@ def run(inputs: Inputs) -> None:
 
 
 def sensitivity(config: ConfigDict) -> float:
-    """The L2 sensitivity of the counts, sqrt(k1): one image adds k1 ones to one row."""
+    """The L2 sensitivity of the counts, sqrt(k1): one image adds k1 ones to one row, one person a mean of such."""
     return config.query.k1**0.5
 
 
@@ -67,7 +71,9 @@ def noise_std(inputs: Inputs) -> float:
     return noisy_counts.noise_std(inputs, STAGE)
 
 
-def count_semantics(logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: int) -> np.ndarray:
+def count_semantics(
+    logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: int, weights: np.ndarray | None = None
+) -> np.ndarray:
     """H[c, s] = number of images of class c with semantic s among their k1 largest logits (PrivImage, section 4.1).
 
     One image adds k1 ones to one row, so that its L2 sensitivity is sqrt(k1). An image whose logits are not all finite
@@ -76,13 +82,16 @@ def count_semantics(logits: np.ndarray, labels: np.ndarray, n_classes: int, k1: 
     Args:
       logits: float32 [N, semantics]; k1 must not exceed their number.
       labels: int32 [N] in [0, n_classes).
+      n_classes: of the labels.
+      k1: semantics counted per image.
+      weights: int64 [N], what an image adds in place of ones, see `noisy_counts.weights`.
 
     Returns:
       int64 [n_classes, semantics].
     """
     top = np.argpartition(np.nan_to_num(logits, nan=-np.inf), -k1, axis=1)[:, -k1:]
     counts = np.zeros((n_classes, logits.shape[1]), np.int64)
-    np.add.at(counts, (np.repeat(labels, k1), top.ravel()), 1)
+    np.add.at(counts, (np.repeat(labels, k1), top.ravel()), 1 if weights is None else np.repeat(weights, k1))
     return counts
 
 

@@ -8,6 +8,7 @@ from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named, shows_neighbours
+from privimage_jax.settings import units
 from privimage_jax.settings.methods import METHODS
 from privimage_jax.stages import choose_sampler, sample, selection, warmup
 from privimage_jax.stages.parts import neighbours, query_accuracy
@@ -37,6 +38,7 @@ def run(inputs: Inputs) -> None:
         training=_pretraining(inputs),
         means=ImageSet("noisy mean", *warmup.load(inputs)) if warmup.STAGE.enabled(inputs.config) else None,
         query_accuracy=_query_accuracy(inputs),
+        unit=units.unit(inputs.config),
     )
     page = render(shown).encode()
     publication.publish(

@@ -9,7 +9,8 @@ Gaussian noise. All classes share a draw, and a record adds to the sum of its ow
 
 **Sensitivity.** A pixel counts as 2 x - 255, a whole number in [-255, 255] and 0 at mid-grey. So a block counts at most
 255 s^2, and an image of (H / s) (W / s) C blocks has an L2 norm of at most S = 255 s sqrt(H W C). Striking out a record
-that is drawn moves one class's sum by its image, of norm at most S, and no other number; if it is not drawn, nothing.
+that is drawn moves one class's sum by its image, of norm at most S, and no other number; if it is not drawn, nothing. A
+person who is drawn moves all classes' sums together by the mean of such vectors, of norm at most S.
 
 **Guarantee.** So draw t is the Gaussian mechanism with noise sigma S on a Poisson sample of rate q. A record may be in
 several draws: all of them are the composition of T such mechanisms, however many classes there are. The sums are whole
@@ -27,7 +28,8 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from privimage_jax.data.dataset import Subset
-from privimage_jax.privacy import sampling
+from privimage_jax.errors import UserError
+from privimage_jax.privacy import people, sampling
 from privimage_jax.run import noisy_counts, publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
@@ -53,12 +55,16 @@ def run(inputs: Inputs) -> None:
     output = STAGE.artefact(inputs.workdir)
 
     def prepare() -> tuple[dict[str, str], Callable[[np.ndarray], np.ndarray]]:
-        limit = sampling.threshold(section.subset_size, sensitive.n)
+        n, owners, weights = sensitive.n_records, sensitive.owners, noisy_counts.weights(inputs)
+        if weights is not None:
+            _check_range(sensitive.n, section.downscale)
+        limit = sampling.threshold(section.subset_size, n)
 
         def sums_under(key: np.ndarray) -> np.ndarray:
-            members = (np.asarray(sampling.membership(key, t, sensitive.n, limit)) for t in range(section.means))
-            images, labels, n_classes = sensitive.images, sensitive.labels, sensitive.n_classes
-            return np.stack([sum_by_class(images, labels, who, n_classes, section.downscale) for who in members])
+            drawn = (np.asarray(sampling.membership(key, t, n, limit)) for t in range(section.means))
+            members = drawn if owners is None else (who[owners] for who in drawn)
+            images, labels, more = sensitive.images, sensitive.labels, (sensitive.n_classes, section.downscale, weights)
+            return np.stack([sum_by_class(images, labels, who, *more) for who in members])
 
         return {"settings": fingerprints.fingerprint(STAGE.settings(inputs.config))}, sums_under
 
@@ -70,6 +76,14 @@ def run(inputs: Inputs) -> None:
     noisy_counts.release_sampled(inputs, output, prepare, save)
 
 
+def _check_range(n: int, downscale: int) -> None:
+    """Refuses weighted sums of n images that could pass 2^62, or those of a piece 2^53, where float64 ends."""
+    if max(n, PIECE << (62 - 53)) * LEVELS * downscale**2 >= 1 << (62 - people.BITS):
+        raise UserError(
+            f"config.warmup.downscale={downscale} makes the sums over a person's images too large; give less."
+        )
+
+
 def sensitivity(config: ConfigDict) -> float:
     """The L2 sensitivity S = 255 s sqrt(H W C) of all sums of one draw."""
     side, channels = config.data.image_size, config.data.channels
@@ -77,7 +91,12 @@ def sensitivity(config: ConfigDict) -> float:
 
 
 def sum_by_class(
-    images: np.ndarray | Subset, labels: np.ndarray, members: np.ndarray, n_classes: int, downscale: int
+    images: np.ndarray | Subset,
+    labels: np.ndarray,
+    members: np.ndarray,
+    n_classes: int,
+    downscale: int,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """The sums of the members' images, one for each class: int64 [n_classes, H / s, W / s, C].
 
@@ -87,18 +106,21 @@ def sum_by_class(
       members: bool [N].
       n_classes: of the labels.
       downscale: s, which divides H and W.
+      weights: int64 [N], what an image is multiplied by, see `noisy_counts.weights`.
     """
     height, width, channels = images.shape[1:]
     small = (height // downscale, width // downscale, channels)
-    total, rows = np.zeros((n_classes, math.prod(small))), np.flatnonzero(members)
+    total, rows = np.zeros((n_classes, math.prod(small)), np.int64), np.flatnonzero(members)
     for start in range(0, len(rows), PIECE):
         some = rows[start : start + PIECE]
         pixels = 2 * np.asarray(images[some]).astype(np.int64) - LEVELS
         blocks = pixels.reshape(len(some), small[0], downscale, small[1], downscale, channels).sum(axis=(2, 4))
-        is_of_class = labels[some] == np.arange(n_classes)[:, None]
-        # A matrix product of whole numbers is exact in float64, below 2^53.
-        total += is_of_class.astype(np.float64) @ blocks.reshape(len(some), -1).astype(np.float64)
-    return total.astype(np.int64).reshape(n_classes, *small)
+        own = 1 if weights is None else weights[some]
+        of_class = np.where(labels[some] == np.arange(n_classes)[:, None], own, 0)
+        # A matrix product of whole numbers is exact in float64, below 2^53 (see _check_range).
+        summed = of_class.astype(np.float64) @ blocks.reshape(len(some), -1).astype(np.float64)
+        total += summed.astype(np.int64)
+    return total.reshape(n_classes, *small)
 
 
 def expected_sizes(inputs: Inputs) -> np.ndarray:

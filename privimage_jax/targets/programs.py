@@ -18,11 +18,12 @@ from privimage_jax import generators
 from privimage_jax.commands.benchmark.programs import nonprivate_step
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
+from privimage_jax.generators.base import draws_of
 from privimage_jax.generators.sampler import Sampler
 from privimage_jax.metrics import features
 from privimage_jax.models import registry
 from privimage_jax.models.convolution import fast_convolutions
-from privimage_jax.privacy import clipping, records
+from privimage_jax.privacy import clipping, people, records
 from privimage_jax.settings import derived
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
 from privimage_jax.stages.parts.preflight import named_failures
@@ -245,7 +246,10 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
             step: loop.Step = plain_step
         else:
             step = finetune.make_step(generator, mesh, settings)
-        data = _data(config, "data", facts.n, mesh, machine)
+        data: Any = _data(config, "data", facts.n, mesh, machine)
+        if config.privacy.unit == "person":  # how many images there are is not known; at least one a person
+            first = _placed(_array((facts.n + 1,), jnp.int32), meshes.replicated(mesh))
+            data = people.People(data, first, draws_of(generator))
         return _lower_loop(step, state, data, {"key": _array((8,), jnp.uint32), "loss_key": _key()}, mesh)
 
     def flops() -> float:
@@ -268,7 +272,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         microbatch=microbatch,
         batch=size,
         remedy=_remedy(config, "data", facts.n, machine, "config.clipping.microbatch"),
-        settings=_settings(config, facts, "finetune", "clipping", *generators.sections(config))
+        settings=_settings(config, facts, "finetune", "clipping", "privacy.unit", *generators.sections(config))
         | {"method": method, "microbatch": microbatch},
     )
 

@@ -8,9 +8,11 @@ from typing import Any
 from jax.sharding import Mesh
 
 from privimage_jax.cluster import processes
+from privimage_jax.data.dataset import Dataset, Subset
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import records
+from privimage_jax.privacy import people, records
 from privimage_jax.training import memory
+from privimage_jax.training import mesh as meshes
 
 SHARE = 0.25  # of a device's memory that an image set may take; a microbatch may have half of it (`memory`)
 
@@ -29,6 +31,21 @@ def place(tree: Any, mesh: Mesh, residency: str = "auto", key: str = "config.dat
     """
     available = processes.current().min_over_processes("memory of a device for images", memory.device_bytes())
     return records.place(tree, mesh, is_sharded(tree, mesh.size, residency, available, key))
+
+
+def place_records(dataset: Dataset, draws: int, mesh: Mesh, residency: str) -> people.Data:
+    """The records of a sensitive set for `dp_sgd.dp_step`: images, or people, of whom a loss takes so many `draws`.
+
+    Args:
+      dataset: its `unit` says what a record is.
+      draws: of `generators.base.draws_of`.
+      mesh, residency: as in `place`.
+    """
+    if dataset.owners is None:
+        return place({"image": dataset.images, "label": dataset.labels}, mesh, residency)
+    rows, first = people.order(dataset.owners)
+    tree = {"image": Subset(dataset.images, rows), "label": dataset.labels[rows]}
+    return people.People(place(tree, mesh, residency), meshes.place(first, meshes.replicated(mesh)), draws)
 
 
 def shapes(tree: Any, mesh: Mesh, residency: str, available: int, key: str = "config.data.residency") -> Any:

@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from privimage_jax import config as configs
 from privimage_jax.commands import audit
-from privimage_jax.privacy import clipping, noise
+from privimage_jax.privacy import chacha, clipping, noise, sampling
 from privimage_jax.training.mesh import make_mesh
 
 CANARIES, STEPS, BATCH = 500, 10, 500  # of two kinds: a record is drawn in half of the steps
@@ -68,6 +68,21 @@ def test_noise_left_out_is_found(small, monkeypatch):
     np.testing.assert_allclose(draws, np.round(draws), atol=0.01 * STEPS)
     assert np.mean(draws[included]) == pytest.approx(STEPS / 2, rel=0.1)
     assert black.shape == (CANARIES,) and np.std(black) > 0
+
+
+def test_canaries_may_be_people_each_with_several_images(small, monkeypatch):
+    """Excluded, all images of one are null; included, a step adds one row of norm C, however many there are."""
+    small.privacy.unit, small.audit.steps, small.precision = "person", 4, "float32"
+    real = noise.gaussian
+    monkeypatch.setattr(noise, "gaussian", lambda key, t, like, std: real(key, t, like, 0.0))
+    coins = np.random.default_rng(0).integers(0, 2, 2 * CANARIES).astype(bool)
+    key = chacha.key_from_seed("people")
+    white, black, settings = audit.attack(configs.check(small), one_device(), coins, key)
+    draws = white * BATCH / settings.clip_norm
+    assert np.all(draws[~coins[:CANARIES]] == 0)
+    members = sum(np.asarray(sampling.membership(key, t, 2 * CANARIES, settings.threshold)) for t in range(4))
+    np.testing.assert_allclose(draws, np.where(coins, members, 0)[:CANARIES], atol=0.04)
+    assert settings.n == 2 * CANARIES and black.shape == (CANARIES,) and np.isfinite(black).all()
 
 
 def test_clipping_left_out_is_found(small, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 from finished_runs import QUERY, TERMS
 
 from privimage_jax.commands import ledger
+from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger
 
@@ -33,3 +34,21 @@ def test_one_void_ledger_voids_the_sum(tmp_path, note, told):
     assert f"the sum of the 2 deltas ({told}); all" in ledger.describe_joint([kept, void])
     assert "NOT PRIVATE" not in ledger.describe_joint([kept, kept])
     assert (ledger.void_note([kept]), ledger.void_note([kept, void])) == ("", told)
+
+
+def test_ledgers_of_different_units_do_not_add_up(tmp_path, capsys):
+    image, person = write(tmp_path / "a"), write(tmp_path / "b", unit="person")
+    with pytest.raises(UserError, match="different units, image and person, so that their epsilons have no sum; give"):
+        ledger.show([str(image.path), str(person.path)], verified=False)
+    assert "have no sum" in ledger.describe_joint([image.entries, person.entries])
+    assert capsys.readouterr().out == ""
+    assert "what one person risks by all of them" in ledger.describe_joint([person.entries] * 2)
+    ledger.show([str(person.path)], verified=False)
+    assert f"for any one person of {TERMS['n']:,}\n" in capsys.readouterr().out
+
+
+def test_a_ledger_does_not_go_on_with_another_unit(tmp_path):
+    with pytest.raises(UserError, match="was opened with unit = None, not 'person'"):
+        write(tmp_path / "a").check_terms(TERMS | {"unit": "person"})
+    with pytest.raises(ValueError, match="cannot hold unit = 'family'"):
+        write(tmp_path / "b", unit="family")

@@ -20,6 +20,7 @@ from privimage_jax.report.curves import Metric
 from privimage_jax.report.neighbours import Neighbourhood
 from privimage_jax.report.page import render
 from privimage_jax.report.text import rounded_up
+from privimage_jax.settings.units import UNITS
 
 
 @pytest.fixture
@@ -72,6 +73,18 @@ def test_well_formed_and_complete(inputs):
     ):
         assert words in outline.text
     assert outline.tags.count("img") == 9
+
+
+def test_a_person_as_the_unit_is_said_with_what_it_does_not_cover(inputs):
+    said = Outline(render(dataclasses.replace(inputs, unit=UNITS["person"]))).text
+    for words in (
+        "A record is one person with all images",
+        "two people in one picture",
+        "relatives",
+        "sensitive people",
+    ):
+        assert words in said
+    assert "unit is one image" not in said and "Each person counts as one" in said
 
 
 def test_needs_nothing_from_elsewhere(inputs):

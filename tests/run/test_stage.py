@@ -147,6 +147,24 @@ def test_noise_that_is_none_is_told(config, noise):
         all_stages(config)
 
 
+def test_a_mechanism_whose_record_does_not_name_the_unit_is_refused(config):
+    """Its sensitivity is that of an image."""
+    config.privacy.unit = "person"
+    with pytest.raises(UserError, match="unit=person is no unit of the mechanism .*, whose record has image;"):
+        all_stages(config)
+    config.extra.brightness.enabled = False
+    assert all_stages(config)
+
+
+@pytest.mark.parametrize("name", [one.name for one in STAGES if one.mechanism])
+def test_workdirs_of_earlier_versions_go_on_with_the_unit_image(tmp_path, name):
+    """Which no setting named: the fingerprint of what spends is the same without it, and another with a person."""
+    config = tiny_config(tmp_path)
+    assert "privacy.unit" not in named(name).settings(config)
+    config.privacy.unit = "person"
+    assert named(name).settings(config)["privacy.unit"] == "person"
+
+
 def inputs_of(config, tmp_path, name):
     inputs = make_inputs(configs.check(config), Workdir(tmp_path / "run"))
     inputs.workdir.create()

@@ -60,21 +60,25 @@ class Trace:
 
 
 @contextlib.contextmanager
-def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None) -> Iterator[None]:
+def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray | None = None) -> Iterator[None]:
     """Records what runs on one device within the context.
 
     Args:
       trace: to be filled.
       replay: goes on with this trace's outputs of its mechanisms, not with the run's own.
-      null: the row of a record that counts in no histogram and no score (nor, where its image is of NULL_MARK, in the
-        gradients).
+      null: the row of a record, or those of a person's images, that count in no histogram and no score (nor, where they
+        are of NULL_MARK, in the gradients).
     """
     count_semantics, count_classes = query.count_semantics, class_histogram.count_classes
     agreement, sum_by_class = choose_sampler.agreement, warmup.sum_by_class
     add_noise, build_generator = noisy_counts.add_noise, generators.build
 
     def without_null(labels):
-        return np.arange(len(labels)) != null
+        return ~np.isin(np.arange(len(labels)), [] if null is None else null)
+
+    def left(*arrays):
+        """Of arrays with a row for each image, the rows that count."""
+        return [each if each is None else each[without_null(each)] for each in arrays]
 
     def exchange_counts(name, key, counts, std):
         trace.counts[name], trace.noisy[name] = counts, add_noise(name, key, counts, std)
@@ -100,18 +104,16 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | None = None)
         patch.setattr(
             query,
             "count_semantics",
-            lambda logits, labels, *args: count_semantics(
-                logits[without_null(labels)], labels[without_null(labels)], *args
+            lambda logits, labels, n_classes, k1, weights=None: count_semantics(
+                *left(logits, labels), n_classes, k1, *left(weights)
             ),
         )
         patch.setattr(
-            class_histogram, "count_classes", lambda labels, *args: count_classes(labels[without_null(labels)], *args)
+            class_histogram,
+            "count_classes",
+            lambda labels, n_classes, weights=None: count_classes(*left(labels), n_classes, *left(weights)),
         )
-        patch.setattr(
-            choose_sampler,
-            "agreement",
-            lambda logits, labels: agreement(logits[without_null(labels)], labels[without_null(labels)]),
-        )
+        patch.setattr(choose_sampler, "agreement", lambda *arrays: agreement(*left(*arrays)))
         patch.setattr(
             warmup,
             "sum_by_class",
@@ -176,7 +178,7 @@ def marked_loss(per_example_loss: Callable) -> Callable:
     """A loss that marked images make null (no gradient), NaN, or huge."""
 
     def marked(params, batch, keys):
-        image = batch["image"].reshape(len(batch["image"]), -1)
+        image = batch["image"].reshape(len(batch["image"]), -1)  # of a person, all that were drawn
         is_null, is_nan, is_huge = ((image == mark).all(1) for mark in (NULL_MARK, NAN_MARK, HUGE_MARK))
         factor = jnp.where(is_nan, jnp.nan, jnp.where(is_huge, 1e20, 1.0))
         return jnp.where(is_null, 0.0, per_example_loss(params, batch, keys) * factor)

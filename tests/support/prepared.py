@@ -77,8 +77,12 @@ def write_tfds(
     splits: dict[str, int],
     example: Callable[[int], dict[str, bytes | int]] = example,
     file_format: str = "array_record",
+    tells_people: bool = False,
 ) -> Path:
-    """Prepares the set `tiny` under `root`: of each split so many examples."""
+    """Prepares the set `tiny` under `root`: of each split so many examples.
+
+    With `tells_people` they have a text "patient" and a whole number "visitor" as well.
+    """
     folder = root / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     for split, count in splits.items():
@@ -101,6 +105,10 @@ def write_tfds(
             "featuresDict": {"features": {"Male": scalar}},
         },
     }
+    if tells_people:
+        number = {"shape": {}, "dtype": "int64", "encoding": "none"}
+        features["patient"] = {"pythonClassName": f"{package}text_feature.Text", "text": {}}
+        features["visitor"] = {"pythonClassName": f"{package}scalar.Scalar", "tensor": number}
     root_feature = {"pythonClassName": f"{package}features_dict.FeaturesDict", "featuresDict": {"features": features}}
     (folder / "features.json").write_text(json.dumps(root_feature))
     (folder / "label.labels.txt").write_text("cat\ndog\nfox\n")

@@ -5,6 +5,7 @@ FINDINGS = (  # of a look at the sets
     "nearly_white",
     "constant",
     "duplicates_across_parts",
+    "people_across_parts",
     "part_folders",
     "one_class",
 )

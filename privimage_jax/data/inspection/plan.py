@@ -8,21 +8,22 @@ from ml_collections import ConfigDict
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection import findings
 from privimage_jax.data.inspection.findings import Finding, some
+from privimage_jax.settings.units import unit
 
 LARGEST_RATE = 0.5  # q = B / N above which drawing batches at random hides hardly any image
 
 
 def of_sensitive(sensitive: Dataset, config: ConfigDict) -> Iterator[Finding]:
     """Too few images for the batches of DP-SGD, or too few of a class for the noise of the query."""
-    batch_size = config.finetune.batch_size
-    if config.finetune.enabled and LARGEST_RATE * sensitive.n < batch_size <= sensitive.n:
-        seen = f"an expected batch of {batch_size:,} is more than half of the {sensitive.n:,} sensitive images"
-        remedy = "lower config.finetune.batch_size or add images"
+    batch_size, n, several = config.finetune.batch_size, sensitive.n_records, unit(config).several
+    if config.finetune.enabled and LARGEST_RATE * n < batch_size <= n:
+        seen = f"an expected batch of {batch_size:,} is more than half of the {n:,} sensitive {several}"
+        remedy = f"lower config.finetune.batch_size or add {several}"
         yield Finding("few_images", f"{seen}, so that drawing it at random hides little; {remedy}.")
     if config.selection.method != "semantic":
         return
     noise = config.query.noise_multiplier * config.query.k1**0.5
-    counts = np.bincount(sensitive.labels, minlength=sensitive.n_classes)
+    counts = _counts(sensitive)
     if small := [
         f"{name} ({count:,})"
         for name, count in zip(sensitive.class_names, counts, strict=True)
@@ -31,6 +32,13 @@ def of_sensitive(sensitive: Dataset, config: ConfigDict) -> Iterator[Finding]:
         seen = f"the query's noise of {noise:.3g} is as large as all counts of class {some(small)}"
         remedy = "lower config.query.noise_multiplier or add images"
         yield Finding("few_images", f"{seen}, so that its semantics are drawn blindly; {remedy}.")
+
+
+def _counts(sensitive: Dataset) -> np.ndarray:
+    """Images of each class, or people, who each count as shares of their images; rounded up."""
+    owners = sensitive.owners
+    weights = None if owners is None else 1 / np.bincount(owners)[owners]
+    return np.ceil(np.bincount(sensitive.labels, weights, sensitive.n_classes)).astype(np.int64)
 
 
 def of_semantics(public: Dataset, config: ConfigDict) -> Iterator[Finding]:

@@ -46,7 +46,7 @@ SOURCES: dict[str, Spec] = {
     "tfds": Spec(
         f"{_HERE}.tfds",
         "a prepared TFDS set",
-        ("name", *_PARTS, "first_label", "image_key", "label_key", "intensity"),
+        ("name", *_PARTS, *_ANY, "image_key", "label_key"),
         ("name", "path"),
     ),
     "folder": Spec(
@@ -87,7 +87,7 @@ SOURCES: dict[str, Spec] = {
 }
 
 _LABELS = re.compile(r"auto|folders|json|none|table:[^:]+:[^:]*:[^:]+")
-_PERSON = re.compile(r"(column|array):.+|level:[1-9][0-9]?|pattern:.+", re.DOTALL)
+_PERSON = re.compile(r"(column|array|feature):.+|level:[1-9][0-9]?|pattern:.+", re.DOTALL)
 
 
 def _is_intensity(text: str) -> bool:
@@ -128,7 +128,7 @@ RULES: dict[str, Rule] = {  # of the sections config.data and config.public
         "auto, folders, json, none or table:FILE:FILE_COLUMN:CLASS_COLUMN",
     ),
     "first_label": AT_LEAST_0,
-    "person": (_is_person, '"", column:NAME, array:NAME, level:N or pattern:REGEX with one group'),
+    "person": (_is_person, '"", column:NAME, array:NAME, feature:NAME, level:N or pattern:REGEX with one group'),
     "intensity": (_is_intensity, "full, per_image or LOW:HIGH, such as 0:4095"),
     "accept": (lambda v: set(v) <= set(ACCEPTABLE), f"a list of {', '.join(ACCEPTABLE)}, or ()"),
     "class_names": (

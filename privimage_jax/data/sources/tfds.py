@@ -2,7 +2,8 @@
 
 Pick one by `data.name` (and `data.data_dir`), or by `data.path` to the folder of one prepared set. Nested features are
 written with slashes: `data.label_key = "attributes/Male"`. `data.label_key = ""` reads an unlabelled set as one class,
-`data.test_split = ""` says that the set has no test split.
+`data.test_split = ""` says that the set has no test split. `data.person = "feature:patient"` names the feature that
+tells whose each image is, a whole number or a text; it is read of every record when the set is opened.
 
 TFDS trusts a prepared folder, and decodes every feature of a record, pictures by any format that Pillow knows. So the
 folder is checked before TFDS sees it (prepared_sets.py), and of a record the stored image and label alone are taken;
@@ -22,6 +23,7 @@ from privimage_jax.data.sources.base import (
     Settings,
     Source,
     numbered_classes,
+    person_by,
     shifted_labels,
     stamp,
 )
@@ -100,7 +102,42 @@ def _open(builder: Any, settings: Settings, part: str) -> Source:
                 yield image, int(number)
 
     files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
-    return Source(builder.info.name, class_names, n, bool(settings.test_split), read, [stamp(path) for path in files])
+    return Source(
+        builder.info.name,
+        class_names,
+        n,
+        bool(settings.test_split),
+        read,
+        [stamp(path) for path in files],
+        people=_people(records, features, settings),
+    )
+
+
+def _people(records: Any, features: Any, settings: Settings) -> np.ndarray | None:
+    """Whose each image is, text [n], by a feature of its record; None where no setting names one."""
+    import tensorflow_datasets as tfds
+
+    _, name = person_by(settings, "feature")
+    if not name:
+        return None
+    feature = _feature(features, name, f"{settings.key}.person")
+    number = getattr(feature, "shape", None) == () and np.issubdtype(feature.np_dtype, np.integer)
+    if not number and not isinstance(feature, tfds.features.Text):
+        raise UserError(f"{settings.key}.person=feature:{name} is no whole number or text; name a feature that is one.")
+    parser, people = tfds.features.FeaturesDict({name: feature}), []
+    plain = {name: tfds.decode.SkipDecoding()}
+    for piece in np.array_split(np.arange(len(records)), max(1, -(-len(records) // _PIECE))):
+        stored = records.__getitems__(piece.tolist())
+        found = [parser.deserialize_example_np(record, decoders=plain)[name] for record in stored]
+        people += [str(int(one)) if number else _text(one, name) for one in found]
+    return np.array(people, str)
+
+
+def _text(stored: Any, name: str) -> str:
+    try:
+        return stored.decode("utf-8") if isinstance(stored, bytes) else str(stored)
+    except UnicodeError:
+        raise reading.Unreadable(f"holds a {name} that is not UTF-8 text") from None
 
 
 def _builder(settings: Settings) -> Any:

@@ -16,7 +16,7 @@ from privimage_jax.models import registry
 from privimage_jax.run.inputs import DataSets
 from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import enabled_stages
-from privimage_jax.settings import import_strings
+from privimage_jax.settings import import_strings, units
 from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
 from privimage_jax.stages.parts import utility
 
@@ -27,9 +27,11 @@ def check_names(config: ConfigDict) -> None:
     """Finds what a config names of generators, models, extractors and measures: reading images may take an hour.
 
     Raises:
-      UserError: naming the setting whose value stands for nothing that can be loaded.
+      UserError: naming the setting whose value stands for nothing that can be loaded, or for nobody.
     """
     names = [stage.name for stage in enabled_stages(config)]
+    tellers = [name for name, spec in specs.SOURCES.items() if "person" in spec.reads]
+    units.check(config, tellers, [name for name in specs.SOURCES if name not in tellers])
     for name in ("data", "public"):
         if import_strings.is_one(config[name].source):
             specs.spec_of(config[name].source, f"config.{name}.source").load(
@@ -79,7 +81,7 @@ def check(
 def check_sensitive(config: ConfigDict, sets: DataSets, attempt: Attempt) -> None:
     """The part of `check` that takes the sensitive training images alone: their number, and what the budget allows."""
     attempt(sets.check_counts)
-    attempt(lambda: make_plan(config, sets.sensitive.n))
+    attempt(lambda: make_plan(config, sets.sensitive.n_records))
 
 
 def check_models(config: ConfigDict, sets: DataSets, n_devices: int, available: int) -> int:

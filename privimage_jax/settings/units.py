@@ -1,0 +1,83 @@
+"""What the guarantee protects one of, `config.privacy.unit`, and the words for it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from privimage_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One unit of privacy.
+
+    Attributes:
+      one, several: what one record is called, and several of them.
+      record: what it consists of.
+      adjacency: the ledger's words for what neighbouring sets differ in.
+      limits: sentences on what it does not cover.
+    """
+
+    one: str
+    several: str
+    record: str
+    adjacency: str
+    limits: str
+
+
+UNITS = {
+    "image": Unit(
+        one="image",
+        several="images",
+        record="one image with its label",
+        adjacency="zero-out of one record (an image with its label)",
+        limits="The unit is one image, not one person: who has several images in the set is protected less, by as many "
+        "steps as there are images.",
+    ),
+    "person": Unit(
+        one="person",
+        several="people",
+        record="one person with all images of that person and their labels",
+        adjacency="zero-out of one person (all images of that person, with their labels)",
+        limits="The unit is one person, as told by the ids that came with the images. How many images a person has is "
+        "protected. Not covered are others whom these images show: of two people in one picture only the one whose id "
+        "it has. Nor is what images of relatives tell.",
+    ),
+}
+
+
+def unit(config: ConfigDict) -> Unit:
+    """The unit that the config protects."""
+    return UNITS[config.privacy.unit]
+
+
+def of_terms(terms: dict[str, Any]) -> Unit:
+    """The unit that a ledger's first line names; one without was written when there was no other than the image."""
+    return UNITS[terms.get("unit", "image")]
+
+
+def check(config: ConfigDict, tellers: Sequence[str], others: Sequence[str]) -> None:
+    """Refuses a unit of which the source tells nothing.
+
+    Args:
+      config: whose `data.person` says whose each image is.
+      tellers: the sources that read that setting.
+      others: those that do not. One from elsewhere may tell it by itself.
+
+    Raises:
+      UserError: where people are protected and nothing says whose an image is.
+    """
+    source = config.data.source
+    if config.privacy.unit != "person" or config.data.person or source not in (*tellers, *others):
+        return
+    if source in tellers:
+        raise UserError(
+            "config.privacy.unit=person protects people, and config.data.person is empty; say there whose each image "
+            "is, or give config.privacy.unit=image."
+        )
+    raise UserError(
+        f"config.privacy.unit=person protects people, and config.data.source={source} does not tell whose an image is; "
+        f"give one of {', '.join(tellers)} and config.data.person, or config.privacy.unit=image."
+    )
