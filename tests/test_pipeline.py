@@ -18,7 +18,7 @@ from privimage_jax.run import publication
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import STAGES
-from privimage_jax.stages import finetune, pretrain, train_query
+from privimage_jax.stages import evaluate, finetune, pretrain, train_query
 from privimage_jax.stages.parts import query_accuracy
 from privimage_jax.storage import workdir as workdirs
 from privimage_jax.storage.workdir import Workdir
@@ -125,6 +125,18 @@ def test_the_ledger_adds_up(finished):
     assert lines[0]["note"] == "NOT PRIVATE: fixed seed"
 
 
+def test_an_evaluation_that_fails_takes_nothing_from_the_release(copy, monkeypatch):
+    """It looks at real images without noise: that it does not end must not show."""
+    config, workdir = copy
+    before = release_bytes(Workdir(workdir))
+    (workdir / "release" / "report.html").unlink()
+    (workdir / "internal" / "evaluation.json").unlink()
+    monkeypatch.setattr(evaluate, "run", lambda inputs: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(config, workdir)
+    assert release_bytes(Workdir(workdir)) == before
+
+
 def test_a_fixed_seed_is_stamped_on_the_report(finished):
     assert "NOT PRIVATE" in (finished[1].release / "report.html").read_text()
 
@@ -192,21 +204,21 @@ def test_several_extractors_and_a_second_evaluation(copy, monkeypatch):
     monkeypatch.setattr(Extractor, "outputs", spy)
     config.evaluate.extractors = ("pipelines:coarse", "query")
 
-    def evaluate(**changes):
+    def evaluated(**changes):
         seen.clear()
         config.evaluate.update(changes)
         run(config, workdir, "evaluate")
         return json.loads((workdir / "internal" / "evaluation.json").read_text())
 
     before = json.loads((workdir / "internal" / "evaluation.json").read_text())
-    first = evaluate()
+    first = evaluated()
     assert {measure: first[f"{measure}_query"] for measure in FIDELITY} == {name: before[name] for name in FIDELITY}
     assert not {"inception_score", "inception_score_coarse"} & set(first)  # a function gives no logits
     assert all(first[name] == first[f"{name}_coarse"] for name in FIDELITY if name != "inception_score")
     assert first["sds"] == before["sds"] and first["extractor"] == "pipelines:coarse"
     real = ("pipelines:coarse", "real")
     assert [of for of in seen if of[1] == "real"] == [real, real]  # training and held out; the query network's are kept
-    assert evaluate(neighbours=1)["recall"] != first["recall"]
+    assert evaluated(neighbours=1)["recall"] != first["recall"]
     assert "real" not in {of for _, of in seen}
 
 

@@ -1,4 +1,4 @@
-"""Stage 7: compare the synthetic set with real images. Not private: everything it writes stays in `internal/`."""
+"""Stage 8: compare the synthetic set with real images. Not private: everything it writes stays in `internal/`."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
