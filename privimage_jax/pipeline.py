@@ -73,7 +73,8 @@ def run(inputs: Inputs, last: str | None = None) -> None:
         _refuse_changed_spending(inputs, stages, prints)
         open_ledger(inputs.workdir).check_terms(terms(inputs))
         inspection.before_a_run(inputs, needs_public)
-        workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
+        settings = dict(configs.flatten(inputs.config))  # paths among them, which may tell of whom the images show
+        workdir.atomic_write_json(inputs.workdir.config_json, settings, mode=0o600)
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
             _run_stage(stage, inputs.of(stage, prints[stage.name], microbatch), prints)
 

@@ -88,6 +88,7 @@ def test_nothing_is_published_before_it_is_paid_for(tmp_path, stage, name):
 
 def test_every_artefact_is_there(finished):
     _, workdir = finished
+    assert stat.S_IMODE(workdir.config_json.stat().st_mode) == 0o600  # it holds paths
     assert set(release_bytes(workdir)) == {
         "generator/model.json",
         "generator/params.npz",

@@ -43,7 +43,7 @@ def run(inputs: Inputs) -> None:
 
 
 def sensitivity(config: ConfigDict) -> float:
-    """The L2 sensitivity: a record is of one class, and striking it out takes 1 from one count."""
+    """The L2 sensitivity: a record is of one class, and a null one in its place takes 1 from one count."""
     return 1.0
 
 
