@@ -10,7 +10,8 @@ the counting looks at sensitive images.
 **Sensitivity.** With m candidates, a null record in place of one takes v in {0, 1}^m from the scores s. What is
 released are noisy *margins* u = m s - (s_1 + … + s_m) 1, which hold the same maximum. With k ones in v, u moves by
 m v - k 1, of squared L2 norm k (m - k)^2 + (m - k) k^2 = m k (m - k) <= m floor(m/2) ceil(m/2). A record that every
-candidate gets right moves no margin, so that this asks for half the noise of the scores themselves (squared norm m, on margins m^3).
+candidate gets right moves no margin, so that this asks for half the noise of the scores themselves (squared norm m, on
+margins m^3).
 
 **Guarantee.** The margins with noise are one Gaussian mechanism, which the accountant composes with the others; the
 place of the largest is post-processing.
