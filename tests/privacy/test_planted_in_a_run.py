@@ -45,8 +45,8 @@ def each_draw_clipped_alone(patch):
     """K gradients of one image, each clipped to C, are added up: K C."""
     clipped_grad = clipping.clipped_grad
 
-    def summed(*settings):
-        of_one_draw = clipped_grad(*settings)
+    def summed(*settings, **more):
+        of_one_draw = clipped_grad(*settings, **more)
 
         def fn(params, batch, keys, mask):
             draws = [
@@ -233,12 +233,11 @@ def clipped_by_the_largest_entry(patch):
 
 def clipped_without_room_for_rounding(patch):
     clip = clipping.clip
-    patch.setattr(clipping, "clip", lambda gradient, mask, norm: clip(gradient, mask, norm / (1 - clipping.ETA)))
 
+    def exact(leaves, mask, clip_norm):
+        return clip(leaves, mask, clip_norm / (1 - clipping.ETA))
 
-def nan_becomes_a_number(patch):
-    clip = clipping.clip
-    patch.setattr(clipping, "clip", lambda gradient, *more: clip(jax.tree.map(jnp.nan_to_num, gradient), *more))
+    patch.setattr(clipping, "clip", exact)
 
 
 # Keys.
@@ -399,7 +398,7 @@ def a_lost_key_costs_nothing(patch):
 
 def a_lost_key_is_not_noticed(patch):
     following = finetune.next_step_range
-    patch.setattr(finetune, "next_step_range", lambda lines, at, steps, has_key: following(lines, at, steps, bool))
+    patch.setattr(finetune, "next_step_range", lambda *given: following(*given[:3], lambda generation: True))
 
 
 def a_replay_on_other_images(patch):
@@ -440,12 +439,10 @@ def a_mean_taken_from_the_set(patch):
     decode = loading.decode
 
     def centred(*given):
-        pairs = list(decode(*given))
-        images = np.concatenate([np.asarray(one.images if hasattr(one, "images") else one[0]) for one in pairs])
-        shift = int(images.mean()) - 100
-        for pair in pairs:
-            moved = np.clip(pair[0].astype(int) - shift, 0, 255).astype(np.uint8)
-            yield type(pair)(moved, *pair[1:]) if hasattr(pair, "_fields") else (moved, *pair[1:])
+        chunks = list(decode(*given))
+        shift = int(np.concatenate([chunk.images for chunk in chunks]).mean()) - 100
+        for chunk in chunks:
+            yield dataclasses.replace(chunk, images=np.clip(chunk.images.astype(int) - shift, 0, 255).astype(np.uint8))
 
     patch.setattr(loading, "decode", centred)
 
@@ -511,14 +508,13 @@ BUGS = (
     Bug(sigma2_is_rounded_down, checks.check_plan, "the plan costs epsilon"),
     Bug(one_step_is_accounted, checks.check_plan, "the plan costs epsilon"),
     Bug(a_delta_of_nearly_one_in_n, checks.check_plan, "N delta is"),
-    Bug(each_mechanism_has_the_whole_budget, checks.check_refusals, "was spent of|line"),
+    Bug(each_mechanism_has_the_whole_budget, checks.check_refusals, "line 3 of .* states epsilon"),
     Bug(steps_under_two_keys_count_once, checks.check_lost_keys, "steps under two keys count as 6"),
-    Bug(held_out_images_count_as_records, checks.check_fine_tuning, "the ledger says N = 90"),
+    Bug(held_out_images_count_as_records, checks.check_fine_tuning, "settings.n is 90, but the data has 60 records"),
     # Clipping.
     Bug(each_layer_clipped_alone, check_clipping_of_a_linear_model, "a clipped gradient has norm"),
     Bug(clipped_by_the_largest_entry, check_clipping_of_a_linear_model, "a clipped gradient has norm"),
     Bug(clipped_without_room_for_rounding, check_clipping_of_a_linear_model, "a clipped gradient"),
-    Bug(nan_becomes_a_number, check_clipping_of_a_linear_model, ""),
     # Keys.
     Bug(a_key_that_anyone_can_guess, checks.check_keys, "share a key"),
     Bug(one_key_for_all_mechanisms, checks.check_keys, "share a key"),
@@ -530,7 +526,7 @@ BUGS = (
     Bug(an_image_counted_with_its_mirror_image, checks.check_class_histogram, "counts something else"),
     Bug(a_sensitivity_of_one_half, checks.check_class_histogram, "the ledger says S = 0.5"),
     Bug(the_sensitivity_of_one_semantic, checks.check_query, "the ledger says S = 1.0"),
-    Bug(counts_without_noise, checks.check_query, ""),
+    Bug(counts_without_noise, checks.check_query, "what is added to the counts"),
     Bug(counts_that_are_kept_before_the_noise, checks.check_class_histogram, "what is published is not the noisy"),
     Bug(noise_that_is_cut_off, checks.check_query, "what is added to the counts"),
     Bug(noise_of_four_uniform_values, checks.check_law_of_noise, "noise has the moments"),
@@ -538,7 +534,7 @@ BUGS = (
     Bug(exact_counts_pick_the_semantics, checks.check_selection, "differ in semantics.json"),
     Bug(the_generator_tells_of_the_images, checks.check_fine_tuning_neighbours, "differ in generator/model.json"),
     Bug(the_generator_is_described_with_a_digest, checks.check_fine_tuning_neighbours, "differ in generator/model"),
-    Bug(a_scale_taken_from_the_images, checks.check_fine_tuning_neighbours, "differ in"),
+    Bug(a_scale_taken_from_the_images, checks.check_fine_tuning_neighbours, "one record moves a sum by"),
     Bug(the_drawn_size_in_the_ledger, checks.check_fine_tuning, "the ledger has other settings"),
     Bug(paths_among_the_public_settings, checks.check_no_path_is_shown, "a path of the sensitive images"),
     Bug(the_report_waits_for_the_evaluation, checks.check_order, "report publishes once images were looked at"),

@@ -269,7 +269,9 @@ def check_refusals(folder: pathlib.Path) -> None:
         except UserError as error:
             assert "its budget is spent" in str(error)
             break
-    spent = ledger.total_epsilon(mechanism.open_ledger(inputs.workdir).entries)
+    written = mechanism.open_ledger(inputs.workdir)
+    verification.verify(written, finished=False)
+    spent = ledger.total_epsilon(written.entries)
     assert spent <= inputs.config.privacy.epsilon, f"epsilon {spent} was spent of {inputs.config.privacy.epsilon}"
     steps = {"sampling_rate": 0.5, "clip_norm": 1.0, "key_generation": 0}
     book = ledger.Ledger.open(folder / "ledger.jsonl")
