@@ -195,19 +195,20 @@ def test_strangers_at_the_port_are_no_processes():
     ],
     ids=str,
 )
-def test_a_malformed_message_ends_the_run_with_a_sentence(message, monkeypatch):
-    ended, done = [], threading.Event()
+def test_a_malformed_message_ends_the_run_with_a_sentence(message, monkeypatch, capsys):
+    statuses, done = [], threading.Event()
 
-    def end(team, *told):
-        ended.append(told)
+    def end(status):
+        statuses.append(status)
         done.set()
 
-    monkeypatch.setattr(processes.Team, "_end", end)
+    monkeypatch.setattr(os, "_exit", end)
     with processes.listen(0, "127.0.0.1") as server, socket.create_connection(server.getsockname()) as other:
         other.sendall(b'{"index": 1, "count": 2}\n' + json.dumps(message).encode() + b"\n")
         processes.gather(server, 2, 20, None)
         assert done.wait(20)
-    assert ended == [(1, "it sent what no process of a run sends; run the same command again.", 2)]
+    assert statuses == [2]
+    assert "process 1 of 2 ended: it sent what no process of a run sends" in capsys.readouterr().err
 
 
 def test_a_run_on_one_host_is_heard_on_that_host_alone():
