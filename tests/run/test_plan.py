@@ -5,12 +5,18 @@ import math
 import re
 
 import pytest
+from pipelines import tiny_config
 
+from privimage_jax import config as configs
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.accounting import Gaussian
+from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run import plan as plans
+from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.mechanism import terms
 from privimage_jax.run.plan import describe, make_plan, noise_by_accountant
+from privimage_jax.storage.workdir import Workdir
 
 N = 45_000  # with the batch and the epochs of the base config: B = 4096, T = 1647
 
@@ -71,6 +77,18 @@ def test_a_ledger_keeps_the_delta_that_was_the_default_when_it_was_opened():
     assert [make_plan(config, n, begun).delta for begun in (None, before, 2 * before)] == [n**-1.5, before, n**-1.5]
     config.privacy.delta = 1e-6
     assert make_plan(config, n, before).delta == 1e-6
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_under_its_delta(tmp_path):
+    config = tiny_config(tmp_path)
+    config.privacy.accountant = "rdp"
+    inputs = make_inputs(configs.check(config), Workdir(tmp_path / "run"))
+    inputs.workdir.create()
+    before = 1 / (60 * math.log(60))
+    opened = Ledger.open(inputs.workdir.ledger)
+    opened.append("open", **terms(inputs) | {"delta": before})
+    assert inputs.plan.delta == before
+    opened.check_terms(terms(inputs))
 
 
 def test_an_accountant_by_which_the_budget_is_too_small_has_no_noise():

@@ -92,7 +92,7 @@ class Runs:
         self.root = folder / "killed"
         self._cache = folder / "cache"
         plan = make_plan(self.config, N)  # solved once, in place of once a run
-        inputs.make_plan = lambda config, n: plan
+        inputs.make_plan = lambda config, n, begun: plan
         self.steps = self._record()
 
     def _start(self, root: pathlib.Path, observer: Observer) -> int:
