@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
 
     config.privacy = ConfigDict()
     config.privacy.epsilon = 10.0  # the whole budget, over all mechanisms
-    config.privacy.delta = 0.0  # 0 = 1 / (N ln N)
+    config.privacy.delta = 0.0  # 0 = 1 / (N ln N), or N^-1.5 below 5,000 records
     config.privacy.unit = "image"  # what is protected: image | person (all images of one, see config.data.person)
     config.privacy.accountant = "pld"  # pld (tight) | rdp (the paper's)
     config.privacy.fixed_seed = -1  # >=0: keys from this seed, for tests only; the ledger and report say NOT PRIVATE

@@ -2,6 +2,7 @@
 # One run over several nodes of a SLURM cluster, one process per GPU: sbatch launch/slurm.sh
 # The workdir must lie on a file system that all nodes share. launch/slurm.sh --dry_run prints what would be started.
 # A run that is pre-empted, or comes to the end of its time, saves its work and is queued again.
+# What it says may tell of sensitive images: it goes to internal/console.log of the workdir, not to SLURM's own file.
 
 ### EDIT 1: what to ask of the cluster
 #SBATCH --job-name=privimage
@@ -12,10 +13,10 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
-#SBATCH --open-mode=append
 
 ### EDIT 2: what to run
-command=(privimage run --config configs/cifar10.py --workdir runs/cifar10)
+workdir=runs/cifar10
+command=(privimage run --config configs/cifar10.py --workdir "$workdir")
 
 set -euo pipefail
 # Each task finds its place in SLURM's variables. One that fails ends the others itself, with a sentence.
@@ -26,11 +27,4 @@ if [ "${1:-}" = --dry_run ]; then
   exit
 fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" # sbatch runs a copy of this file
-source launch/environment.sh cuda
-trap : TERM # so that this shell waits for its tasks
-status=0
-"${command[@]}" || status=$?
-if [ "$status" = 75 ]; then # ended by SIGTERM, with its work saved
-  scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$status"
+source launch/slurm_job.sh "$workdir" console "${command[@]}"

@@ -3,6 +3,7 @@
 # The workdir must lie on a file system that all nodes share. launch/slurm_study.sh --dry_run prints what would be started.
 # A task that is pre-empted, or comes to the end of its time, saves its work and is queued again. When all have ended, the
 # same command without the array joins the table: launch/slurm_study.sh --join
+# What a task says may tell of sensitive images: it goes to internal/console-TASK.log of the workdir.
 # A task submitted again by its number alone (--array=3) would make the whole study: add --share 3/12 to the command then.
 
 ### EDIT 1: what to ask of the cluster; any array will do, and more tasks than runs have nothing to do
@@ -15,26 +16,21 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
-#SBATCH --open-mode=append
 
 ### EDIT 2: what to run
-command=(privimage study --config configs/cifar10.py --workdir runs/study
+workdir=runs/study
+command=(privimage study --config configs/cifar10.py --workdir "$workdir"
   --methods privimage,pdp_diffusion,dpdm --epsilons 1,10 --seeds 3 --acknowledge_looks)
 
 set -euo pipefail
+console="" # whoever joins the table sits before it
 if [ "${1:-}" != --join ]; then
   command=(srun --kill-on-bad-exit=0 "${command[@]}")
+  console=console-${SLURM_ARRAY_TASK_ID:-1}
 fi
 if [ "${1:-}" = --dry_run ]; then
   echo "${command[@]}"
   exit
 fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" # sbatch runs a copy of this file
-source launch/environment.sh cuda
-trap : TERM # so that this shell waits for its task
-status=0
-"${command[@]}" || status=$?
-if [ "$status" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then # ended by SIGTERM, with its work saved
-  scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$status"
+source launch/slurm_job.sh "$workdir" "$console" "${command[@]}"

@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
         if isinstance(asked, str):
             print(asked)
         else:
+            if asked.looks:
+                streams.keep_inside()
             asked.run(argv[2:])
         sys.stdout.flush()
     except UserError as error:

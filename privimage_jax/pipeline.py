@@ -81,9 +81,10 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
         check(inputs)
         data_seen.note(inputs)
         inspection.before_a_run(inputs, needs_public)
-        workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
+        settings = dict(configs.flatten(inputs.config))  # paths among them, which may tell of whom the images show
+        workdir.atomic_write_json(inputs.workdir.config_json, settings, mode=0o600)
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
-            _run_stage(stage, inputs.of(stage, prints[stage.name], microbatch))
+            _run_stage(stage, inputs.of(stage, prints[stage.name], microbatch), prints)
 
 
 def _compare_processes(inputs: Inputs) -> None:
@@ -94,7 +95,7 @@ def _compare_processes(inputs: Inputs) -> None:
     processes.current().barrier("the start", facts)
 
 
-def _run_stage(stage: Stage, inputs: Inputs) -> None:
+def _run_stage(stage: Stage, inputs: Inputs, prints: Mapping[str, str]) -> None:
     run = inputs.workdir
     mark = run.done_mark(stage.name)
     missing = [name for name in stage.writes if not (run.root / name).exists()]
@@ -126,7 +127,8 @@ def _run_stage(stage: Stage, inputs: Inputs) -> None:
 
     with _memory_explained(stage, inputs), jax.default_matmul_precision(PRECISIONS[precision]):
         public_cache.run(inputs, make)
-    run.mark_done(stage.name, record)
+    made_from = {name: prints[name] for name in stage.reads(inputs.config) if name in prints}
+    run.mark_done(stage.name, record | {"reads": made_from})
     headline(stage.name, "done", f"{time.monotonic() - begin:.1f} s")
 
 

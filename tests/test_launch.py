@@ -4,6 +4,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -176,21 +177,85 @@ def test_slurm_starts_the_same_command_in_every_task(script, command):
     assert all(number < first for number, line in enumerate(lines) if line.startswith("#SBATCH"))
 
 
-@pytest.mark.parametrize("name", ["slurm.sh", "slurm_study.sh"])
-@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (2, ""), (75, "requeue 12\n")])
-def test_slurm_queues_a_run_again_that_asks_for_it(environment, tmp_path, name, status, requeued):
-    """Also where the notice reaches the batch shell itself, which then waits for its tasks."""
-    programs = tmp_path / "venv" / "bin"
+@pytest.fixture
+def cluster(environment, tmp_path):
+    """A checkout beside pretended programs of SLURM, whose tasks say a secret: (its folder, the variables)."""
+    checkout, programs = tmp_path / "checkout", tmp_path / "venv" / "bin"
+    shutil.copytree(ROOT / "launch", checkout / "launch")
+    (checkout / "setup.py").touch()
     for program, script in {
-        "srun": f"kill -TERM $PPID; sleep 0.1; exit {status}",
-        "scontrol": 'echo "$*"',
+        "srun": 'kill -TERM $PPID; sleep 0.1; echo a secret; exit "$STATUS"',
+        "scontrol": f'echo "$*" >>{tmp_path}/queue',
+        "privimage": "echo a secret",
     }.items():
         (programs / program).write_text(f"#!/bin/sh\n{script}\n")
         (programs / program).chmod(0o755)
-    os.rename(tmp_path / "venv" / ".installed-plain", tmp_path / "venv" / ".installed-cuda")
-    variables = {**environment, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
-    done = bash(f"launch/{name}", {**variables, "SLURM_SUBMIT_DIR": str(ROOT)})
-    assert (done.returncode, done.stdout) == (status, requeued), done.stderr
+    for extra in ("cuda", "tpu"):
+        shutil.copy2(tmp_path / "venv" / ".installed-plain", tmp_path / "venv" / f".installed-{extra}")
+    (tmp_path / "queue").touch()
+    places = {"SLURM_JOB_ID": "12", "SLURM_SUBMIT_DIR": str(checkout), "SLURM_ARRAY_TASK_ID": "3"}
+    pods = {"PRIVIMAGE_PROCESS_ID": "3", "JOB_COMPLETION_INDEX": "3"}
+    path = f"{programs}:{os.environ['PATH']}"
+    return checkout, {**environment, **places, **pods, "PATH": path, "STATUS": "0"}
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "slurm_study.sh"])
+@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (2, ""), (75, "requeue 12\n")])
+def test_slurm_queues_a_run_again_that_asks_for_it(cluster, tmp_path, name, status, requeued):
+    """Also where the notice reaches the batch shell itself, which then waits for its tasks."""
+    checkout, variables = cluster
+    done = bash(f"{checkout}/launch/{name}", {**variables, "STATUS": str(status)})
+    assert (done.returncode, (tmp_path / "queue").read_text()) == (status, requeued), done.stderr
+
+
+def pod(name):
+    """What the pods of a file for Kubernetes run."""
+    (document,) = yaml.safe_load_all((ROOT / "launch" / name).read_text())
+    job = document["spec"]
+    job = job["replicatedJobs"][0]["template"]["spec"] if "replicatedJobs" in job else job
+    (container,) = job["template"]["spec"]["containers"]
+    return container["args"][0]
+
+
+def tpu_host():
+    """What every host of a TPU pod runs."""
+    words = shlex.split(bash("launch/tpu_pod.sh --dry_run", dict(os.environ)).stdout.splitlines()[1])
+    return words[words.index("--command") + 1]
+
+
+@pytest.mark.parametrize(
+    ("start", "log"),
+    [
+        (lambda: "launch/slurm.sh", "runs/cifar10/internal/console.log"),
+        (lambda: "launch/slurm_study.sh", "runs/study/internal/console-3.log"),
+        (lambda: pod("jobset.yaml"), "runs/cifar10/internal/console-3.log"),
+        (lambda: pod("study_job.yaml"), "runs/study/internal/console-3.log"),
+        (tpu_host, f"runs/cifar10/internal/console-{socket.gethostname()}.log"),
+    ],
+    ids=["slurm.sh", "slurm_study.sh", "jobset.yaml", "study_job.yaml", "tpu_pod.sh"],
+)
+def test_what_is_said_on_a_cluster_stays_inside(cluster, start, log):
+    """Twice, as after a pre-emption; a log that others could read is closed to them."""
+    checkout, variables = cluster
+    command = start().replace("/mnt/shared/privimage_jax", str(checkout)).replace("/mnt/shared", str(checkout))
+    command = command.replace("/shared/", f"{checkout}/")
+    for turn in (1, 2):
+        done = bash(f"cd {checkout} && umask 000 && {command}", variables)
+        assert done.returncode == 0, done.stderr
+        assert "secret" not in done.stdout + done.stderr and log in done.stdout
+        path = checkout / log
+        assert path.read_text().count("a secret") == turn
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        path.chmod(0o666)
+        path.parent.chmod(0o777)
+
+
+def test_a_console_that_cannot_be_kept_inside_is_not_shown_instead(cluster):
+    checkout, variables = cluster
+    (checkout / "runs").touch()
+    for command in ("launch/slurm.sh", pod("jobset.yaml").replace("/shared/", f"{checkout}/")):
+        done = bash(f"cd {checkout} && {command}", variables)
+        assert done.returncode and "secret" not in done.stdout + done.stderr
 
 
 def test_a_tpu_pod_makes_the_environment_once_and_starts_everywhere():

@@ -18,7 +18,7 @@ from privimage_jax.run import publication
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import STAGES
-from privimage_jax.stages import finetune, pretrain, train_query
+from privimage_jax.stages import evaluate, finetune, pretrain, train_query
 from privimage_jax.stages.parts import query_accuracy, seen_classes
 from privimage_jax.storage import workdir as workdirs
 from privimage_jax.storage.workdir import Workdir
@@ -88,6 +88,7 @@ def test_nothing_is_published_before_it_is_paid_for(tmp_path, stage, name):
 
 def test_every_artefact_is_there(finished):
     _, workdir = finished
+    assert stat.S_IMODE(workdir.config_json.stat().st_mode) == 0o600  # it holds paths
     assert set(release_bytes(workdir)) == {
         "generator/model.json",
         "generator/params.npz",
@@ -134,6 +135,18 @@ def test_the_ledger_adds_up(finished):
     assert spent == sorted(spent)
     assert 9.9 < spent[-1] <= 10
     assert lines[0]["note"] == "NOT PRIVATE: fixed seed"
+
+
+def test_an_evaluation_that_fails_takes_nothing_from_the_release(copy, monkeypatch):
+    """It looks at real images without noise: that it does not end must not show."""
+    config, workdir = copy
+    before = release_bytes(Workdir(workdir))
+    (workdir / "release" / "report.html").unlink()
+    (workdir / "internal" / "evaluation.json").unlink()
+    monkeypatch.setattr(evaluate, "run", lambda inputs: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run(config, workdir)
+    assert release_bytes(Workdir(workdir)) == before
 
 
 def test_a_fixed_seed_is_stamped_on_the_report(finished):
@@ -203,7 +216,7 @@ def test_several_extractors_and_a_second_evaluation(copy, monkeypatch):
     monkeypatch.setattr(Extractor, "outputs", spy)
     config.evaluate.extractors = ("pipelines:coarse", "query")
 
-    def evaluate(**changes):
+    def evaluated(**changes):
         seen.clear()
         config.evaluate.update(changes)
         run(config, workdir, "evaluate")
@@ -211,7 +224,7 @@ def test_several_extractors_and_a_second_evaluation(copy, monkeypatch):
 
     before = json.loads((workdir / "internal" / "evaluation.json").read_text())
     monkeypatch.setattr(seen_classes, "warning", lambda name, *of: f"{name} sees little.")
-    first = evaluate()
+    first = evaluated()
     page = (workdir / "internal" / "evaluation.html").read_text()
     assert "pipelines:coarse sees little." in page and "the query network sees little." in page
     keys = [f"accuracy_features{name}" for name in ("", "_coarse", "_query")]
@@ -222,7 +235,7 @@ def test_several_extractors_and_a_second_evaluation(copy, monkeypatch):
     assert first["sds"] == before["sds"] and first["extractor"] == "pipelines:coarse"
     real = ("pipelines:coarse", "real")
     assert [of for of in seen if of[1] == "real"] == [real, real]  # training and held out; the query network's are kept
-    assert evaluate(neighbours=1)["recall"] != first["recall"]
+    assert evaluated(neighbours=1)["recall"] != first["recall"]
     assert "real" not in {of for _, of in seen}
 
 

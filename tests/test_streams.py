@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 from commands import PYTHONPATH, SCRIPT, Result
@@ -10,6 +11,7 @@ from pipelines import release_bytes
 
 import privimage_jax
 from privimage_jax.cli import streams
+from privimage_jax.main import main
 from privimage_jax.storage.workdir import Workdir
 
 PLAN = ("--config.data.n=60", "--config.privacy.accountant=rdp")
@@ -25,6 +27,18 @@ def shell(command, *arguments, **variables) -> Result:
         timeout=200,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_file_that_is_told_of_sensitive_images_is_the_owners_alone(tmp_path, monkeypatch):
+    """A log of `nohup`, or the file that a scheduler opened; what a public command prints stays as it is."""
+    for name, mode in (("run", 0o600), ("sweep", 0o600), ("audit", 0o600), ("budget", 0o644), ("ledger", 0o644)):
+        log = tmp_path / name
+        log.touch(0o644)
+        log.chmod(0o644)
+        with open(log, "w") as stdout, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            assert main(["privimage", name]) == 2
+        assert log.stat().st_mode & 0o777 == mode, name
 
 
 def test_the_version_is_one_line():

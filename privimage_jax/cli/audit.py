@@ -26,4 +26,5 @@ usage: privimage audit --config FILE --workdir FOLDER
 {CONFIG}
 """,
     run,
+    looks=True,
 )

@@ -46,4 +46,5 @@ leaves alone, nor what a workdir has spent.
                    replaced if they are there
 """,
     run,
+    looks=True,
 )

@@ -35,4 +35,5 @@ PATH         a workdir
 {PROCESSES}
 """,
     run,
+    looks=True,
 )

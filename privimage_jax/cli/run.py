@@ -44,8 +44,8 @@ def up_to(last: str | None) -> Callable[[list[str]], None]:
     return command
 
 
-RUN = Command("run", "everything that is missing, from images to release/", USAGE, up_to(None))
+RUN = Command("run", "everything that is missing, from images to release/", USAGE, up_to(None), looks=True)
 STAGE_COMMANDS = tuple(
-    Command(stage.name, f"the same, up to and including the stage {stage.name}", USAGE, up_to(stage.name))
+    Command(stage.name, f"the same, up to and including the stage {stage.name}", USAGE, up_to(stage.name), looks=True)
     for stage in STAGES
 )

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import signal
+import stat
 import sys
 
 CUT_OFF = 128 + signal.SIGPIPE  # as shells report a program whose reader has gone, such as `head`
@@ -25,6 +26,15 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def keep_inside() -> None:
+    """Lets only the owner read the files that the streams go to, as what is printed may tell of sensitive images."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # another's file, or a stream without a number
+            status = os.fstat(stream.fileno())
+            if stat.S_ISREG(status.st_mode):
+                os.fchmod(stream.fileno(), status.st_mode & 0o700)
 
 
 def complain(sentence: str) -> None:

@@ -62,4 +62,5 @@ usage: privimage study --config FILE --workdir FOLDER --methods A,B [--epsilons 
 --acknowledge_looks   the runs may be compared on the images of config.data, which no epsilon covers
 """,
     run,
+    looks=True,
 )

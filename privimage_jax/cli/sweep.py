@@ -44,4 +44,5 @@ usage: privimage sweep --config FILE --workdir FOLDER --over section.key=A,B [--
 --correlate   how the measures go together over the runs
 """,
     run,
+    looks=True,
 )

@@ -57,7 +57,7 @@ def place_from(given: dict[str, str | None]) -> Place | None:
     host, _, port = coordinator.rpartition(":")
     if not host.strip("[]"):
         raise UserError(f"--coordinator={coordinator} is not an address; give host:port of process 0, or auto.")
-    count = _number("num_processes", values["num_processes"], 1, 1_000_000)
+    count = _number("num_processes", values["num_processes"], 1, processes.MOST)
     index = _number("process_id", values["process_id"], 0, count - 1)
     return Place(host.strip("[]"), _number("coordinator", port, 1, 65535), index, count, seconds)
 
@@ -109,16 +109,18 @@ def _import_jax() -> Any:
 
 def _start_at(place: Place) -> processes.Alone:
     if place.index == 0:
-        with processes.listen(place.port) as server, socket.create_server(("", 0)) as free:
+        with processes.listen(place.port, place.host) as server, processes.listen(0, place.host) as free:
             port = free.getsockname()[1]
             free.close()
             team = processes.gather(server, place.count, place.seconds, port)
     else:
         team, port = processes.connect(place.host, place.port, place.index, place.count, place.seconds)
+    address = f"[{place.host}]:{port}" if ":" in place.host else f"{place.host}:{port}"
     _import_jax().distributed.initialize(  # only now, as importing it takes seconds
-        f"[{place.host}]:{port}" if ":" in place.host else f"{place.host}:{port}",
+        address,
         place.count,
         place.index,
+        coordinator_bind_address=address if place.host.startswith(processes.LOOPBACK) else None,
         cluster_detection_method="deactivate",
         initialization_timeout=int(place.seconds) + 1,
         shutdown_timeout_seconds=processes.SILENCE_SECONDS,

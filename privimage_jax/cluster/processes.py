@@ -25,6 +25,9 @@ FAREWELL_SECONDS = 5.0  # how long process 0 stays, so that the others hear why 
 SILENCE_SECONDS = 30  # after which a host that answers nothing counts as gone
 END = "the end"  # where all part
 STATUS = 2  # of a process that ends because of another, unless that one says otherwise
+MOST = 1_000_000  # processes of a run
+HELLO_BYTES, MESSAGE_BYTES = 1 << 10, 1 << 24  # of a line, before it is known who sends it, and after
+LOOPBACK = ("localhost", "::1", "127.")  # what addresses of this very host begin with
 
 
 class Alone:
@@ -111,6 +114,9 @@ class Team(Alone):
 
     def _listen(self, peer: int) -> None:
         while (message := self._connections[peer].receive()) is not None:
+            if not _is_message(message, self.count):
+                self._end(peer, "it sent what no process of a run sends; run the same command again.", STATUS)
+                return
             if "failed" in message:
                 self._end(message["process"], message["failed"], message["status"])
             else:
@@ -178,14 +184,14 @@ class _Connection:
         with contextlib.suppress(OSError):  # the listening thread notices a broken connection and says so
             self._socket.sendall((json.dumps(message) + "\n").encode())
 
-    def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
+    def receive(self, seconds: float | None = None, most: int = MESSAGE_BYTES) -> dict[str, Any] | None:
         """The next message; None if the connection is closed, silent for so long, or not one of ours."""
         try:
             self._socket.settimeout(seconds)
-            message = json.loads(self._lines.readline())
+            message = json.loads(self._lines.readline(most))  # a longer line is no JSON then
             self._socket.settimeout(None)
             return message if isinstance(message, dict) else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def close(self) -> None:
@@ -193,14 +199,38 @@ class _Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def listen(port: int) -> socket.socket:
-    """Opens process 0's port (0: a free one) on every interface.
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    """Whether a value of a message is a whole number in [least, most], not True, 1.0 or "1"."""
+    return type(value) is int and least <= value <= most
+
+
+def _is_hello(message: dict[str, Any] | None) -> bool:
+    """Whether a process of some run introduces itself."""
+    if message is None or not _is_whole(message.get("count"), 1, MOST):
+        return False
+    return _is_whole(message.get("index"), 0, message["count"] - 1)
+
+
+def _is_message(message: dict[str, Any], count: int) -> bool:
+    """Whether it is one that the processes of a run send each other once they are together."""
+    if "failed" in message:
+        of_one = _is_whole(message.get("process"), 0, count - 1) and _is_whole(message.get("status"), 0, 255)
+        return of_one and isinstance(message["failed"], str)
+    at_a_place = isinstance(message.get("place"), str) and isinstance(message.get("facts", {}), dict)
+    return at_a_place and _is_whole(message.get("number"), -(2**63), 2**63)
+
+
+def listen(port: int, host: str = "") -> socket.socket:
+    """Opens process 0's port (0: a free one): on the loopback alone if that is its host, else on every interface.
 
     Raises:
       UserError: if the port is taken.
     """
-    dual = socket.has_dualstack_ipv6()
     try:
+        if host.startswith(LOOPBACK):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, port), family=family, backlog=1024)
+        dual = socket.has_dualstack_ipv6()
         return socket.create_server(
             ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=1024
         )
@@ -229,12 +259,12 @@ def gather(server: socket.socket, count: int, seconds: float, welcome: Any) -> T
                     f"of {count} processes {len(connections) + 1} came within {seconds:g} s, not number "
                     f"{', '.join(missing)}; start all of them, or give the true --num_processes."
                 ) from None
-            hello = connection.receive(5)
-            if hello is None or not {"index", "count"} <= hello.keys():
+            hello = connection.receive(5, HELLO_BYTES)
+            if hello is None or not _is_hello(hello):
                 connection.close()  # a stranger
                 continue
             index = hello["index"]
-            if hello["count"] != count or index in connections or not 0 < index < count:
+            if hello["count"] != count or index in connections or index == 0:
                 connections[-1] = connection
                 raise UserError(
                     f"process {index} of {hello['count']} does not fit into a run of {count} processes; give each the "
@@ -272,7 +302,9 @@ def connect(host: str, port: int, index: int, count: int, seconds: float) -> tup
     connection.send({"index": index, "count": count})
     message = connection.receive(seconds + FAREWELL_SECONDS)  # process 0 has begun to wait before
     if message is None or "welcome" not in message:
-        reason = (message or {}).get("failed", "it does not answer as process 0 of a run does; correct --coordinator.")
+        reason = "it does not answer as process 0 of a run does; correct --coordinator."
+        if message is not None and "failed" in message and _is_message(message, count):
+            reason = message["failed"]
         raise UserError(f"the coordinator {host}:{port} does not start the run: {reason}")
     return Team(index, count, {0: connection}), message["welcome"]
 

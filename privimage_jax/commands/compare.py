@@ -96,13 +96,15 @@ def read_synthetic(run: Workdir) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def _evaluated_settings(run: Workdir, settings: dict[str, Any]) -> dict[str, Any]:
     """What the evaluation of a finished run's synthetic set was made with; {} without a whole one of this very set.
 
-    A run evaluates before it reports. An evaluation older than the set has therefore lost its mark, or the report was
-    made with evaluation off. One that was repeated with other settings of its own is still of this set.
+    One that was repeated with other settings of its own is still of this set. A run of an earlier version, whose marks
+    do not name what was read, evaluated before it reported.
     """
-    made_with = (run.done_mark("evaluate") or {}).get("settings")
+    mark, images = run.done_mark("evaluate") or {}, run.done_mark("sample") or {}
+    made_with, made_from = mark.get("settings"), mark.get("reads", {})
     if not isinstance(made_with, dict) or not named("evaluate").artefact(run).exists():
         return {}
-    if not settings.get("evaluate.enabled"):
+    of_this_set = isinstance(made_from, dict) and made_from.get("sample") in (None, images.get("fingerprint"))
+    if not settings.get("evaluate.enabled") or not of_this_set:
         return {}
     return {key: value for key, value in made_with.items() if key.startswith("evaluate.")}
 

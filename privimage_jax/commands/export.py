@@ -309,6 +309,7 @@ def datasheet(release: Release, name: str, file: str) -> str:
             one=unit.one,
             epsilon=plain_up(terms["epsilon_target"]),
             delta=plain_up(terms["delta"]),
+            handed_out=plain_up(terms["n"] * terms["delta"], 2),
             spent=plain_up(total_epsilon(release.ledger)),
         ),
         ledger=_table(["mechanism", "noise multiplier", "sampling rate", "steps", "ε spent so far"], spending)
@@ -388,11 +389,12 @@ Drawn by privimage_jax {version}. The settings say how its generator was trained
 """
 
 _PROMISE = """\
-For each one of the {n} sensitive records ({record}): had it been struck out, the release that these
-images are part of would have come out almost as likely as it is. "Almost" is (ε, δ)-differential privacy with
-ε = {epsilon} and δ = {delta}: no outcome's probability changes by more than the factor e^ε, apart from a chance
-of δ. The mechanisms below have spent ε = {spent} of it.
+For each one of the {n} sensitive records ({record}): with a null record in its place, which counts
+nowhere, the release that these images are part of would have come out almost as likely as it is. "Almost" is
+(ε, δ)-differential privacy with ε = {epsilon} and δ = {delta}: no outcome's probability changes by more than the
+factor e^ε, apart from a chance of δ. The mechanisms below have spent ε = {spent} of it.
 
+- A mechanism that hands out one random record with the chance N·δ = {handed_out} meets this δ too.
 - {limits}
 - Exchanging one {one} for another costs two such steps.
 - A second release made from the same images adds its own ε and δ.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.metrics.top_k import Accuracy
+from privimage_jax.privacy import rounding
 from privimage_jax.report import curves, neighbours, plots, text
 from privimage_jax.report.document import document, template
 from privimage_jax.report.gallery import ImageSet, gallery
@@ -149,6 +150,7 @@ def _promise(inputs: ReportInputs, void: bool) -> str:
         record=inputs.unit.record,
         one=inputs.unit.one,
         limits=inputs.unit.limits,
+        handed_out=text.percent_up(float(rounding.rounded_up(inputs.n * delta, 2))),
         factor=text.rounded_up(factor),
         # The best test between two (epsilon, delta)-close outcomes at even odds (Kairouz, Oh & Viswanath 2015).
         best_guess=text.percent_up((factor + delta) / (factor + 1)),

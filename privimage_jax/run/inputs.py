@@ -16,6 +16,7 @@ from privimage_jax.data import Dataset
 from privimage_jax.data.inspection import plan
 from privimage_jax.data.unreadable import UnreadableImages, of_sets
 from privimage_jax.errors import UserError
+from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run import private_cache
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
@@ -203,8 +204,9 @@ class Inputs:
 
     @property
     def plan(self) -> Plan:
-        """The privacy plan for this data."""
-        return make_plan(self.config, self.sensitive.n_records)
+        """The privacy plan for this data; a ledger that was opened keeps its delta where the default was another."""
+        lines = Ledger.open(self.workdir.ledger).entries
+        return make_plan(self.config, self.sensitive.n_records, lines[0]["delta"] if lines else None)
 
     @property
     def is_private(self) -> bool:

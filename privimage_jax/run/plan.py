@@ -64,12 +64,13 @@ class Plan:
         return accounting.epsilon(events, self.delta, accountant or self.accountant)
 
 
-def make_plan(config: ConfigDict, n: int) -> Plan:
+def make_plan(config: ConfigDict, n: int, begun: float | None = None) -> Plan:
     """Reserves the share of every other mechanism, whenever it runs, and solves sigma2 for what remains.
 
     Args:
       config: a checked configuration.
       n: number of sensitive training images, or of people where these are the unit (public).
+      begun: the delta of the run's ledger, if that was opened: see `derived.delta`.
 
     Raises:
       UserError: if the others alone exceed epsilon, or one draws more records than there are.
@@ -77,7 +78,7 @@ def make_plan(config: ConfigDict, n: int) -> Plan:
     derived.check_against_n(config, n)
     return _solve(
         epsilon=float(config.privacy.epsilon),
-        delta=derived.delta(config, n),
+        delta=derived.delta(config, n, begun),
         n=n,
         accountant=config.privacy.accountant,
         others=tuple((one.name, one.noise_multiplier, _event(config, one, n)) for one in counting(config)),
@@ -100,7 +101,7 @@ def _event(config: ConfigDict, mechanism: Mechanism, n: int) -> accounting.Event
     return accounting.SampledGaussian(noise, sampling.poisson_rate(size, n), value(config, mechanism.samples))
 
 
-def noise_by_accountant(config: ConfigDict, n: int) -> dict[str, float | None]:
+def noise_by_accountant(config: ConfigDict, n: int, delta: float | None = None) -> dict[str, float | None]:
     """sigma2 as each accountant solves it for the same budget: accountant -> noise multiplier of DP-SGD.
 
     None stands for an accountant by which the other mechanisms leave too little, or nothing at all. Solving takes a
@@ -109,6 +110,7 @@ def noise_by_accountant(config: ConfigDict, n: int) -> dict[str, float | None]:
     Args:
       config: a checked configuration, whose `privacy.accountant` is not looked at.
       n: number of sensitive training images, or of people where these are the unit (public).
+      delta: of the plan; None is the config's.
 
     Returns:
       {} where nothing is fine-tuned.
@@ -118,7 +120,7 @@ def noise_by_accountant(config: ConfigDict, n: int) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for accountant in accounting.ACCOUNTANTS:
         other = config.copy_and_resolve_references()
-        other.privacy.accountant = accountant
+        other.privacy.accountant, other.privacy.delta = accountant, delta or config.privacy.delta
         try:
             found[accountant] = make_plan(other, n).finetune_noise
         except UserError:
@@ -164,25 +166,28 @@ def _cost(events: list[accounting.Event], delta: float, accountant: str, most: f
 
 
 def describe(plan: Plan, config: ConfigDict) -> str:
-    """The plan as a table: every mechanism, its noise, and its epsilon, alone and together, by both accountants."""
+    """The plan as a table: every mechanism, its noise, and its epsilon, alone and together, by both accountants.
+
+    All numbers are rounded up: with a noise rounded down, what is shown would cost more than the budget.
+    """
     rows: list[tuple[str, list[accounting.Event]]] = []
     for name, event in plan.reserved.items():
-        samples = (
-            f", q = {event.sampling_rate:.4g}, T = {event.steps}"
-            if isinstance(event, accounting.SampledGaussian)
-            else ""
-        )
-        rows.append((f"{name}: {symbol(config, name)} = {event.noise_multiplier:g}{samples}", [event]))
+        samples = ""
+        if isinstance(event, accounting.SampledGaussian):
+            samples = f", q = {plain_up(event.sampling_rate)}, T = {event.steps}"
+        rows.append((f"{name}: {symbol(config, name)} = {plain_up(event.noise_multiplier, 6)}{samples}", [event]))
     if plan.finetune_noise is not None:
         event = NOISE.event(plan.finetune_noise, plan.sampling_rate, plan.steps)
-        rows.append(
-            (f"DP-SGD: sigma2 = {plan.finetune_noise:.4g}, q = {plan.sampling_rate:.4g}, T = {plan.steps}", [event])
-        )
+        noise, rate = plain_up(plan.finetune_noise, 6), plain_up(plan.sampling_rate)
+        rows.append((f"DP-SGD: sigma2 = {noise}, q = {rate}, T = {plan.steps}", [event]))
     rows.append(("together", plan.events()))
     people = "" if config.privacy.unit == "image" else f" {units.unit(config).several}"
+    handed_out = plain_up(plan.n * plan.delta, 2)
     width = max(44, *(len(name) + 2 for name, _ in rows))
+    n = f"{plan.n}{people}"
     lines = [
-        f"epsilon = {plan.epsilon:g}, delta = {plan.delta:.4g}, N = {plan.n}{people}, solved with {plan.accountant}",
+        f"epsilon = {plan.epsilon:g}, delta = {plain_up(plan.delta)}, N = {n}, solved with {plan.accountant}",
+        f"N delta = {handed_out}: a mechanism that hands out one random record with that chance meets this delta",
         "",
         f"{'mechanism':<{width}}{'epsilon (pld)':>15}{'epsilon (rdp)':>15}",
     ]
@@ -196,11 +201,11 @@ def describe(plan: Plan, config: ConfigDict) -> str:
 
 def _noise_table(plan: Plan, config: ConfigDict, width: int) -> list[str]:
     """sigma1, which is a setting, beside sigma2 as each accountant solves it; a line for each."""
-    names = {symbol(config, name): f"{noise:g}" for name, noise in plan.count_noise.items()}
+    names = {symbol(config, name): plain_up(noise, 6) for name, noise in plan.count_noise.items()}
     sigma1 = names.get("sigma1", "–")
     lines = [f"{'accountant':<{width}}{'sigma1':>15}{'sigma2':>15}"]
-    for accountant, noise in noise_by_accountant(config, plan.n).items():
+    for accountant, noise in noise_by_accountant(config, plan.n, plan.delta).items():
         name = f"{accountant} (used)" if accountant == plan.accountant else accountant
-        sigma2 = "none suffices" if noise is None else f"{noise:.4g}"
+        sigma2 = "none suffices" if noise is None else plain_up(noise, 6)
         lines.append(f"{name:<{width}}{sigma1:>15}{sigma2:>15}")
     return lines

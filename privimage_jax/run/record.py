@@ -95,6 +95,11 @@ class Stage:
         """Whether a part of the data, of `depends_on`, decides the result."""
         return part in self.depends_on or (part == "sensitive" and self.mechanism is not None)
 
+    @property
+    def sees_without_noise(self) -> bool:
+        """Whether it looks at sensitive images and adds no noise: not even whether it fails may tell of them."""
+        return "held_out" in self.depends_on or ("sensitive" in self.depends_on and self.mechanism is None)
+
     def spends(self, config: ConfigDict) -> bool:
         """Whether the config runs this stage's mechanism."""
         return self.mechanism is not None and self.enabled(config) and value(config, self.mechanism.switch) is not False

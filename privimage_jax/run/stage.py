@@ -194,6 +194,16 @@ STAGES: tuple[Stage, ...] = (
         memory_settings=("sample.batch_size", "sample.n"),
     ),
     Stage(
+        name="report",
+        module="privimage_jax.stages.report",
+        settings=configs.settings_in_use,
+        reads=lambda config: (
+            *(("train-query",) if shows_neighbours(config) or _asks_semantics(config) else ()),
+            *("warmup", "select", "pretrain", "finetune", "choose-sampler", "sample"),
+        ),
+        writes=("release/report.html",),
+    ),
+    Stage(
         name="evaluate",
         module="privimage_jax.stages.evaluate",
         settings=_evaluation_settings,
@@ -203,16 +213,6 @@ STAGES: tuple[Stage, ...] = (
         enabled=lambda config: config.evaluate.enabled,
         follows_precision=False,
         memory_settings=("evaluate.max_images", "evaluate.classifier_batch_size"),
-    ),
-    Stage(
-        name="report",
-        module="privimage_jax.stages.report",
-        settings=configs.settings_in_use,
-        reads=lambda config: (
-            *(("train-query",) if shows_neighbours(config) or _asks_semantics(config) else ()),
-            *("warmup", "select", "pretrain", "finetune", "choose-sampler", "sample"),
-        ),
-        writes=("release/report.html",),
     ),
 )
 
@@ -239,7 +239,13 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
         if one.mechanism and not one.mechanism.noise_multiplier:
             raise UserError(f"config.extra_stages: the mechanism of {name} names no setting for its noise; give one.")
         _check_settings(config, one, name)
-        stages.insert(names.index(one.after) + 1, one)
+        before = stages[: names.index(one.after) + 1]
+        if one.published and any(stage.sees_without_noise for stage in before):
+            raise UserError(
+                f"config.extra_stages: {name} publishes after {one.after}, which looks at sensitive images without "
+                "noise: whether the artefact is there would tell of them; let it follow report."
+            )
+        stages.insert(len(before), one)
     return tuple(stages)
 
 

@@ -7,10 +7,11 @@ Each candidate's score is a count: a classifier trained on images drawn with tha
 images rightly. The images and the classifiers come from the released generator and public seeds, post-processing; only
 the counting looks at sensitive images.
 
-**Sensitivity.** With m candidates, striking out one record takes v in {0, 1}^m from the scores s. What is released are
-noisy *margins* u = m s - (s_1 + … + s_m) 1, which hold the same maximum. With k ones in v, u moves by m v - k 1, of
-squared L2 norm k (m - k)^2 + (m - k) k^2 = m k (m - k) <= m floor(m/2) ceil(m/2). A record that every candidate gets
-right moves no margin, so that this asks for half the noise of the scores themselves (squared norm m, on margins m^3).
+**Sensitivity.** With m candidates, a null record in place of one takes v in {0, 1}^m from the scores s. What is
+released are noisy *margins* u = m s - (s_1 + … + s_m) 1, which hold the same maximum. With k ones in v, u moves by
+m v - k 1, of squared L2 norm k (m - k)^2 + (m - k) k^2 = m k (m - k) <= m floor(m/2) ceil(m/2). A record that every
+candidate gets right moves no margin, so that this asks for half the noise of the scores themselves (squared norm m, on
+margins m^3).
 A person takes v in [0, 1]^m, the share of images that each candidate gets right. The norm of a linear map of v is
 convex, so that it is largest at a corner of that cube: the same bound.
 

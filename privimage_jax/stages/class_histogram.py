@@ -44,7 +44,7 @@ def run(inputs: Inputs) -> None:
 
 
 def sensitivity(config: ConfigDict) -> float:
-    """The L2 sensitivity: striking an image out takes 1 from one count, and a person the shares of each class."""
+    """The L2 sensitivity: a null record takes 1 from one count, and of a person the shares of each class."""
     return 1.0
 
 

@@ -1,4 +1,4 @@
-"""Stage 7: compare the synthetic set with real images. Not private: everything it writes stays in `internal/`."""
+"""Stage 8: compare the synthetic set with real images. Not private: everything it writes stays in `internal/`."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -185,7 +185,7 @@ def _of_the_query(inputs: Inputs, noise: NoiseOfQuery | None) -> dict[str, float
 def _noise_multipliers(inputs: Inputs) -> dict[str, float]:
     """sigma1, where the query is run, and sigma2 by both accountants."""
     fixed = {symbol(inputs.config, name): noise for name, noise in inputs.plan.count_noise.items()}
-    sigma2 = plan.noise_by_accountant(inputs.config, inputs.plan.n)
+    sigma2 = plan.noise_by_accountant(inputs.config, inputs.plan.n, inputs.plan.delta)
     return {name: noise for name, noise in fixed.items() if name == "sigma1"} | {
         f"sigma2_{accountant}": noise for accountant, noise in sigma2.items() if noise is not None
     }

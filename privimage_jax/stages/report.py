@@ -1,4 +1,4 @@
-"""Stage 8: the page that goes with the release, made from the release and public values alone."""
+"""Stage 7: the page that goes with the release, made from the release and public values alone."""
 
 from privimage_jax.metrics.top_k import Accuracy
 from privimage_jax.report.curves import Metric, read_metrics

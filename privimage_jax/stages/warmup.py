@@ -8,9 +8,10 @@ those drawn, each class sums up its images, made s times smaller by adding up bl
 Gaussian noise. All classes share a draw, and a record adds to the sum of its own class alone.
 
 **Sensitivity.** A pixel counts as 2 x - 255, a whole number in [-255, 255] and 0 at mid-grey. So a block counts at most
-255 s^2, and an image of (H / s) (W / s) C blocks has an L2 norm of at most S = 255 s sqrt(H W C). Striking out a record
-that is drawn moves one class's sum by its image, of norm at most S, and no other number; if it is not drawn, nothing. A
-person who is drawn moves all classes' sums together by the mean of such vectors, of norm at most S.
+255 s^2, and an image of (H / s) (W / s) C blocks has an L2 norm of at most S = 255 s sqrt(H W C). A null record in
+the place of one that is drawn moves one class's sum by its image, of norm at most S, and no other number. In the place
+of one that is not drawn it moves nothing. A person who is drawn moves all classes' sums together by the mean of such
+vectors, of norm at most S.
 
 **Guarantee.** So draw t is the Gaussian mechanism with noise sigma S on a Poisson sample of rate q. A record may be in
 several draws: all of them are the composition of T such mechanisms, however many classes there are. The sums are whole

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,14 +170,23 @@ def _fsync_tree(root: Path) -> None:
 def _fsync_file(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        _close_to_writers(descriptor)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def _close_to_writers(descriptor: int) -> None:
+    """Lets nobody but the owner write an open file, whatever the umask was when it was made."""
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if mode & 0o022:
+        with contextlib.suppress(OSError):  # of a file system whose files all have one mode
+            os.fchmod(descriptor, mode & ~0o022)
+
+
 @write_on_process_zero
 def append_line_durably(path: Path, line: str) -> None:
-    """Appends one line to a file (made if missing) and returns when it is on the disk.
+    """Appends one line to a file (made if missing) that its owner alone may write; returns when it is on the disk.
 
     A line that could not be written whole (a full disk) is taken back, so that what was there stays readable.
     """
@@ -184,6 +194,7 @@ def append_line_durably(path: Path, line: str) -> None:
     created = not path.exists()
     # Unbuffered: closing a buffered file would write the rest of a refused line once the truncation has made room.
     with explain_os_errors(path), open(path, "ab", buffering=0) as file:
+        _close_to_writers(file.fileno())
         start = file.seek(0, os.SEEK_END)
         rest = memoryview(line.rstrip("\n").encode() + b"\n")
         try:

@@ -1,11 +1,14 @@
 """The rule of writes and of failures between processes, without jax: each process is a script of a few lines."""
 
+import contextlib
+import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -143,16 +146,77 @@ def test_processes_that_took_different_ways_do_not_wait_for_ever(tmp_path):
     assert results[1][0] == 2
 
 
-def test_a_stranger_at_the_port_is_no_process(tmp_path):
-    with processes.listen(0) as server:
+STRANGERS = [
+    b"GET / HTTP/1.1",
+    b"\xff\xfe",
+    b"[" * 900,
+    b'{"index": 1' + b" " * 2000 + b', "count": 2}',
+    *(
+        json.dumps({"index": index, "count": count}).encode()
+        for index, count in (("1", 2), (0.5, 2), (1.0, 2), (True, 2), (-1, 2), (2**70, 2), ([1], 2), (None, 2))
+    ),
+    *(json.dumps({"index": 1, "count": count}).encode() for count in ("2", 2.0, True, -2, 10**7, {}, float("nan"))),
+    b'{"index": ' + b"9" * 900 + b', "count": 2}',
+]
+
+
+def test_strangers_at_the_port_are_no_processes():
+    """Whatever comes, the run starts with the process that belongs to it."""
+    teams = []
+    with processes.listen(0, "127.0.0.1") as server, contextlib.ExitStack() as held:
         port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            connect = f"processes.connect('127.0.0.1', {port}, 1, 2, 20)[0].leave()"
-            code = f"from privimage_jax.cluster import processes; {connect}"
-            with subprocess.Popen([sys.executable, "-c", code]) as child:
-                processes.gather(server, 2, 20, None).leave()
-            assert child.returncode == 0
+        for line in STRANGERS:
+            stranger = held.enter_context(socket.create_connection(("127.0.0.1", port)))
+            stranger.sendall(line + b"\r\n")
+        start = threading.Thread(target=lambda: teams.append(processes.connect("127.0.0.1", port, 1, 2, 20)[0]))
+        start.start()
+        first = processes.gather(server, 2, 20, None)
+        start.join()
+        leave = threading.Thread(target=teams[0].leave)
+        leave.start()
+        first.leave()
+        leave.join()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"place": 1, "number": 0},
+        {"place": "a", "number": True},
+        {"place": "a", "number": 0.5},
+        {"place": "a", "number": 2**70},
+        {"place": "a", "facts": [], "number": 0},
+        {"failed": "x", "process": "1", "status": 2},
+        {"failed": "x", "process": 7, "status": 2},
+        {"failed": "x", "process": 1, "status": -1},
+        {"failed": "x", "process": 1, "status": 2**40},
+        {"failed": None, "process": 1, "status": 2},
+    ],
+    ids=str,
+)
+def test_a_malformed_message_ends_the_run_with_a_sentence(message, monkeypatch, capsys):
+    statuses, done = [], threading.Event()
+
+    def end(status):
+        statuses.append(status)
+        done.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    with processes.listen(0, "127.0.0.1") as server, socket.create_connection(server.getsockname()) as other:
+        other.sendall(b'{"index": 1, "count": 2}\n' + json.dumps(message).encode() + b"\n")
+        processes.gather(server, 2, 20, None)
+        assert done.wait(20)
+    assert statuses == [2]
+    assert "process 1 of 2 ended: it sent what no process of a run sends" in capsys.readouterr().err
+
+
+def test_a_run_on_one_host_is_heard_on_that_host_alone():
+    for host in ("127.0.0.1", "localhost"):
+        with processes.listen(0, host) as server:
+            assert server.getsockname()[0] == "127.0.0.1"
+    with processes.listen(0, "192.0.2.1") as server:
+        assert server.getsockname()[0] in ("::", "0.0.0.0")
 
 
 def test_a_process_that_does_not_fit_is_refused(tmp_path):

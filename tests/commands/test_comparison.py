@@ -109,6 +109,16 @@ def test_images_that_were_drawn_again_are_not_shown_with_what_is_older(report, t
     assert "Without a finished evaluation of these images: run." in page and "FID" not in page
 
 
+def test_an_evaluation_of_images_that_were_drawn_again_is_none(report, tmp_path):
+    """A run reports before it evaluates: one that stopped between the two still has what it had evaluated before."""
+    root = make_run(tmp_path / "run")
+    for images, is_shown in (("f", True), ("of other settings", False)):
+        mark(root, "evaluate", SETTINGS, reads={"sample": images})
+        report(root).succeeds()
+        page = (tmp_path / "comparison.html").read_text()
+        assert ("Without a finished evaluation of these images: run." not in page) == ("FID" in page) == is_shown
+
+
 def test_an_interrupted_evaluation_is_none(report, tmp_path):
     root = make_run(tmp_path / "run")
     Workdir(root).clear_mark("evaluate")

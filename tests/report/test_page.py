@@ -164,6 +164,8 @@ def test_what_else_voids_the_promise(inputs, change, headline):
 def test_the_guarantee_in_numbers(inputs):
     text = render(inputs)
     assert "e<sup>ε</sup>&nbsp;=&nbsp;2.719," in text  # rounded up
+    assert "hands out one random record with the chance N&nbsp;δ&nbsp;=&nbsp;1%" in text
+    assert "struck out" not in text and "null record in the place of any one" in text
     assert "<strong>73.1062%</strong>" in text  # (e + 1e-5) / (e + 1) = 0.7310613
     assert "ε&nbsp;=&nbsp;2 and δ&nbsp;=&nbsp;3.719&nbsp;×&nbsp;10<sup>−5</sup>" in text  # (1 + e) 1e-5
 

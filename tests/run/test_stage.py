@@ -112,6 +112,7 @@ def test_samples_of_a_mechanism_from_elsewhere_are_planned(config, monkeypatch):
         ({"writes": ("release/synthetic.npz",)}, "has the artefact 'release/synthetic.npz' of another"),
         ({"mechanism": named("query").mechanism}, "has the mechanism 'semantic query' of another"),
         ({"after": "nothing"}, "follows 'nothing'; give one of train-query"),
+        ({"after": "evaluate"}, "publishes after evaluate, which looks at sensitive images without noise"),
         ({"mechanism": stage.Mechanism("x", "extra.brightness.enabled")}, "names no setting for its noise"),
         ({"mechanism": stage.Mechanism("x", "extra.on", "extra.noise")}, "config.extra.on is missing"),
     ],
@@ -122,6 +123,13 @@ def test_a_record_that_does_not_fit_is_told(config, monkeypatch, change, culprit
     monkeypatch.setattr(brightness, "STAGE", dataclasses.replace(brightness.STAGE, **change))
     with pytest.raises(UserError, match=culprit):
         all_stages(config)
+
+
+def test_all_is_published_before_a_stage_looks_without_noise():
+    """Its failure, or how long it takes, would decide whether an artefact is there."""
+    looking = [number for number, one in enumerate(STAGES) if one.sees_without_noise]
+    assert [STAGES[number].name for number in looking] == ["evaluate"]
+    assert not any(one.published for one in STAGES[looking[0] :])
 
 
 @pytest.mark.parametrize(

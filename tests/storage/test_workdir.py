@@ -200,3 +200,20 @@ def test_an_internal_folder_that_others_may_read_is_closed(tmp_path):
     (tmp_path / "internal").mkdir(mode=0o755)
     workdir.Workdir(tmp_path).make_internal()
     assert stat.S_IMODE((tmp_path / "internal").stat().st_mode) == 0o700
+
+
+def test_nobody_else_may_write_what_is_released(tmp_path):
+    """Whatever the umask, and where an earlier version has left it open."""
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            workdir.append_line_durably(tmp_path / "ledger.jsonl", "a line")
+            assert stat.S_IMODE((tmp_path / "ledger.jsonl").stat().st_mode) == 0o644
+            (tmp_path / "ledger.jsonl").chmod(0o666)
+        with workdir.atomic_dir(tmp_path / "generator") as partial:
+            (partial / "params.npz").write_bytes(b"x")
+        workdir.atomic_write_bytes(tmp_path / "page", b"x")
+    finally:
+        os.umask(before)
+    made = [tmp_path / name for name in ("generator", "generator/params.npz", "page")]
+    assert not any(path.stat().st_mode & 0o022 for path in made)

@@ -81,6 +81,9 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
         return [each if each is None else each[without_null(each)] for each in arrays]
 
     def exchange_counts(name, key, counts, std):
+        line = next(line for _, line in reversed(trace.lines) if line.get("mechanism") == name and "epsilon" in line)
+        stated = line["noise_multiplier"] * line["l2_sensitivity"]
+        assert np.isclose(std, stated, rtol=1e-12), f"the noise of the {name} has std {std}, but its line says {stated}"
         trace.counts[name], trace.noisy[name] = counts, add_noise(name, key, counts, std)
         return (trace if replay is None else replay).noisy[name]
 
@@ -463,13 +466,13 @@ def drawn_by_definition(key: np.ndarray, t: int, n: int, limit: int) -> np.ndarr
     return blocks[record // 128 % 16, record].astype(object) < limit
 
 
-def noise_of(t: int, tree: Any) -> np.ndarray:
+def noise_of(t: int, tree: Any, key: np.ndarray = KEY) -> np.ndarray:
     """float64 [P]: the standard normal noise of step t, by the definition."""
     parts = []
     for leaf, array in enumerate(jax.tree.leaves(tree)):
         value = np.arange(np.size(array))  # 1024 from a tile of 128 blocks: four cosines of each, then four sines
         block, place = value // 1024 * 128 + value % 128, value // 128 % 8
-        words = np.asarray(chacha.words(KEY, NOISE, t, leaf, block.astype(np.uint32)))
+        words = np.asarray(chacha.words(key, NOISE, t, leaf, block.astype(np.uint32)))
         four = [words[place % 4 * 4 + i, value] for i in range(4)]
         parts.append(np.where(place < 4, *noise.standard_normal(*four, np, np.float64)))
     return np.concatenate(parts)

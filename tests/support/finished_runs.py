@@ -20,13 +20,13 @@ TERMS = {  # of a ledger, and the one mechanism that it holds
 }
 QUERY = {"mechanism": "query", "key_generation": 0, "noise_multiplier": 8.0, "l2_sensitivity": 1.0}
 SETTINGS = {"name": "tiny", "privacy.epsilon": 5.0, "selection.k2": 1, "sample.guidance": 0.0, "evaluate.enabled": True}
-STAGES = ("train-query", "pretrain", "finetune", "sample", "evaluate", "report")
+STAGES = ("train-query", "pretrain", "finetune", "sample", "report", "evaluate")
 
 
-def mark(root: pathlib.Path, stage: str, settings: dict) -> None:
+def mark(root: pathlib.Path, stage: str, settings: dict, **more: dict) -> None:
     """Marks a stage as done: with the settings of its own section, the report with all."""
     own = {key: value for key, value in settings.items() if stage == "report" or key.startswith(f"{stage}.")}
-    Workdir(root).mark_done(stage, {"fingerprint": "f", "settings": own})
+    Workdir(root).mark_done(stage, {"fingerprint": "f", "settings": own, **more})
 
 
 def make_run(

@@ -99,9 +99,10 @@ class Runs:
         self.root = folder / "killed"
         self._cache = folder / "cache"
         plan = make_plan(self.config, N)  # solved once, in place of once a run
-        inputs.make_plan = lambda config, n: plan
+        inputs.make_plan = lambda config, n, begun: plan
         checked = configs.check(self.config)
-        noise_by_accountant(checked, N), code_version(checked)  # likewise: both are kept for the process, and its forks
+        noise_by_accountant(checked, N, plan.delta)  # likewise: this is kept for the process and its forks
+        code_version(checked)  # and this
         self.steps = self._record()
 
     def _start(self, root: pathlib.Path, observer: Observer) -> int:
