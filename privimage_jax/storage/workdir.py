@@ -76,8 +76,7 @@ def usual_mode(path: Path) -> int:
 
 def set_usual_mode(path: Path) -> None:
     """Gives a file that a library has made the mode that one of ours would have."""
-    with explain_os_errors(path):
-        path.chmod(usual_mode(path))
+    path.chmod(usual_mode(path))
 
 
 @write_on_process_zero
