@@ -75,6 +75,11 @@ def usual_mode(path: Path) -> int:
     return 0o600 if inside == "internal" else 0o644
 
 
+def set_usual_mode(path: Path) -> None:
+    """Gives a file that a library has made the mode that one of ours would have."""
+    path.chmod(usual_mode(path))
+
+
 @write_on_process_zero
 def atomic_write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     """Replaces the file `path` by `content`, durably and all at once; without a mode it has `usual_mode`."""
@@ -148,7 +153,7 @@ def _begin_dir(temporary: Path, mode: int) -> None:
 def _finish_dir(temporary: Path, path: Path) -> None:
     if usual_mode(path / "any") == 0o600:
         for file in filter(Path.is_file, temporary.rglob("*")):
-            file.chmod(0o600)
+            file.chmod(0o600)  # orbax and NumPy made them
     _fsync_tree(temporary)
     _note("flushed", temporary)
     if path.exists():  # a folder cannot be renamed over a full one; what it held is being replaced anyway

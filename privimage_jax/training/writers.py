@@ -168,7 +168,7 @@ class _Events:
         self._summary, self._event = summary, event_pb2
         self._writer = event_file_writer.EventsWriter(str(directory / "events"))
         for path in directory.glob("events.*"):
-            path.chmod(workdir.usual_mode(path))
+            workdir.set_usual_mode(path)
         self._flushed = time.monotonic()
         if start_step:  # TensorBoard then hides what an interrupted run wrote of later steps
             self._write(start_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
