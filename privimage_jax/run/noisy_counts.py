@@ -92,7 +92,7 @@ def _release(
         mechanism.close()
         return
     determinants, count = prepare()
-    mechanism.check_inputs(data=inputs.sensitive.digest(), **determinants)
+    mechanism.check_inputs(data=inputs.sensitive.digest(), noise=_noise(inputs, mechanism), **determinants)
     if spent and (mechanism.is_closed or not mechanism.has_key(0)):
         raise UserError(
             f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its key or its output was "
@@ -104,6 +104,11 @@ def _release(
         _spend(inputs, mechanism)
     save(add_noise(mechanism.name, key, count_under(key), noise_std(inputs, mechanism.stage)))
     mechanism.close()
+
+
+def _noise(inputs: Inputs, mechanism: Mechanism) -> str:
+    """All that decides the noise of the counts, and the samples where there are any."""
+    return f"{inputs.plan.reserved[mechanism.name]} {mechanism.stage.sensitivity(inputs.config)!r}"
 
 
 def _spend(inputs: Inputs, mechanism: Mechanism) -> None:

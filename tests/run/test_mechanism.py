@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,11 +12,12 @@ from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, ledger
 from privimage_jax.privacy.events import Gaussian
-from privimage_jax.run.mechanism import Mechanism, terms
+from privimage_jax.run.mechanism import Mechanism, check_marks, open_ledger, terms
 from privimage_jax.run.plan import Plan
 from privimage_jax.run.stage import named
 from privimage_jax.storage import workdir as disk
 from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.mesh import make_mesh
 
 PLAN = Plan(
     epsilon=1.0,
@@ -36,6 +39,7 @@ class FakeInputs:
         self.workdir = Workdir(root)
         self.workdir.create()
         self.plan = PLAN
+        self.mesh = make_mesh(jax.devices()[:1])
         self.is_private = fixed_seed < 0
         self.config = base.get_config()
         self.config.privacy.fixed_seed = fixed_seed
@@ -50,6 +54,12 @@ class FakeInputs:
 def start(tmp_path):
     """Starts the mechanism as a new process would."""
     return lambda **kwargs: Mechanism(FakeInputs(tmp_path, **kwargs))
+
+
+def key_of(mechanism, generation=0, **determinants):
+    """The key, once the inputs are checked, as every stage does."""
+    mechanism.check_inputs(**determinants)
+    return mechanism.key(generation)
 
 
 def spend(mechanism, noise_multiplier=10.0, generation=0):
@@ -87,6 +97,8 @@ def test_the_order_of_writes(start, monkeypatch):
     spend(mechanism)
     mechanism.close()
     assert writes == [
+        ("run.json", "atomic_write_bytes"),
+        ("ledger_head.json", "atomic_write_bytes"),
         ("inputs.json", "atomic_write_bytes"),
         ("query-0.key", "atomic_write_bytes"),
         ("ledger.jsonl", "append_line_durably"),
@@ -101,26 +113,25 @@ def test_the_order_of_writes(start, monkeypatch):
 
 def test_a_spent_key_stays_the_same_and_is_for_its_owner_only(start):
     mechanism = start()
-    key = mechanism.key(0)
+    key = key_of(mechanism)
     spend(mechanism)
-    np.testing.assert_array_equal(start().key(0), key)
+    np.testing.assert_array_equal(key_of(start()), key)
     path = mechanism.inputs.workdir.internal / "keys" / "query-0.key"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert path.read_bytes() == chacha.key_to_bytes(key)
+    assert chacha.key_to_bytes(key) not in path.read_bytes(), "what is drawn from is derived, and on no disk"
 
 
 def test_a_key_without_a_ledger_line_is_made_anew(start):
     """It was never used, but a copy of the workdir could spend under it on other inputs."""
-    first = start().key(0)
-    second = start().key(0)
+    first, second = key_of(start()), key_of(start())
     assert (first != second).any()
 
 
 def test_a_closed_mechanism_deletes_the_key_that_a_crash_left(start):
     mechanism = start()
-    mechanism.key(0)
+    key_of(mechanism)
     spend(mechanism)
-    mechanism.ledger.append("closed", mechanism=mechanism.name)  # and here the machine stops
+    mechanism.ledger.append("closed", mechanism=mechanism.name, artefacts={})  # and here the machine stops
     assert start().has_key(0)
     assert start().is_closed
     assert not start().has_key(0)
@@ -128,7 +139,7 @@ def test_a_closed_mechanism_deletes_the_key_that_a_crash_left(start):
 
 def test_an_open_mechanism_keeps_its_key(start):
     mechanism = start()
-    mechanism.key(0)
+    key_of(mechanism)
     spend(mechanism)
     assert not start().is_closed
     assert start().has_key(0)
@@ -145,8 +156,8 @@ def test_closing_twice_writes_one_line(start):
 def test_another_mechanism_does_not_share_the_key(start, tmp_path):
     mechanism = start()
     other = Mechanism(FakeInputs(tmp_path, stage="finetune"))
-    other.key(0)
-    mechanism.key(0)
+    key_of(other)
+    key_of(mechanism)
     spend(mechanism)
     mechanism.close()
     assert other.has_key(0) and not other.is_closed
@@ -188,12 +199,13 @@ def test_a_lost_record_of_the_inputs_is_refused(start):
     mechanism.check_inputs(data="one")
     spend(mechanism)
     (mechanism.folder / "inputs.json").unlink()
-    with pytest.raises(UserError, match="changed: data, version of privimage_jax or a library"):
+    with pytest.raises(UserError, match="record of its inputs .*inputs.json is missing or damaged; restore it"):
         start().check_inputs(data="one")
 
 
 def test_a_refused_budget_writes_nothing(start):
     mechanism = start()
+    mechanism.check_inputs(data="one")
     before = files(mechanism)
     with pytest.raises(UserError, match="config.privacy.epsilon: .* would raise the epsilon"):
         spend(mechanism, noise_multiplier=0.1)
@@ -238,7 +250,7 @@ def test_a_ledger_opened_as_private_takes_no_fixed_seed(start):
 
 def test_a_fixed_seed_writes_no_key_and_is_stamped(start):
     mechanism = start(fixed_seed=3)
-    np.testing.assert_array_equal(mechanism.key(1), chacha.key_from_seed("3 query 1"))
+    np.testing.assert_array_equal(key_of(mechanism, 1), chacha.key_from_seed("3 query 1"))
     spend(mechanism)
     assert mechanism.ledger.entries[0]["note"] == "NOT PRIVATE: fixed seed"
     assert mechanism.ledger.entries[0]["private"] is False
@@ -248,10 +260,10 @@ def test_a_fixed_seed_writes_no_key_and_is_stamped(start):
 def test_a_lost_key_is_noticed_and_the_next_generation_is_another(start):
     mechanism = start()
     assert mechanism.generation == -1
-    first = mechanism.key(0)
+    first = key_of(mechanism)
     spend(mechanism)
     assert mechanism.generation == 0
     (mechanism.inputs.workdir.internal / "keys" / "query-0.key").unlink()
     mechanism = start()
     assert not mechanism.has_key(0)
-    assert (mechanism.key(1) != first).any()
+    assert (key_of(mechanism, 1) != first).any()
