@@ -147,8 +147,8 @@ def next_step_range(
     last = max((end for _, _, end in blocks), default=0)
     if checkpoint > last:
         raise UserError(
-            f"the checkpoint of step {checkpoint} is ahead of the ledger, which has reserved the steps of DP-SGD before "
-            f"{last}: one was restored without the other; restore both from one copy, or start a new workdir."
+            f"the checkpoint of step {checkpoint} is ahead of the ledger, which has reserved the steps before {last}: "
+            "one was restored without the other; restore both from one copy, or start a new workdir."
         )
     if not blocks:
         return StepRange(0, checkpoint, checkpoint, steps)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import chacha, ledger
 from privimage_jax.privacy.events import Gaussian
-from privimage_jax.run.mechanism import Mechanism, check_marks, open_ledger, terms
+from privimage_jax.run.mechanism import Mechanism, terms
 from privimage_jax.run.plan import Plan
 from privimage_jax.run.stage import named
 from privimage_jax.storage import workdir as disk
