@@ -44,7 +44,7 @@ SNAPSHOTS = {
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory):
-    """A folder with a config file, the copies of `SNAPSHOTS`, and the finished run."""
+    """A folder with a config file, the copies of `SNAPSHOTS`, the finished run, and the first copy finished as well."""
     folder = tmp_path_factory.mktemp("identity")
     write_config(folder, folder)
     run = folder / "finished"
@@ -58,6 +58,8 @@ def observed(tmp_path_factory):
         in_process(patch)
         patch.setattr(disk, "observers", [copy])
         assert main.main(["privimage", *arguments(folder, run)]) == 0
+        shutil.copytree(folder / "before the ledger", folder / "other")
+        assert main.main(["privimage", *arguments(folder, folder / "other")]) == 0
     return folder
 
 
@@ -143,9 +145,8 @@ def test_a_checkpoint_ahead_of_the_ledger_is_refused(observed, copy, resume):
 
 def test_the_ledger_of_another_run_is_refused(observed, copy, resume):
     """Finding 4: so it went with the ledger of any run of the same config."""
-    other, path = copy("before the ledger"), copy("first block")
-    resume(other).succeeds()
-    put_back(path, other)
+    path = copy("first block")
+    put_back(path, observed / "other")
     resume(path).refuses("the stage class-histogram in", "was done under another ledger than")
 
 
@@ -161,12 +162,11 @@ def test_a_run_that_was_taken_back_and_run_again_is_told(observed, copy, resume,
     assert lines(first)[:-1] == lines(again)[:-1], "but for what it closes with"
 
 
-def test_a_run_from_before_the_ledger_is_a_run_of_its_own(observed, copy, resume, privimage):
-    other = copy("before the ledger")
-    resume(other).succeeds()
-    out = privimage("ledger", observed / "finished", other, "--verify").succeeds().out
+def test_a_run_from_before_the_ledger_is_a_run_of_its_own(observed, privimage):
+    one, other = observed / "finished", observed / "other"
+    out = privimage("ledger", one, other, "--verify").succeeds().out
     assert "of one run" not in out and "together: epsilon = " in out
-    assert lines(other)[0]["run"] != lines(observed / "finished")[0]["run"]
+    assert lines(other)[0]["run"] != lines(one)[0]["run"]
 
 
 def test_a_ledger_cut_short_is_noticed_without_its_head(copy, resume):

@@ -1,5 +1,6 @@
 """The code that determines what a mechanism sees and does: part of a replay's identity."""
 
+import functools
 import hashlib
 from importlib import metadata
 from typing import Any
@@ -37,10 +38,15 @@ def code_version(config: ConfigDict, *stages: Stage) -> str:
     }
     files |= {file for stage in stages for file in source_files.of_module(stage.module)}
     found = with_imports(frozenset(files))
-    libraries = [f"{name} {metadata.version(name)}" for name in LIBRARIES]
-    versions = [f"privimage_jax {privimage_jax.__version__}", *libraries, *source_files.versions(found)]
+    versions = [f"privimage_jax {privimage_jax.__version__}", *library_versions(), *source_files.versions(found)]
     contents = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in found)  # wherever the files lie
     return hashlib.sha256(", ".join([*versions, *contents]).encode()).hexdigest()
+
+
+@functools.cache
+def library_versions() -> tuple[str, ...]:
+    """The names and versions of `LIBRARIES`."""
+    return tuple(f"{name} {metadata.version(name)}" for name in LIBRARIES)
 
 
 def _import_strings(settings: dict[str, Any]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from privimage_jax.storage import entries, fingerprints, reading, workdir
 from privimage_jax.training.writers import headline
 
 ADJACENCY = "zero-out of one record (an image with its label)"
-_SEAL_BYTES = hashlib.sha256().digest_size
+KEY_FILE_BYTES = chacha.KEY_BYTES + hashlib.sha256().digest_size  # of entropy, and of what it is sealed with
 
 
 def open_ledger(run: workdir.Workdir) -> Ledger:
@@ -260,7 +260,7 @@ class Mechanism:
             content = chacha.key_to_bytes(entropy) + _seal(chacha.derived_key(entropy, self._identity))
             workdir.atomic_write_bytes(path, content, mode=0o600)
         with reading.user_errors(path, "remove it, and the run goes on as after the loss of a key"):
-            content = reading.read_bytes(path, chacha.KEY_BYTES + _SEAL_BYTES)
+            content = reading.read_bytes(path, KEY_FILE_BYTES)
             entropy = chacha.key_from_bytes(content[: chacha.KEY_BYTES])
         derived = chacha.derived_key(entropy, self._identity)
         if not hmac.compare_digest(_seal(derived), content[chacha.KEY_BYTES :]):
