@@ -11,10 +11,10 @@ from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, is_out_of_memory, reason_of
 from privimage_jax.privacy.clipping import PRECISIONS
-from privimage_jax.run import data_seen, inspection, private_cache, public_cache, resources
+from privimage_jax.run import data_seen, determinants, inspection, private_cache, public_cache, resources
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.run.mechanism import has_spent, open_ledger, terms
+from privimage_jax.run.mechanism import check_marks, has_spent, open_ledger, terms
 from privimage_jax.run.stage import Stage, all_stages, enabled_stages, upstream, value
 from privimage_jax.settings.families import reads
 from privimage_jax.stages.parts import preflight
@@ -60,6 +60,7 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
     names = [stage.name for stage in stages]
     if last is not None and last not in names:
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
+    determinants.check_generator()
     preflight.check_names(inputs.config)
     _compare_processes(inputs)
     public_cache.check(inputs.config, inputs.workdir)
@@ -78,6 +79,7 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
         )
         _refuse_changed_spending(inputs, stages, prints)
         open_ledger(inputs.workdir).check_terms(terms(inputs))
+        check_marks(inputs.workdir, all_stages(inputs.config))
         check(inputs)
         data_seen.note(inputs)
         inspection.before_a_run(inputs, needs_public)
@@ -128,7 +130,7 @@ def _run_stage(stage: Stage, inputs: Inputs, prints: Mapping[str, str]) -> None:
     with _memory_explained(stage, inputs), jax.default_matmul_precision(PRECISIONS[precision]):
         public_cache.run(inputs, make)
     made_from = {name: prints[name] for name in stage.reads(inputs.config) if name in prints}
-    run.mark_done(stage.name, record | {"reads": made_from})
+    run.mark_done(stage.name, record | {"reads": made_from, "ledger": open_ledger(run).head})
     headline(stage.name, "done", f"{time.monotonic() - begin:.1f} s")
 
 

@@ -67,6 +67,7 @@ def quick():
         patch.setattr(configs, "check", lambda config: config)
         patch.setattr(preflight, "check_models", lambda *of: 8)
         patch.setattr(chacha, "new_key", lambda: KEY)
+        patch.setattr(mechanism, "new_name", lambda: "a" * 32)
         patch.setattr(os, "fsync", lambda descriptor: None)  # nothing here is lost with the power
         yield
 

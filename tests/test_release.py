@@ -244,7 +244,9 @@ def test_striking_one_record_out_moves_the_counts_by_the_sensitivity():
 
 
 def test_without_those_outputs_the_release_would_differ(original, public, tmp_path):
-    with pytest.raises(AssertionError, match=r"params.npz, report.html, (sampler.json, )?semantics.json, synthetic"):
+    with pytest.raises(
+        AssertionError, match=r"params.npz, ledger.jsonl, report.html, (sampler.json, )?semantics.json, synthetic"
+    ):
         check_releases_are_equal(original.release, run_on(tmp_path, public, NEIGHBOURS["another image"]).release)
 
 

@@ -34,9 +34,9 @@ def write(paths: Sequence[str], target: Path) -> None:
     roots = [run.root.resolve() for run in runs]
     if twice := [path for path, root in zip(paths, roots, strict=True) if roots.count(root) > 1]:
         raise UserError(f"{twice[-1]} is given twice; a run is compared with others.")
-    found = [ledger.find(run.root)[0].entries for run in runs]
+    found = [ledger.find(run.root).ledger.entries for run in runs]
     inputs = [_read(run, name, lines) for run, name, lines in zip(runs, _names(runs), found, strict=True)]
-    joint = ledger.describe_joint(found) if len(found) > 1 else ""
+    joint = ledger.describe_joint(found, _names(runs)) if len(found) > 1 else ""
     page = comparison.render(inputs, joint[:1].upper() + joint[1:])
     workdir.atomic_write_bytes(target, page.encode(), MODE)
     print(f"wrote {target}, which is not private: keep it internal")

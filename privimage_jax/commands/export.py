@@ -21,7 +21,7 @@ import privimage_jax
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.privacy.rounding import plain_up
-from privimage_jax.privacy.verification import verify
+from privimage_jax.privacy.verification import verify, verify_artefacts
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
 from privimage_jax.settings import units
@@ -107,6 +107,7 @@ def read(workdir: Workdir) -> Release:
     path, settings = named("sample").artefact(workdir), finished_settings(workdir)
     ledger = open_ledger(workdir)
     verify(ledger, finished=True)
+    verify_artefacts(ledger, {"release": workdir.release})
     remedy = "delete it, and `privimage run` makes it again"
     with reading.user_errors(path, remedy), Arrays(path, remedy=remedy) as arrays:
         shape, names = arrays.headers["images"][0], arrays.read("class_names")

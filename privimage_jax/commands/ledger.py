@@ -1,14 +1,16 @@
 """`privimage ledger`: shows what runs have spent, verifies it, and adds it up over runs on the same images."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from privimage_jax.errors import UserError
+from privimage_jax.commands import kinship
+from privimage_jax.errors import UserError, printable
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger, spent, total_epsilon
 from privimage_jax.privacy.rounding import plain_up
-from privimage_jax.privacy.verification import verify
+from privimage_jax.privacy.verification import verify, verify_artefacts
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.settings import units
 from privimage_jax.storage.workdir import Workdir
@@ -17,10 +19,24 @@ DIGITS = 6  # of an epsilon
 HIDDEN = ("index", "kind", "previous")
 
 
-def find(path: Path | str) -> tuple[Ledger, bool]:
-    """The ledger of a workdir, of a folder `release/`, or a ledger file; and whether its run may be unfinished.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A ledger and what lies beside it.
 
-    Only that of a workdir with its `internal/` may: there the end of the ledger is known from elsewhere.
+    Attributes:
+      ledger: with at least its first line.
+      is_unfinished: whether its run may be. Only that of a workdir with its `internal/` may: there the end of the
+        ledger is known from elsewhere.
+      folders: "release" and "internal" -> that folder, where it is at hand.
+    """
+
+    ledger: Ledger
+    is_unfinished: bool
+    folders: dict[str, Path]
+
+
+def find(path: Path | str) -> Found:
+    """The ledger of a workdir, of a folder `release/`, or a ledger file.
 
     Raises:
       UserError: if there is none, or it is damaged.
@@ -36,51 +52,79 @@ def find(path: Path | str) -> tuple[Ledger, bool]:
     ledger = Ledger.open(files[0]) if files else open_ledger(run)
     if not ledger.entries:
         raise UserError(f"{ledger.path} holds no whole line; ask for the ledger of the finished run.")
-    return ledger, not files and (run.internal / "ledger_head.json").exists()
+    folders = {"release": given} if given.is_dir() else {}
+    if not files:
+        folders = {folder.name: folder for folder in (run.release, run.internal) if folder.is_dir()}
+    return Found(ledger, not files and (run.internal / "ledger_head.json").exists(), folders)
 
 
 def show(paths: Sequence[str], verified: bool) -> None:
     """Prints ledgers and, for several, what their runs cost together; with `verified` each is recomputed first.
 
     Raises:
-      UserError: for a path without a ledger, a path given twice, or a ledger that is damaged or does not verify.
+      UserError: for a path without a ledger, a path given twice, a ledger that is damaged or does not verify, and
+        ledgers of one run that was gone on with more than once.
     """
     found = [find(path) for path in paths]
-    files = [ledger.path.resolve() for ledger, _ in found]
+    files = [each.ledger.path.resolve() for each in found]
     if twice := [path for path, file in zip(paths, files, strict=True) if files.count(file) > 1]:
         raise UserError(f"{twice[-1]} is given twice; a ledger adds to a sum once.")
-    if differing := _differing_units([ledger.entries for ledger, _ in found]):
+    lines = [each.ledger.entries for each in found]
+    if differing := _differing_units(lines):
         raise UserError(f"{differing}; give ledgers of one unit.")
-    for ledger, unfinished in found:
+    for each in found:
+        ledger, checked = each.ledger, ["the hash chain is intact"]
         if len(found) > 1:
             print(f"{ledger.path}:")
         for line in ledger.entries:
-            fields = {name: value for name, value in line.items() if name not in HIDDEN}
-            shown = "  ".join(f"{name}={value}" for name, value in fields.items())
-            print(f"{line['index']:>3}  {line['kind']:<9}{shown}")
+            print(f"{line['index']:>3}  {line['kind']:<9}{_fields(line)}")
         if verified:
-            verify(ledger, finished=not unfinished)
-        print(_verdict(ledger.entries, verified))
+            verify(ledger, finished=not each.is_unfinished)
+            accountant = ledger.entries[0]["accountant"]
+            checked.append(f"every epsilon is what dp-accounting ({accountant}) computes from the lines")
+            if names := verify_artefacts(ledger, each.folders):
+                checked.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} what it closes with")
+        print(_verdict(ledger.entries, checked))
     if len(found) > 1:
-        print(describe_joint([ledger.entries for ledger, _ in found]))
+        print(printable(describe_joint(lines, paths)))
+        if conflicts := kinship.between(lines, paths).conflicts:
+            raise UserError(f"{conflicts[0]}.")
 
 
-def describe_joint(ledgers: Sequence[list[dict[str, Any]]]) -> str:
-    """One sentence: what runs with these ledgers cost together, and for whom that holds; or why they do not add up."""
+def _fields(line: dict[str, Any]) -> str:
+    fields = {name: value for name, value in line.items() if name not in HIDDEN}
+    fields |= fields.pop("artefacts", {})  # path=SHA-256
+    return "  ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def describe_joint(ledgers: Sequence[list[dict[str, Any]]], names: Sequence[str] = ()) -> str:
+    """What runs with these ledgers cost together, and for whom that holds, or why they do not add up.
+
+    The epsilon is at a delta of one run, so that it compares with those of the runs: at the sum of their deltas it
+    would be smaller.
+
+    Args:
+      ledgers: their lines.
+      names: of the ledgers, for what is said of their kinship.
+    """
     if differing := _differing_units(ledgers):
         return f"{differing}."
     one = units.of_terms(ledgers[0][0]).one
     accountant = "rdp" if all(lines[0]["accountant"] == "rdp" for lines in ledgers) else "pld"
-    runs = [(accounting.events_from(spent(lines)), lines[0]["delta"]) for lines in ledgers]
-    try:
-        epsilon, delta = accounting.joint_epsilon(runs, accountant)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return (
-        f"together: epsilon = {plain_up(epsilon, DIGITS)} at delta = {delta:.4g}, the sum of the "
-        f"{len(runs)} deltas{_in_brackets(void_note(ledgers))}; all mechanisms of all runs composed by {accountant}. "
-        f"It counts only if all these runs read the same images: then it is what one {one} risks by all of them; runs "
-        "on different images do not add up."
+    related = kinship.between(ledgers, names)
+    events = [event for lines in related.costs for event in accounting.events_from(spent(lines))]
+    deltas = {lines[0]["delta"] for lines in ledgers}
+    epsilon = accounting.epsilon(events, min(deltas), accountant)
+    which = "that of each run" if len(deltas) == 1 else "the smallest of theirs"
+    said = [*related.notes, *(f"Beware: {conflict}." for conflict in related.conflicts)]
+    return " ".join(
+        [
+            f"together: epsilon = {plain_up(epsilon, DIGITS)} at delta = {min(deltas):.4g}, {which}"
+            f"{_in_brackets(void_note(ledgers))}; all mechanisms of all runs composed by {accountant}.",
+            *(sentence[:1].upper() + sentence[1:] for sentence in said),
+            f"It counts only if all these runs read the same images: then it is what one {one} risks by all of them; "
+            "runs on different images do not add up.",
+        ]
     )
 
 
@@ -110,12 +154,10 @@ def _in_brackets(note: str) -> str:
     return f" ({note})" if note else ""
 
 
-def _verdict(lines: list[dict[str, Any]], verified: bool) -> str:
+def _verdict(lines: list[dict[str, Any]], checked: list[str]) -> str:
     terms = lines[0]
-    checked = "the hash chain is intact"
-    if verified:
-        checked += f" and every epsilon is what dp-accounting ({terms['accountant']}) computes from the lines"
     return (
-        f"{checked}; spent in all: epsilon = {plain_up(total_epsilon(lines), DIGITS)} of {terms['epsilon_target']:g} "
-        f"at delta = {terms['delta']:.4g}{_for_whom(terms)}{_in_brackets(void_note([lines]))}"
+        f"{' and '.join(checked)}; spent in all: epsilon = {plain_up(total_epsilon(lines), DIGITS)} of "
+        f"{terms['epsilon_target']:g} at delta = {terms['delta']:.4g}{_for_whom(terms)}"
+        f"{_in_brackets(void_note([lines]))}"
     )

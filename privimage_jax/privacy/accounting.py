@@ -53,25 +53,6 @@ def epsilon(events: Sequence[Event], delta: float, accountant: str = "pld") -> f
     return unchecked_epsilon(events, delta, accountant)
 
 
-def joint_epsilon(runs: Sequence[tuple[Sequence[Event], float]], accountant: str = "pld") -> tuple[float, float]:
-    """What several runs on the same records cost together: (epsilon, delta), epsilon rounded up.
-
-    delta is the sum of the runs' own, and epsilon that of all their mechanisms, composed as those of one run at that
-    delta. It bounds what all the outputs together tell of one record that every run read.
-
-    Args:
-      runs: of each, its events and its delta.
-      accountant: "pld" or "rdp".
-
-    Raises:
-      ValueError: if the deltas add up to 1 or more: then nothing is promised.
-    """
-    delta = math.fsum(own for _, own in runs)
-    if delta >= 1:
-        raise ValueError(f"the deltas of {len(runs)} runs add up to {delta:g}; together they promise nothing.")
-    return epsilon([event for events, _ in runs for event in events], delta, accountant), delta
-
-
 def solve_noise_multiplier(
     target_epsilon: float,
     delta: float,

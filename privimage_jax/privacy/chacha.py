@@ -9,6 +9,7 @@ JAX's own generators are not used here because their keys have 64 bits and are n
 """
 
 import hashlib
+import hmac
 import secrets
 from typing import Any
 
@@ -50,6 +51,21 @@ def key_to_bytes(key: jax.Array | np.ndarray) -> bytes:
 def key_from_seed(seed: int | str) -> np.ndarray:
     """A key, uint32 [8], that anyone can guess: NOT PRIVATE. For tests and for runs that are stamped so."""
     return key_from_bytes(hashlib.sha256(str(seed).encode()).digest())
+
+
+def derived_key(key: np.ndarray, determinants: str) -> np.ndarray:
+    """The key, uint32 [8], of one computation: HMAC-SHA256 under `key`, uint32 [8], of all that determines it.
+
+    HMAC is a pseudo-random function. So who knows neither key sees independent noise wherever determinants differ, and
+    equal noise only where they agree.
+
+    >>> key = new_key()
+    >>> bool((derived_key(key, "data A") == derived_key(key, "data A")).all())
+    True
+    >>> bool((derived_key(key, "data A") == derived_key(key, "data B")).all())
+    False
+    """
+    return key_from_bytes(hmac.digest(key_to_bytes(key), b"privimage key of " + determinants.encode(), "sha256"))
 
 
 @jax.jit

@@ -3,7 +3,8 @@
 One JSON object a line; `index` counts the lines and `previous` is the SHA-256 of the line before (64 zeros for the
 first), so that no line before the last can be changed, dropped or put in between without breaking the chain. A line is
 on the disk before `append` returns: spend before use. The kinds of line and all that they may hold are in `FIELDS` and
-`_ACCEPTS`; these are public values only. No clock time, data digest, drawn size, path or host is ever a field.
+`_ACCEPTS`; these are public values only. No clock time, digest of sensitive data, drawn size, path outside the run's
+folder or host is ever a field.
 
 The chain has no secret: who writes all lines anew can make any ledger. `verification.py` says what a ledger proves.
 """
@@ -12,6 +13,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,22 +29,26 @@ Entry = dict[str, Any]
 _SPENDING = {"mechanism", "key_generation", "noise_multiplier", "epsilon"}
 FIELDS = {
     # The terms of the guarantee. `mechanisms` are the names of all that share the budget; no other may spend.
-    # `note` says NOT PRIVATE when a fixed seed took the place of the keys.
+    # `note` says NOT PRIVATE when a fixed seed took the place of the keys. `run` is a random name: two ledgers with one
+    # name are of one run. Versions before there were names left it out.
     # `unit` is what one record of the n is, a person; a ledger without it has images.
-    "open": {"epsilon_target", "delta", "n", "adjacency", "unit", "accountant", "mechanisms", "private", "note"},
+    "open": {"epsilon_target", "delta", "n", "adjacency", "unit", "accountant", "mechanisms", "private", "note", "run"},
     # One Gaussian mechanism on all records. `epsilon` is that of everything spent so far, this line included.
     "gaussian": {*_SPENDING, "l2_sensitivity"},
     # Gaussian mechanisms [a, b), each on a Poisson sample of its own, drawn under one key.
     "sampled-gaussian": {*_SPENDING, "l2_sensitivity", "steps", "sampling_rate", "expected_batch_size"},
     # The steps [a, b) of DP-SGD, reserved before step a is dispatched.
     "dp-sgd": {*_SPENDING, "steps", "sampling_rate", "clip_norm", "expected_batch_size"},
-    # The mechanism's artefact is complete; it spends no more.
-    "closed": {"mechanism"},
+    # The mechanism's artefacts are complete; it spends no more. They are outputs of a mechanism, so that their SHA-256
+    # may be known: path in the run's folder -> `storage.entries.content_digest`.
+    "closed": {"mechanism", "artefacts"},
 }
-_OPTIONAL = {"note", "unit", "l2_sensitivity", "expected_batch_size"}
+_OPTIONAL = {"note", "unit", "run", "artefacts", "l2_sensitivity", "expected_batch_size"}
 _FACTORS = ("noise_multiplier", "sampling_rate", "clip_norm")  # of steps; under one key they never change
 _START = "0" * 64
 _MAX_TEXT = 200  # characters of a text in a line
+_NAME_BYTES = 16
+_MAX_ARTEFACTS = 100  # of one mechanism
 MAX_BYTES = 1 << 26  # of a ledger file
 
 
@@ -61,6 +68,24 @@ def _is_index(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**32
 
 
+def _is_hex(value: Any, n_bytes: int) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{2 * n_bytes}}}", value) is not None
+
+
+def is_artefact(path: Any) -> bool:
+    """Whether a path names what lies in a run's folder: below `release/` or `internal/`, and leads nowhere else."""
+    return _is_text(path) and re.fullmatch(r"(release|internal)(/[^/\\.][^/\\]*)+", path) is not None
+
+
+def _are_artefacts(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= _MAX_ARTEFACTS
+        and all(map(is_artefact, value))
+        and all(_is_hex(digest, hashlib.sha256().digest_size) for digest in value.values())
+    )
+
+
 _ACCEPTS: dict[str, Callable[[Any], bool]] = {
     "epsilon_target": _is_positive,
     "delta": lambda value: _is_positive(value) and value < 1,
@@ -71,6 +96,8 @@ _ACCEPTS: dict[str, Callable[[Any], bool]] = {
     "mechanisms": lambda value: isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value),
     "private": lambda value: type(value) is bool,
     "note": _is_text,
+    "run": lambda value: _is_hex(value, _NAME_BYTES),
+    "artefacts": _are_artefacts,
     "mechanism": _is_text,
     "key_generation": _is_index,
     "noise_multiplier": _is_positive,
@@ -94,6 +121,7 @@ class _Order:
 
     def __init__(self) -> None:
         self._mechanisms: set[str] | None = None
+        self._is_named = False
         self._spending: set[str] = set()
         self._closed: set[str] = set()
         self._factors: dict[tuple[str, int], dict[str, float]] = {}
@@ -102,8 +130,8 @@ class _Order:
         """Checks that a line of this kind may come next.
 
         The first line and no other is "open"; only the mechanisms that it names spend; what has spent is closed once
-        and then spends no more; and the noise, rate and clip norm of a mechanism's steps under one key never change, as
-        equal noise with different factors subtracts.
+        and then spends no more, with its artefacts where the run has a name; and the noise, rate and clip norm of a
+        mechanism's steps under one key never change, as equal noise with different factors subtracts.
 
         Raises:
           ValueError: when "open" is missing or repeated.
@@ -122,6 +150,8 @@ class _Order:
             raise UserError(f"{name} is closed in the ledger and spends no more; start a new workdir.")
         if kind == "closed" and name not in self._spending:
             raise UserError(f"{name} has spent nothing and cannot be closed in the ledger; start a new workdir.")
+        if kind == "closed" and self._is_named and "artefacts" not in fields:
+            raise UserError(f"{name} is closed in the ledger without its artefacts; start a new workdir.")
         if "steps" not in fields:
             return
         for field, value in self._factors.get((name, fields["key_generation"]), {}).items():
@@ -134,7 +164,7 @@ class _Order:
     def admit(self, kind: str, fields: Entry) -> None:
         """Takes the line into account, once it is known to be there."""
         if kind == "open":
-            self._mechanisms = set(fields["mechanisms"])
+            self._mechanisms, self._is_named = set(fields["mechanisms"]), "run" in fields
             return
         (self._closed if kind == "closed" else self._spending).add(fields["mechanism"])
         if "steps" in fields:
@@ -263,7 +293,7 @@ class Ledger:
           UserError: naming the first that differs.
         """
         opened = self.entries[0] if self.entries else terms
-        for name in sorted(FIELDS["open"]):
+        for name in sorted(FIELDS["open"] - {"run"}):  # a name is no term
             if opened.get(name) != terms.get(name):
                 raise UserError(
                     f"{self.path} was opened with {name} = {opened.get(name)!r}, not {terms.get(name)!r}; restore the "
@@ -277,6 +307,16 @@ class Ledger:
             raise UserError(f"{self.path} was changed by another process; run one process per workdir.")
         if len(content) > self._size:
             cut(self.path, self._size)
+
+
+def new_name() -> str:
+    """A name for a run, of the operating system's entropy: no two ledgers share it, unless one is a copy."""
+    return secrets.token_hex(_NAME_BYTES)
+
+
+def name_from_seed(text: str) -> str:
+    """The name of a run under a fixed seed, which is NOT PRIVATE and the same each time."""
+    return hashlib.sha256(text.encode()).hexdigest()[: 2 * _NAME_BYTES]
 
 
 def spent(entries: Iterable[Entry]) -> list[dict[str, Any]]:

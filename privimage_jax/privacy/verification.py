@@ -1,15 +1,18 @@
 """Checks a ledger without trusting the run that wrote it: recomputes every epsilon with dp-accounting alone.
 
-What a verified ledger proves: mechanisms with these public parameters cost, together, the epsilon that it states, and
-it ends after all that its first line announces. What it cannot prove: that the run did what its ledger says, and that
-nobody wrote the whole file anew; for that, keep a copy of it where the run's owner cannot change it.
+What a verified ledger proves: mechanisms with these public parameters cost, together, the epsilon that it states, it
+ends after all that its first line announces, and the artefacts beside it are those that it closes with. What it cannot
+prove: that the run did what its ledger says, that there is no other run of the same start (`commands.kinship` compares
+two), and that nobody wrote the whole file anew; for that, keep a copy of it where the run's owner cannot change it.
 
 This file shares no accounting code with `accounting.py`, which the run itself used.
 """
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dp_accounting
@@ -18,6 +21,8 @@ from dp_accounting import pld, rdp
 
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import Ledger, distinct_steps, is_closed
+from privimage_jax.storage import reading
+from privimage_jax.storage.entries import content_digest
 
 _RELATION = dp_accounting.NeighboringRelation.REPLACE_SPECIAL  # zero-out of one record
 _ACCOUNTANTS = {
@@ -64,6 +69,36 @@ def verify(ledger: Ledger, finished: bool) -> None:
             f"{', '.join(terms['mechanisms'])}, but no line closes {', '.join(open_ones)}; ask for the ledger of the "
             "finished run."
         )
+
+
+def verify_artefacts(ledger: Ledger, folders: Mapping[str, Path]) -> list[str]:
+    """Checks that the artefacts of the mechanisms are those with which the ledger closes them.
+
+    Args:
+      ledger: whose lines hold together, see `verify`.
+      folders: "release" and "internal" -> that folder of the run, where it is at hand.
+
+    Returns:
+      The artefacts that were there to be checked, as the ledger names them. Those of ledgers of earlier versions, which
+      hold no SHA-256, are not among them.
+
+    Raises:
+      UserError: naming the artefact that is not the ledger's.
+    """
+    checked = []
+    for line in ledger.entries:
+        for name, digest in line.get("artefacts", {}).items():
+            folder, _, inside = name.partition("/")
+            if folder not in folders or not os.path.lexists(path := folders[folder] / inside):
+                continue
+            remedy = "ask for the release that belongs to this ledger"
+            with reading.user_errors(path, remedy):
+                if content_digest(path) != digest:
+                    raise reading.Unreadable(
+                        f"is not what line {line['index'] + 1} of {ledger.path} closes the {line['mechanism']} with"
+                    )
+            checked.append(name)
+    return checked
 
 
 def _problem(lines: list[dict[str, Any]], terms: dict[str, Any]) -> str:

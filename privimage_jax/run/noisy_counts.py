@@ -100,7 +100,7 @@ def _release(
         mechanism.close()
         return
     determinants, count = prepare()
-    mechanism.check_inputs(data=inputs.sensitive.digest(), **determinants)
+    mechanism.check_inputs(data=inputs.sensitive.digest(), noise=_noise(inputs, mechanism), **determinants)
     if spent and (mechanism.is_closed or not mechanism.has_key(0)):
         raise UserError(
             f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its key or its output was "
@@ -126,6 +126,11 @@ def weights(inputs: Inputs) -> np.ndarray | None:
     """
     owners = inputs.sensitive.owners
     return None if owners is None else people.weights(owners)
+
+
+def _noise(inputs: Inputs, mechanism: Mechanism) -> str:
+    """All that decides the noise of the counts, and the samples where there are any."""
+    return f"{inputs.plan.reserved[mechanism.name]} {mechanism.stage.sensitivity(inputs.config)!r}"
 
 
 def _spend(inputs: Inputs, mechanism: Mechanism) -> None:

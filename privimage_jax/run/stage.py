@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.generators import sections as generator_sections
+from privimage_jax.privacy.ledger import is_artefact
 from privimage_jax.run.record import Mechanism, Stage, keys, of_generator, value
 from privimage_jax.settings import import_strings
 
@@ -236,6 +237,8 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
         ):
             if twice := sorted(taken & own):
                 raise UserError(f"config.extra_stages: {name} has the {what} {twice[0]!r} of another; rename it.")
+        if one.mechanism and (wrong := [path for path in one.writes if not is_artefact(path)]):
+            raise UserError(f"config.extra_stages: {name} writes {wrong[0]!r}; give a path in release/ or internal/.")
         if one.mechanism and not one.mechanism.noise_multiplier:
             raise UserError(f"config.extra_stages: the mechanism of {name} names no setting for its noise; give one.")
         _check_settings(config, one, name)

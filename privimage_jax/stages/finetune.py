@@ -19,7 +19,7 @@ from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
-from privimage_jax.run.plan import NOISE, Plan
+from privimage_jax.run.plan import NOISE
 from privimage_jax.run.stage import named
 from privimage_jax.run.trouble import Trouble
 from privimage_jax.stages import pretrain
@@ -52,6 +52,7 @@ def run(inputs: Inputs) -> None:
     if not mechanism.is_closed:
         convolutions = choose_convolutions(inputs, mechanism, generator, params)
         mechanism.check_inputs(
+            noise=fingerprints.fingerprint(factors(inputs, mechanism.lines)),
             data=inputs.sensitive.digest(),
             parameters=tree_digest(params),
             settings=fingerprints.fingerprint(STAGE.settings(inputs.config)),
@@ -76,6 +77,36 @@ def describe(inputs: Inputs) -> dict[str, Any]:
     """The public description that goes with the released parameters."""
     names = (*generators.sections(inputs.config), "data.image_size", "data.channels")
     return {"class_names": list(inputs.sensitive.class_names), "config": configs.section(inputs.config, *names)}
+
+
+def factors(inputs: Inputs, lines: list[dict[str, Any]]) -> dict[str, float]:
+    """What scales the gradients and the noise of every step, and draws its batch, as a ledger line states it.
+
+    Once there is a line, that line's, also under the fresh key after a lost one. A solution found anew could differ
+    where dp-accounting does, and equal noise at two scales subtracts.
+
+    Args:
+      inputs: of the stage.
+      lines: the ledger's lines of DP-SGD, oldest first.
+
+    Raises:
+      UserError: if the settings give another sampling rate than the line's.
+    """
+    plan, config = inputs.plan, inputs.config
+    planned = {
+        "sampling_rate": plan.sampling_rate,
+        "noise_multiplier": plan.noise_multiplier,
+        "clip_norm": config.clipping.norm,
+        "expected_batch_size": config.finetune.batch_size,
+    }
+    stated = next((line for line in reversed(lines) if line["kind"] == "dp-sgd"), planned)
+    for name in planned.keys() - {"noise_multiplier"}:  # the settings decide these
+        if stated[name] != planned[name]:
+            raise UserError(
+                f"{inputs.workdir.ledger} states {name} = {stated[name]!r} of DP-SGD, but its steps would run with "
+                f"{planned[name]!r}; go on with the version that began the run, or start a new workdir."
+            )
+    return planned | {"noise_multiplier": stated["noise_multiplier"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +140,16 @@ def next_step_range(
       resumable: of the noise, see `privacy.noise.Noise`.
 
     Raises:
-      UserError: if the key was lost and the noise is not resumable.
+      UserError: if the checkpoint is of steps that the ledger never reserved, or the key was lost and the noise is not
+        resumable.
     """
     blocks = [(line["key_generation"], *line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
+    last = max((end for _, _, end in blocks), default=0)
+    if checkpoint > last:
+        raise UserError(
+            f"the checkpoint of step {checkpoint} is ahead of the ledger, which has reserved the steps before {last}: "
+            "one was restored without the other; restore both from one copy, or start a new workdir."
+        )
     if not blocks:
         return StepRange(0, checkpoint, checkpoint, steps)
     generation = blocks[-1][0]
@@ -181,7 +219,8 @@ def _train(
         **place(keys, replicated(inputs.mesh)),
     }
     _check_model(inputs, mechanism, generator, params, convolutions)
-    dp = dp_settings(config, plan.n, plan.noise_multiplier, inputs.microbatch)
+    fixed = factors(inputs, mechanism.lines)
+    dp = dp_settings(config, plan.n, fixed["noise_multiplier"], inputs.microbatch)
     draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
     trouble = Trouble(inputs)
 
@@ -203,7 +242,7 @@ def _train(
         nonlocal reserved
         if end > reserved:
             reserve_to = min((begin // block + 1) * block, step_range.stop)
-            _reserve(mechanism, plan, config, step_range.generation, reserved, reserve_to)
+            mechanism.spend("dp-sgd", steps=[reserved, reserve_to], **fixed, key_generation=step_range.generation)
             reserved = reserve_to
 
     state = loop.train(
@@ -262,19 +301,6 @@ def check_processed(begin: int, end: int, metrics: dict[str, float]) -> None:
             f"in the steps [{begin}, {end}) of DP-SGD a mean of {metrics['drawn']:g} records was drawn, but "
             f"{metrics['processed']:g} processed: this is a bug of privimage_jax, and the run is not to be released."
         )
-
-
-def _reserve(mechanism: Mechanism, plan: Plan, config: ConfigDict, generation: int, begin: int, end: int) -> None:
-    """Writes the steps [begin, end) into the ledger."""
-    mechanism.spend(
-        "dp-sgd",
-        steps=[begin, end],
-        sampling_rate=plan.sampling_rate,
-        noise_multiplier=plan.finetune_noise,
-        clip_norm=config.clipping.norm,
-        expected_batch_size=config.finetune.batch_size,
-        key_generation=generation,
-    )
 
 
 def _check_model(

@@ -33,6 +33,24 @@ def digests(path: Path) -> dict[str, str]:
     return {file.relative_to(path).as_posix(): _digest(file) for file in files}
 
 
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of the lines "SHA-256  name" of its files in the order of their names.
+
+    These are the lines that the command `sha256sum` prints, so that a digest can be checked by hand.
+
+    Raises:
+      reading.Unreadable: for a link, pipe, socket or device, or where nothing is.
+      OSError: as reading does.
+    """
+    found = digests(path)
+    if not found:
+        raise reading.Unreadable("is missing")
+    if "" in found:
+        return found[""]
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(found.items()))
+    return hashlib.sha256(os.fsencode(lines)).hexdigest()
+
+
 def _digest(path: Path) -> str:
     if path.is_symlink():
         raise reading.Unreadable("holds a link")

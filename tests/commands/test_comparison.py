@@ -60,7 +60,7 @@ def test_epsilons_are_composed(report, tmp_path):
     report("a", "b").succeeds()
     page = (tmp_path / "comparison.html").read_text()
     assert '<td class="number">0.5</td><td class="number">0.5</td>' in page
-    assert "Together: epsilon = " in page and "the sum of the 2 deltas" in page
+    assert "Together: epsilon = " in page and "that of each run" in page
 
 
 def test_one_run_alone_has_nothing_to_add_up(report, tmp_path):

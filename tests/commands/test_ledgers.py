@@ -1,14 +1,24 @@
-"""What is said of one or several ledgers: never less than was spent, and whether it is void."""
+"""What is said of one or several ledgers: never less than was spent, whether it is void, and how they are related."""
+
+import hashlib
+import shutil
 
 import pytest
 from finished_runs import QUERY, TERMS
 
-from privimage_jax.commands import ledger
+from privimage_jax.commands import kinship, ledger
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.privacy.rounding import plain_up
 
 BARELY_MORE = 1.0000001  # the nearest of six digits is below it
+DELTA = TERMS["delta"]
+ONE, OTHER = ({"release/query.json": digit * 64} for digit in "12")  # artefacts of a mechanism
+
+
+def cost(events):
+    return accounting.epsilon(accounting.events_from(events), DELTA, "rdp")
 
 
 def write(path, **terms) -> Ledger:
@@ -17,13 +27,35 @@ def write(path, **terms) -> Ledger:
     return ledger
 
 
+def run(path, name="a" * 32, query=ONE, training=None) -> Ledger:
+    """The ledger of a run with this name; a mechanism with artefacts is closed, one with {} is open."""
+    book = Ledger.open(path)
+    terms = TERMS | {"mechanisms": ["query", "training"]} | ({"run": name} if name else {})
+    for mechanism, artefacts in (("query", query), ("training", training)):
+        if artefacts is not None:
+            book.spend("gaussian", cost, terms, **{**QUERY, "mechanism": mechanism})
+        if artefacts:
+            book.append("closed", mechanism=mechanism, artefacts=artefacts)
+    return book
+
+
+def epsilon_of(mechanisms: int) -> str:
+    """What so many mechanisms cost, as it is printed."""
+    return plain_up(cost([{"noise_multiplier": QUERY["noise_multiplier"]}] * mechanisms), ledger.DIGITS)
+
+
+def mechanisms_run(*ledgers) -> int:
+    """How many mechanisms ledgers cost together, all of one noise."""
+    return sum(len(lines) for lines in kinship.between([book.entries for book in ledgers]).costs)
+
+
 def test_epsilons_are_printed_rounded_up(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(accounting, "joint_epsilon", lambda runs, accountant: (2 * BARELY_MORE, 2e-5))
+    monkeypatch.setattr(accounting, "epsilon", lambda events, delta, accountant: 2 * BARELY_MORE)
     paths = [write(tmp_path / name).path for name in ("a", "b")]
     ledger.show(list(map(str, paths)), verified=False)
     out = capsys.readouterr().out
     assert out.count("spent in all: epsilon = 1.00001 of 5 at delta = 1e-05\n") == 2
-    assert "together: epsilon = 2.00001 at delta = 2e-05, the sum of the 2 deltas; all" in out
+    assert "together: epsilon = 2.00001 at delta = 1e-05, that of each run; all" in out
 
 
 @pytest.mark.parametrize(
@@ -31,7 +63,7 @@ def test_epsilons_are_printed_rounded_up(tmp_path, capsys, monkeypatch):
 )
 def test_one_void_ledger_voids_the_sum(tmp_path, note, told):
     kept, void = write(tmp_path / "a").entries, write(tmp_path / "b", private=False, **note).entries
-    assert f"the sum of the 2 deltas ({told}); all" in ledger.describe_joint([kept, void])
+    assert f"that of each run ({told}); all" in ledger.describe_joint([kept, void])
     assert "NOT PRIVATE" not in ledger.describe_joint([kept, kept])
     assert (ledger.void_note([kept]), ledger.void_note([kept, void])) == ("", told)
 
@@ -52,3 +84,85 @@ def test_a_ledger_does_not_go_on_with_another_unit(tmp_path):
         write(tmp_path / "a").check_terms(TERMS | {"unit": "person"})
     with pytest.raises(ValueError, match="cannot hold unit = 'family'"):
         write(tmp_path / "b", unit="family")
+
+
+def test_other_runs_add_up_at_a_delta_of_one(tmp_path):
+    """At the sum of the deltas epsilon would look smaller beside those of the runs."""
+    lines = [run(tmp_path / name, name * 32, ONE, OTHER).entries for name in "ab"]
+    lines[1] = [lines[1][0] | {"delta": 2 * DELTA}, *lines[1][1:]]
+    assert f"epsilon = {epsilon_of(4)} at delta = 1e-05, the smallest of theirs" in ledger.describe_joint(lines)
+    found = kinship.between(lines)
+    assert (sum(map(len, found.costs)), found.notes, found.conflicts) == (4, [], [])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "mechanisms"),
+    [({"training": ONE}, 2), ({"training": {}}, 2), ({}, 2), ({"query": {}}, 2)],
+    ids=["a copy", "during training", "before training", "during the query"],
+)
+def test_copies_and_earlier_states_of_a_run_cost_once(tmp_path, privimage, earlier, mechanisms):
+    books = [run(tmp_path / "whole", training=ONE), run(tmp_path / "earlier", **earlier)]
+    for pair in (books, books[::-1]):
+        assert mechanisms_run(*pair) == mechanisms
+        out = privimage("ledger", *(book.path for book in pair)).succeeds().out
+        assert f"spent in all: epsilon = {epsilon_of(mechanisms)}" in out
+        assert f"together: epsilon = {epsilon_of(mechanisms)} at delta" in out
+        assert f"{pair[0].path} and {pair[1].path} are of one run, copies or earlier states of each other" in out
+
+
+@pytest.mark.parametrize(
+    ("query", "mechanisms", "again"),
+    [(ONE, 3, "ran the training 2 times"), (OTHER, 4, "ran the query 2 times and the training 2 times")],
+)
+def test_a_run_that_was_taken_back_and_run_again_is_an_error(tmp_path, privimage, query, mechanisms, again):
+    """Audit: the ledgers were equal to the byte, and averaging the two releases went unnoticed."""
+    books = [run(tmp_path / "first", training=ONE), run(tmp_path / "second", query=query, training=OTHER)]
+    assert mechanisms_run(*books) == mechanisms
+    result = privimage("ledger", *(book.path for book in books))
+    result.refuses(f"first and {tmp_path / 'second'} are of one run, but went on apart: together they {again}")
+    assert f"together: epsilon = {epsilon_of(mechanisms)} at delta" in result.out
+    lines = [book.entries for book in books]
+    assert "Beware: first and second are of one run" in ledger.describe_joint(lines, ["first", "second"])
+
+
+def test_an_open_ledger_that_no_other_continues_counts(tmp_path):
+    """It went on under a key of its own, and may be released yet."""
+    whole, apart = run(tmp_path / "whole", training=ONE), run(tmp_path / "apart", training={})
+    line = {**QUERY, "mechanism": "training", "key_generation": 1}
+    apart.spend("gaussian", cost, **line)
+    assert mechanisms_run(whole, apart) == 4
+    assert kinship.between([whole.entries, apart.entries]).conflicts
+
+
+def test_ledgers_of_earlier_versions_each_count(tmp_path, privimage):
+    """They have no name, so that copies cannot be told; they stay readable."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        book = write(path)
+        book.append("closed", mechanism="query")
+    assert "These name no run, as ledgers of earlier versions do" in privimage("ledger", one, other).succeeds().out
+    named = run(tmp_path / "named")
+    assert f"{one} names no run" in privimage("ledger", one, named.path).succeeds().out
+    assert mechanisms_run(Ledger.open(one), Ledger.open(other), named) == 3
+
+
+def test_artefacts_are_checked_where_they_are_at_hand(tmp_path, privimage):
+    """Audit: a release could not be matched with its ledger. By hand, sha256sum does it."""
+    release = tmp_path / "release"
+    generator = release / "generator"
+    generator.mkdir(parents=True)
+    lines = b""
+    for name in ("model.json", "params.npz"):
+        (generator / name).write_text(name)
+        lines += f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n".encode()
+    run(release / "ledger.jsonl", training={"release/generator": hashlib.sha256(lines).hexdigest()})
+    (tmp_path / "alone.jsonl").write_bytes((release / "ledger.jsonl").read_bytes())
+    assert "closes with" not in privimage("ledger", tmp_path / "alone.jsonl", "--verify").succeeds().out
+    for given in (release, tmp_path):
+        assert "and release/generator is what it closes with" in privimage("ledger", given, "--verify").succeeds().out
+    (generator / "model.json").write_text("another")
+    refusal = f"{generator} is not what line 5 of {release / 'ledger.jsonl'} closes the training with"
+    privimage("ledger", release, "--verify").refuses(refusal, "ask for the release that belongs to this ledger")
+    shutil.rmtree(generator)
+    generator.symlink_to("/etc")
+    privimage("ledger", release, "--verify").refuses(f"{generator} holds a link")

@@ -101,7 +101,7 @@ def test_what_all_runs_cost_together_is_told_and_what_no_epsilon_covers(made):
     folder, result = made
     spending = [open_ledger(Workdir(folder / name)).entries for name in sorted(FINISHED)]
     assert describe_joint(spending) in result.out
-    assert "deltas (NOT PRIVATE: fixed seed);" in result.out
+    assert "that of each run (NOT PRIVATE: fixed seed);" in result.out
     assert CAUTION in result.out
     assert f"Only each run's release/ may leave {folder}" in result.out
 
@@ -189,7 +189,8 @@ def test_values_that_join_later_keep_the_rows_and_the_network(privimage, config,
     assert [row["run"] for row in read_rows(copy)] == [*FINISHED[:2], FAILED, joined], "the deleted one has no row"
     assert json.loads((copy / joined / "config.json").read_text())["public_cache"] == str(copy / "public_cache")
     assert resources.read(Workdir(copy / joined))["train-query"]["taken"]
-    assert "the sum of the 3 deltas" in result.out, "runs of the folder that this command leaves alone cost as well"
+    spending = [open_ledger(Workdir(copy / name)).entries for name in (*FINISHED[:2], joined)]
+    assert describe_joint(spending) in result.out, "runs of the folder that this command leaves alone cost as well"
     assert result.out.count(" done ") >= 3 and " failed " in result.out
 
 

@@ -129,16 +129,3 @@ def test_events_from_plain_mappings():
 def test_pld_is_below_rdp():
     events = [*QUERY, SampledGaussian(5.0, RATE, 300)]
     assert np.isfinite(epsilon(events, DELTA)) and epsilon(events, DELTA) < epsilon(events, DELTA, "rdp")
-
-
-def test_runs_on_the_same_records_add_up_as_one_run_would():
-    """The delta is the sum; epsilon is that of all events together, which is below the sum of the epsilons."""
-    runs = [([*QUERY, SampledGaussian(5.0, RATE, 40)], 1e-6), ([*QUERY, SampledGaussian(5.0, RATE, 60)], 2e-6)]
-    together, delta = accounting.joint_epsilon(runs, "rdp")
-    assert delta == pytest.approx(3e-6)
-    assert together == epsilon([Gaussian(50 / math.sqrt(2)), SampledGaussian(5.0, RATE, 100)], delta, "rdp")
-    apart = [epsilon(events, own, "rdp") for events, own in runs]
-    assert max(apart) < together < sum(apart)
-    assert accounting.joint_epsilon(runs[:1]) == (epsilon(*runs[0]), 1e-6)
-    with pytest.raises(ValueError, match="the deltas of 2 runs add up to 1"):
-        accounting.joint_epsilon([(QUERY, 0.5), (QUERY, 0.5)])

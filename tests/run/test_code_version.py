@@ -1,11 +1,16 @@
 """What a replay's identity covers: the code that determines what each mechanism sees and does."""
 
+import pathlib
+import sys
+from importlib import metadata
+
 import pytest
 from pipelines import tiny_config
 
 from privimage_jax import config as configs
 from privimage_jax.run import code_version as module
-from privimage_jax.run.code_version import ROOT, code_version
+from privimage_jax.run.code_version import code_version
+from privimage_jax.run.source_files import ROOT
 from privimage_jax.run.stage import named
 
 CORE = (
@@ -53,3 +58,55 @@ def test_it_covers_what_the_mechanism_runs(config, monkeypatch, name):
     monkeypatch.setattr(module, "with_imports", noted)
     code_version(config, named(name))
     assert sorted({*COVERED[name]} - read) == []
+
+
+NET = "class Net:\n    pass\n"
+LAYOUTS = {  # import string -> the files, of which the last one decides what a network computes
+    "mine.net:Net": {"mine/__init__.py": "", "mine/net.py": NET, "mine/parts/found_at_run_time.py": "x = 1\n"},
+    "loose:Net": {"loose.py": f"def f():\n    import helper\n{NET}", "helper.py": "x = 1\n"},
+    "bare.net:Net": {"bare/net.py": f"from .helper import x\n{NET}", "bare/helper.py": "x = 1\n"},
+    "loose:Far": {
+        "loose.py": "from mine.net import Net as Far\n",
+        "mine/__init__.py": "",
+        "mine/net.py": f"from helper import x\n{NET}",
+        "helper.py": "x = 1\n",
+    },
+}
+
+
+@pytest.fixture
+def version_of(config, tmp_path, monkeypatch):
+    """The version of fine-tuning's code with a model from elsewhere, as a new process finds it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def version(name):
+        for each in list(sys.modules):
+            if each.partition(".")[0] in ("mine", "loose", "bare", "helper"):
+                monkeypatch.delitem(sys.modules, each)
+        config.model.name = name
+        return code_version(config, named("finetune"))
+
+    return version
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_files_of_a_model_from_elsewhere_count(version_of, tmp_path, name):
+    """Audit: only the file of the import string did."""
+    for path, code in LAYOUTS[name].items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(code)
+    before = version_of(name)
+    (tmp_path / pathlib.Path(path).parent / "notes.txt").write_text("no code")
+    assert version_of(name) == before
+    (tmp_path / path).write_text("x = 2\n")
+    assert version_of(name) != before
+
+
+@pytest.mark.parametrize("library", ["dp-accounting", "scipy", "PyYAML"])
+def test_versions_of_libraries_count(version_of, tmp_path, monkeypatch, library):
+    """Those that compute or count the budget, and what a model from elsewhere imports."""
+    (tmp_path / "loose.py").write_text(f"import yaml\n{NET}")
+    before, version = version_of("loose:Net"), metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version(name) + "+" * (name == library))
+    monkeypatch.setattr(module, "library_versions", module.library_versions.__wrapped__)
+    assert version_of("loose:Net") != before

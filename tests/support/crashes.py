@@ -9,8 +9,8 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 
-from privimage_jax.privacy.chacha import KEY_BYTES
 from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.run.mechanism import KEY_FILE_BYTES
 from privimage_jax.storage import workdir
 from privimage_jax.training.checkpoint import is_intact
 
@@ -163,7 +163,7 @@ def _is_whole(path: pathlib.Path, content: bytes) -> bool:
             zipfile.ZipFile(io.BytesIO(content)).close()
         elif path.suffix == ".html":
             return content.endswith(b"</html>\n")
-        return path.suffix != ".key" or len(content) == KEY_BYTES
+        return path.suffix != ".key" or len(content) == KEY_FILE_BYTES
     except (ValueError, zipfile.BadZipFile):
         return False
 

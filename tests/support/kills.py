@@ -4,7 +4,7 @@
 
 With a fixed seed, a run is killed again and again at random points of all its stages; what it releases in the end must
 be that of the undisturbed run, byte by byte. With keys from entropy, a run is killed once in each mechanism, right
-after one of the durable steps on a key or the ledger; the ledger must be that of the undisturbed run, and no file may
+after one of the durable steps on a key or the ledger; the ledger must spend as the undisturbed run's, and no file may
 hold a key. After every kill nothing is half-written and no output is ahead of the ledger. `--seed` chooses others.
 
 Every run is a fork of this process, which has imported everything, but has not started jax's backend.
@@ -27,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import quick
 
@@ -43,6 +44,7 @@ from small_models import use_small_models  # noqa: E402
 
 from privimage_jax import config as configs  # noqa: E402
 from privimage_jax.privacy import verification  # noqa: E402
+from privimage_jax.privacy.chacha import KEY_BYTES  # noqa: E402
 from privimage_jax.privacy.ledger import Ledger  # noqa: E402
 from privimage_jax.run import inputs  # noqa: E402
 from privimage_jax.run.code_version import code_version  # noqa: E402
@@ -178,12 +180,9 @@ class Runs:
         run, stages = Workdir(self.root), enabled_stages(self.config)
         return next((stage.name for stage in stages if run.done_mark(stage.name) is None), "the end")
 
-    def differences(self, compared: Callable[[str], bool]) -> list[str]:
-        """What of a finished run is not as in the undisturbed one, or should have gone."""
-        here, there = (
-            {name: content for name, content in files_of(root).items() if compared(name)}
-            for root in (self.root, self.reference)
-        )
+    def differences(self, compared: Callable[[pathlib.Path], dict[str, Any]]) -> list[str]:
+        """What of a finished run, which `compared` gives by names, is not as in the undisturbed one; and leftovers."""
+        here, there = compared(self.root), compared(self.reference)
         found = [f"{name} differs" for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
         found += [f"{path} is left" for path in self.root.rglob("*") if is_partial(path) or path.suffix == ".key"]
         try:
@@ -191,6 +190,23 @@ class Runs:
         except Exception as error:
             found.append(str(error))
         return found + problems(self.root)
+
+
+def released(root: pathlib.Path) -> dict[str, bytes]:
+    """Every released file of a run, and its evaluation."""
+    return {
+        name: content for name, content in files_of(root).items() if name.startswith("release/") or name == EVALUATION
+    }
+
+
+def spent(root: pathlib.Path) -> dict[str, Any]:
+    """What the lines of a run's ledger say, without what depends on its name and its noise."""
+    lines = Ledger.open(root / "release" / "ledger.jsonl").entries
+    drawn = ("run", "artefacts", "previous")
+    return {
+        f"line {line['index'] + 1}": {name: value for name, value in line.items() if name not in drawn}
+        for line in lines
+    }
 
 
 def _finish(child: int) -> int:
@@ -213,7 +229,7 @@ def at_random_points(folder: pathlib.Path, generator: str, kills: int, numbers: 
             status = runs.finish()
         if status:
             tally.differences.append(f"a run ended with status {status}")
-        tally.differences += runs.differences(lambda name: name.startswith("release/") or name == EVALUATION)
+        tally.differences += runs.differences(released)
         shutil.rmtree(runs.root)
         print(f"{tally.kills.total()} kills so far", flush=True)
     return tally
@@ -237,10 +253,10 @@ def around_keys(folder: pathlib.Path, generator: str, kills: int, numbers: rando
                 tally.differences.append(f"a run that was to be killed ended with status {status}")
             tally.kills[_in_words(step)] += 1
             tally.differences += problems(runs.root)
-            keys |= {path.read_bytes() for path in runs.root.rglob("*.key*")}
+            keys |= {path.read_bytes()[:KEY_BYTES] for path in runs.root.rglob("*.key*")}
         if status := runs.finish():
             tally.differences.append(f"a run ended with status {status}")
-        tally.differences += runs.differences(lambda name: name == "release/ledger.jsonl")
+        tally.differences += runs.differences(spent)
         for name, content in files_of(runs.root).items():
             if any(key in content or key.hex().encode() in content for key in keys):
                 tally.differences.append(f"{name} holds a key")

@@ -56,8 +56,9 @@ def joint_cost(folder: Workdir) -> str:
     Runs that failed, and those of earlier commands, have spent as well.
     """
     ledgers = [open_ledger(Workdir(path.parents[1])) for path in sorted(folder.root.glob("*/release/ledger.jsonl"))]
-    spending = [ledger.entries for ledger in ledgers if spent(ledger.entries)]
-    return describe_joint(spending) if len(spending) > 1 else void_note(spending)
+    ledgers = [ledger for ledger in ledgers if spent(ledger.entries)]
+    spending, names = [ledger.entries for ledger in ledgers], [ledger.path.parents[1].name for ledger in ledgers]
+    return describe_joint(spending, names) if len(spending) > 1 else void_note(spending)
 
 
 def tell_what_may_leave(folder: Workdir, table: str) -> None:
