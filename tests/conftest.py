@@ -14,6 +14,11 @@ FLAGS = (
     "--xla_force_host_platform_device_count=8",
     *quick.FLAGS,
 )
+# Files of tests that take longest, which come first: else one process could be left with one of them in the end.
+LONGEST = {
+    *("test_crashes.py", "test_distributed.py", "test_examples.py"),
+    *("test_forecast.py", "test_fuzz.py", "test_tpu_programs.py"),
+}
 CACHE = os.path.join(tempfile.gettempdir(), f"privimage-test-cache-{os.getuid()}")
 
 
@@ -40,6 +45,10 @@ quick.collect_rarely()
 
 import pytest  # noqa: E402
 from commands import caller, write_config  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # the order within is kept
 
 
 def pytest_collection_finish():

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from commands import finish, start, write_config
+from kept import keep_programs
 from PIL import Image
 from pipelines import CLASSES, SEMANTICS, SIDE, release_bytes, write_npz
 
@@ -359,8 +360,9 @@ FULL = [
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_is_full_again_and_again(run, finished, tmp_path):
+def test_a_disk_that_is_full_again_and_again(run, finished, tmp_path, monkeypatch):
     """Each time what had been made is intact, and at the end the release is that of an undisturbed run."""
+    keep_programs(monkeypatch)
     workdir = Workdir(tmp_path / "run")
     for stage, size, culprit in FULL:
         before = release_bytes(workdir)

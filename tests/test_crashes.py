@@ -10,60 +10,31 @@ import subprocess
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from crashes import WriteLog, files_of, is_partial, problems, rebuild, states
+from kept import keep_programs, kept
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
-from privimage_jax.generators import artefact
-from privimage_jax.models import registry
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.run import mechanism
-from privimage_jax.stages import finetune, pretrain, query, sample, train_query
 from privimage_jax.stages.parts import preflight
 from privimage_jax.storage import workdir
 from privimage_jax.storage.workdir import Workdir
-from privimage_jax.training import loop
-from privimage_jax.training.state import tree_digest
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEY = np.arange(8, dtype=np.uint32)
 EVERY = 10  # of the states outside of the mechanisms, one in so many is run to its end
 
 
-def kept(patch, owner, name, key=lambda *arguments: None):
-    """Calls a function once for each key: what it returns is the same in every run of this config.
-
-    Arrays are returned as copies, as a step may be given them to keep.
-    """
-    original, results = getattr(owner, name), {}
-
-    def call(*arguments, **more):
-        if (which := key(*arguments)) not in results:
-            results[which] = original(*arguments, **more)
-        return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, jax.Array) else leaf, results[which])
-
-    patch.setattr(owner, name, call)
-
-
 @pytest.fixture(scope="module")
 def quick():
     """Programs are compiled, and epsilons computed, once for all runs; every key is the same, so that bytes compare."""
     with pytest.MonkeyPatch.context() as patch:
-        kept(patch, loop, "make_runner", lambda step: (step.__module__, step.__qualname__))
+        keep_programs(patch)
         kept(patch, accounting, "unchecked_epsilon", lambda *arguments: repr(arguments))
-        for owner in (finetune, pretrain, sample):
-            kept(patch, owner, "Sampler", lambda generator, mesh: "")
-        kept(patch, registry, "init_denoiser")
-        kept(patch, artefact, "shapes", lambda generator: "")
-        kept(patch, train_query, "shapes")
-        kept(patch, query, "forward", lambda model, variables: tree_digest(variables))
-        kept(patch, finetune.dp_sgd, "check_objective")
-        kept(patch, finetune.clipping, "left_to_vmap")
         patch.setattr(configs, "check", lambda config: config)
         patch.setattr(preflight, "check_models", lambda *of: 8)
         patch.setattr(chacha, "new_key", lambda: KEY)

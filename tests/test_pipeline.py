@@ -6,6 +6,7 @@ import stat
 
 import numpy as np
 import pytest
+from kept import keep_programs
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
@@ -398,6 +399,12 @@ def interrupt(monkeypatch, owner, name, after):
     monkeypatch.setattr(owner, name, stopping)
 
 
+@pytest.fixture(scope="module")
+def programs():
+    """What the interrupted runs below, all of one config, need not compile again."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "after"),
     [
@@ -414,11 +421,12 @@ def interrupt(monkeypatch, owner, name, after):
         (train_query, "save_tree", 0),
     ],
 )
-def test_an_interrupted_run_ends_with_the_same_release(finished, tmp_path, owner, name, after):
+def test_an_interrupted_run_ends_with_the_same_release(finished, programs, tmp_path, monkeypatch, owner, name, after):
     folder, uninterrupted = finished
     config = tiny_config(folder)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        interrupt(monkeypatch, owner, name, after)
+    keep_programs(monkeypatch, programs)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, owner, name, after)
         with pytest.raises(Stop):
             run(config, tmp_path / "run")
     assert release_bytes(run(config, tmp_path / "run")) == release_bytes(uninterrupted)

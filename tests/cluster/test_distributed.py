@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 
+import forks
 import jax
 import numpy as np
 import pytest
 import quick
-from commands import PYTHONPATH, ROOT, SCRIPT, Result, write_config
+from commands import PYTHONPATH, ROOT, Result, write_config
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
@@ -73,19 +74,29 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(folder, workdir, index, port, *more, count=2, coordinator="127.0.0.1") -> subprocess.Popen:
-    """One process of a run."""
-    place = (f"--coordinator={coordinator}:{port}", f"--num_processes={count}", f"--process_id={index}")
-    return subprocess.Popen(
-        [SCRIPT, "run", "--config", folder / "tiny.py", "--workdir", workdir, *SHORT, *ONLY_FINETUNING, *place, *more],
-        env=ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+@pytest.fixture(scope="module")
+def started():
+    """Where processes come from that need no interpreter of their own; the launcher's have one."""
+    with forks.forks(ENVIRONMENT) as started:
+        yield started
 
 
-def finish(process: subprocess.Popen, seconds: float = 60) -> Result:
+@pytest.fixture
+def start(folder, tmp_path, started):
+    """`start("--process_id=0", …) -> Fork`, one process of a run in `tmp_path / "run"` that only fine-tunes."""
+
+    def start(*flags, **variables):
+        command = ["run", "--config", folder / "tiny.py", "--workdir", tmp_path / "run", *SHORT, *ONLY_FINETUNING]
+        return started.start([*command, *flags], {**ENVIRONMENT, **variables})
+
+    return start
+
+
+def place(index, port, count=2) -> list[str]:
+    return [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={index}"]
+
+
+def finish(process: forks.Fork, seconds: float = 60) -> Result:
     out, err = process.communicate(timeout=seconds)
     lines = [line for line in err.splitlines(keepends=True) if "[Gloo]" not in line]
     return Result(process.returncode, out, "".join(lines))
@@ -118,40 +129,37 @@ def test_two_processes_release_what_one_does(folder, by_one_process, residency):
     assert len(rows) == len((one.internal / "finetune" / "metrics" / "metrics.csv").read_text().splitlines())
 
 
-def test_processes_with_other_settings_are_refused(folder, tmp_path):
+def test_processes_with_other_settings_are_refused(start, tmp_path):
     port = free_port()
-    children = [
-        start(folder, tmp_path / "run", 0, port),
-        start(folder, tmp_path / "run", 1, port, "--config.sample.n=9"),
-    ]
+    children = [start(*place(0, port)), start(*place(1, port), "--config.sample.n=9")]
     first, second = map(finish, children)
     first.refuses("process 0 and process 1 differ in config.sample.n ('12' and '9')", "the same command")
     second.refuses("process 0 of 2 ended: ", "differ in config.sample.n")
     assert not (tmp_path / "run" / "release").exists()
 
 
-def test_a_coordinator_that_is_not_there(folder, tmp_path):
+def test_a_coordinator_that_is_not_there(start, tmp_path):
     begin, port = time.monotonic(), free_port()
-    finish(start(folder, tmp_path / "run", 1, port, "--start_timeout=1")).refuses(
+    finish(start(*place(1, port), "--start_timeout=1")).refuses(
         f"process 1 cannot reach the coordinator 127.0.0.1:{port} within 1 s", "correct --coordinator"
     )
     assert time.monotonic() - begin < 30
     assert not (tmp_path / "run" / "release").exists()
 
 
-def test_a_process_that_does_not_come(folder, tmp_path):
+def test_a_process_that_does_not_come(start):
     port = free_port()
-    children = [start(folder, tmp_path / "run", i, port, "--start_timeout=6", count=3) for i in (0, 1)]
+    children = [start(*place(index, port, count=3), "--start_timeout=6") for index in (0, 1)]
     first, second = map(finish, children)
     first.refuses("of 3 processes 2 came within 6 s, not number 2", "--num_processes")
     second.refuses("does not start the run: of 3 processes 2 came", "not number 2")
 
 
-def test_a_killed_process_ends_the_others(folder, tmp_path):
+def test_a_killed_process_ends_the_others(folder, tmp_path, start):
     """With a real key, in the middle of fine-tuning; what was reached is intact, and one process goes on with it."""
     port, workdir = free_port(), Workdir(tmp_path / "run")
     settings = ("--config.privacy.fixed_seed=-1", "--config.finetune.steps=100", "--config.finetune.block=100")
-    children = [start(folder, workdir.root, i, port, *settings) for i in (0, 1)]
+    children = [start(*place(index, port), *settings) for index in (0, 1)]
     deadline = time.monotonic() + 100
     while not (workdir.internal / "finetune" / "checkpoints" / "2").exists():
         assert time.monotonic() < deadline and all(child.poll() is None for child in children), finish(children[0])
@@ -244,29 +252,20 @@ def test_the_environment_stands_in_for_flags(monkeypatch):
     assert distributed.place_from({"process_id": "2"}) == distributed.Place("::1", 80, 2, 4, distributed.START_SECONDS)
 
 
-def test_a_cluster_is_asked_when_told_to(folder, tmp_path):
+def test_a_cluster_is_asked_when_told_to(start):
     """SLURM's variables, as srun sets them on one node."""
     slurm = {"JOB_ID": str(free_port() % 4096), "STEP_NODELIST": "127.0.0.1", "NTASKS": "2", "STEP_NUM_NODES": "1"}
     children = []
     for index in range(2):
         variables = {**slurm, "PROCID": str(index), "LOCALID": str(index)}
-        children.append(
-            subprocess.Popen(
-                [SCRIPT, "run", "--config", folder / "tiny.py", "--workdir", tmp_path / "run", *SHORT, *ONLY_FINETUNING]
-                + ["--coordinator=auto", f"--config.sample.n={12 + index}"],
-                env={**ENVIRONMENT, **{f"SLURM_{name}": value for name, value in variables.items()}},
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
+        named = {f"SLURM_{name}": value for name, value in variables.items()}
+        children.append(start("--coordinator=auto", f"--config.sample.n={12 + index}", **named))
     first, second = map(finish, children)
     first.refuses("process 0 and process 1 differ in config.sample.n ('12' and '13')")
     second.refuses("process 0 of 2 ended")
 
 
-def test_without_a_cluster_auto_is_refused(folder, tmp_path):
+def test_without_a_cluster_auto_is_refused(folder, tmp_path, started):
     environment = {name: value for name, value in ENVIRONMENT.items() if not name.startswith(("SLURM_", "TPU_"))}
-    command = [SCRIPT, "run", "--config", folder / "tiny.py", "--workdir", tmp_path, "--coordinator=auto"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    Result(done.returncode, done.stdout, done.stderr).refuses("--coordinator=auto finds no cluster")
+    command = ["run", "--config", folder / "tiny.py", "--workdir", tmp_path, "--coordinator=auto"]
+    finish(started.start(command, environment)).refuses("--coordinator=auto finds no cluster")

@@ -11,6 +11,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kept import keep_programs
 from pipelines import release_bytes
 
 from privimage_jax.cluster import preemption
@@ -43,7 +44,9 @@ def terminate_at(patch, owner, name, call):
     patch.setattr(owner, name, terminating)
 
 
-def test_a_run_stopped_again_and_again_releases_what_an_undisturbed_one_does(privimage, config, tmp_path):
+def test_a_run_stopped_again_and_again_releases_what_an_undisturbed_one_does(privimage, config, tmp_path, monkeypatch):
+    keep_programs(monkeypatch)
+
     def run(name):
         return privimage("run", "--config", config, "--workdir", tmp_path / name, *SETTINGS)
 

@@ -8,10 +8,12 @@ OLDER_EMITTERS = (
     "--xla_cpu_use_fusion_emitters=false",  # loops are written by the older emitters, in half the time
     "--xla_cpu_max_isa=AVX",  # these fuse products and sums in one program and not in another, where they can (FMA)
 )
-HAS_BOTH = importlib.metadata.version("jaxlib").startswith("0.10.")  # XLA ends a process over a flag it does not know
+IN_ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"  # a small program in pieces takes a quarter more
+KNOWS_THEM = importlib.metadata.version("jaxlib").startswith("0.10.")  # XLA ends a process over a flag it does not know
 FLAGS = (
     "--xla_backend_optimization_level=0",  # LLVM's
-    *(OLDER_EMITTERS if platform.machine() in ("x86_64", "AMD64") and HAS_BOTH else ()),
+    *(OLDER_EMITTERS if platform.machine() in ("x86_64", "AMD64") and KNOWS_THEM else ()),
+    *((IN_ONE_PIECE,) if KNOWS_THEM else ()),
 )
 
 
