@@ -68,7 +68,7 @@ class Faults(kills.Runs):
         original = kills.pipelines.run
         kills.pipelines.run = explained(original)
         try:
-            status = kills._finish(self._start(self.root, note))
+            status = kills.status_of(self._start(self.root, note))
         finally:
             kills.pipelines.run = original
         return status, told.read_text() if told.exists() else ""

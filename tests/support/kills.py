@@ -137,13 +137,13 @@ class Runs:
             log(what, where)
             path.write_text(json.dumps([(step.what, str(step.path)) for step in log.steps]))
 
-        if status := _finish(self._start(self.reference, note)):
+        if status := status_of(self._start(self.reference, note)):
             raise RuntimeError(f"the undisturbed run ended with status {status}")
         return [Step(what, pathlib.Path(where)) for what, where in json.loads(path.read_text())]
 
     def finish(self) -> int:
         """Runs to the end, unless something is wrong; returns the status."""
-        return _finish(self._start(self.root, lambda what, where: None))
+        return status_of(self._start(self.root, lambda what, where: None))
 
     def kill_around(self, number: int, pause: float) -> int:
         """Runs, and kills the run from outside so many seconds after its durable step of this number (from 1)."""
@@ -162,7 +162,7 @@ class Runs:
             time.sleep(pause)
             os.kill(child, signal.SIGKILL)
         os.close(receiver)
-        return _finish(child)
+        return status_of(child)
 
     def kill_right_after(self, stage: str, number: int) -> int:
         """Runs, and the run kills itself right after a step on a key or the ledger: of this number in a stage."""
@@ -173,7 +173,7 @@ class Runs:
             if len(on_keys(stage, log.steps)) == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        return _finish(self._start(self.root, note))
+        return status_of(self._start(self.root, note))
 
     def stage(self) -> str:
         """The stage that a killed run was in: the first one that has no done mark."""
@@ -209,7 +209,7 @@ def spent(root: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _finish(child: int) -> int:
+def status_of(child: int) -> int:
     """Waits for a process; its status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
