@@ -78,7 +78,8 @@ def test_what_extensions_call_has_an_example(name):
 
 
 def test_guarantees_name_files_that_are_there():
-    rows = re.findall(r"^\|.*\|$", (ROOT / "docs" / "guarantees.md").read_text(), flags=re.M)[2:]
+    claims, _, _ = (ROOT / "docs" / "guarantees.md").read_text().partition("\n## ")
+    rows = re.findall(r"^\|.*\|$", claims, flags=re.M)[2:]
     assert len(rows) > 20
     for row in rows:
         _, code, tests, _ = row.strip("|").split("|")
