@@ -71,9 +71,7 @@ def run(inputs: Inputs) -> None:
     results |= {"recipe": section.recipe, "extractor": section.extractors[0]} | extractors.weights_digest(
         section.extractors, section.inception_weights
     )
-    results |= {"real_test_images": inputs.held_out.n, "synthetic_images": synthetic.n}
-    if inputs.held_out.owners is not None:
-        results["real_test_people"] = inputs.held_out.n_records
+    results |= sizes(inputs.held_out, synthetic)
     noise = query_noise.compare(inputs)
     results |= _of_the_query(inputs, noise) | _noise_multipliers(inputs)
     atomic_write_json(STAGE.artefact(inputs.workdir), results)
@@ -81,6 +79,12 @@ def run(inputs: Inputs) -> None:
     remove(accuracies)
     shown = [f"{name} {results[name]:.4g}" for name in ("fid", "precision", "recall")]
     headline(STAGE.name, "result", "  ".join([*shown, utility.describe(useful)]) + "  (not private)")
+
+
+def sizes(held_out: Dataset, synthetic: Dataset) -> dict[str, int]:
+    """How many images were compared, and of how many people, where a record is one."""
+    people = {} if held_out.owners is None else {"real_test_people": held_out.n_records}
+    return {"real_test_images": held_out.n, **people, "synthetic_images": synthetic.n}
 
 
 def _sets(inputs: Inputs, synthetic: Dataset, before: Dataset | None) -> list[ImageSet]:

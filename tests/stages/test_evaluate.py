@@ -34,3 +34,11 @@ def test_semantics_are_counted_for_the_labels_of_the_images_measured(context):
     labels = np.arange(9, dtype=np.int32) % CLASSES
     logits = np.eye(CLASSES, dtype=np.float32)[labels]  # each class has one semantic, the same as the real images of it
     assert evaluate.semantic_similarity(context, network, logits, labels) == pytest.approx(1)
+
+
+def test_how_many_people_the_held_out_images_show_is_said_where_people_are_the_unit(context):
+    people = np.repeat(np.arange(10, dtype=np.int32), 6)
+    real = context.held_out
+    by_person = Dataset(real.images, real.labels, real.class_names, "real", people, unit="person")
+    assert evaluate.sizes(real, real) == {"real_test_images": 60, "synthetic_images": 60}
+    assert evaluate.sizes(by_person, real)["real_test_people"] == 10
