@@ -34,11 +34,11 @@ def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rows(leaf: jax.Array) -> jax.Array:
-    """The sum of a float32 array [m, ...] over its first axis, [...], rounded about once.
+    """The sum of a float32 array [m, ...] over its first axis, [...], rounded within each group and once.
 
     >>> import jax.numpy as jnp
-    >>> float(rows(jnp.float32([2**24] + [0] * 7 + [1, 0, 0, 0, 0, 0, 0, 0] * 2)))  # a plain sum may lose both ones
-    16777218.0
+    >>> float(rows(jnp.repeat(jnp.float32([2**24, 1, -(2**24)]), 8)))  # of three groups
+    8.0
     """
     size = next(size for size in range(GROUP, 0, -1) if len(leaf) % size == 0)
     high = leaf if size == 1 else jnp.sum(leaf.reshape(-1, size, *leaf.shape[1:]), axis=1)
