@@ -1,7 +1,7 @@
 """Measures a step of fine-tuning whose records are people beside one whose records are images, in turns.
 
-`python tests/support/time_people.py [ROUNDS] [DRAWS]`: the network of configs/quickstart.py, 256 records, an expected
-batch of 64, on one device. Half of the people have 1 image, the others up to 60. A machine that is busy slows both: the
+`python tests/support/time_people.py [ROUNDS] [DRAWS]`: the network of configs/quickstart.py, 128 records, an expected
+batch of 32, on one device. Half of the people have 1 image, the others up to 60. A machine that is busy slows both: the
 median of the ratios of neighbouring pairs is what counts.
 """
 
@@ -22,7 +22,7 @@ from privimage_jax.training import residency
 from privimage_jax.training.mesh import make_mesh
 
 ROUNDS, DRAWS = (int(value) for value in (sys.argv[1:] + ["20", "4"][len(sys.argv) - 1 :]))
-RECORDS, BATCH, STEPS = 256, 64, 3  # steps between two looks at the clock
+RECORDS, BATCH, STEPS = 128, 32, 2  # steps between two looks at the clock
 
 config = get_config()
 config.finetune.batch_size, config.finetune.noise_multiplicity = BATCH, DRAWS
@@ -63,6 +63,7 @@ for number in range(ROUNDS):
     taken = {name: seconds(name, STEPS * number) for name in order}  # the same members in both
     ratios.append(taken["person"] / taken["image"])
     totals = {name: totals[name] + taken[name] for name in data}
+    print(f"{number + 1}: person / image = {ratios[-1]:.3f}", flush=True)
 per_step = {name: total / ROUNDS / STEPS for name, total in totals.items()}
 print(
     f"a step of {BATCH} images takes {per_step['image']:.3f} s, of {BATCH} people with {len(sets['person'].labels):,} "
