@@ -628,7 +628,7 @@ def test_ledger_lines_made_to_harm(tmp_path, privimage, old, new):
         ("release/counts.json", name)
         for name in (
             *("", "release", "release/", "/etc/passwd", "etc/passwd", "release//etc", "release/../../etc/passwd"),
-            *("release/./a", "release/.hidden", "release/a\\\\b", "release/a\\u0000", "release/a\\n", "release/" + "a" * 300),
+            *("release/./a", "release/.hidden", "release/a\\\\b", "release/a\\u0000", "release/" + "a" * 300),
         )
     ]
     + [
