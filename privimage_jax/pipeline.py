@@ -72,8 +72,8 @@ def run(inputs: Inputs, last: str | None = None) -> None:
             "data", {f"the data or settings of the stage {name}": prints[name] for name in prints}
         )
         _refuse_changed_spending(inputs, stages, prints)
-        open_ledger(inputs.workdir).check_terms(terms(inputs))
         check_marks(inputs.workdir, all_stages(inputs.config))
+        open_ledger(inputs.workdir).check_terms(terms(inputs))
         inspection.before_a_run(inputs, needs_public)
         workdir.atomic_write_json(inputs.workdir.config_json, dict(configs.flatten(inputs.config)))
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
