@@ -78,8 +78,8 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
             "data", {f"the data or settings of the stage {name}": prints[name] for name in prints}
         )
         _refuse_changed_spending(inputs, stages, prints)
-        open_ledger(inputs.workdir).check_terms(terms(inputs))
         check_marks(inputs.workdir, all_stages(inputs.config))
+        open_ledger(inputs.workdir).check_terms(terms(inputs))
         check(inputs)
         data_seen.note(inputs)
         inspection.before_a_run(inputs, needs_public)

@@ -353,7 +353,7 @@ FULL = [
     (selection, 0, "internal/select/subset.npz"),
     (pretrain, 1500, "internal/pretrain/checkpoints/2"),
     (finetune, 800, "release/ledger.jsonl"),
-    (finetune, 2000, "internal/finetune/checkpoints/2"),
+    (finetune, 6000, "internal/finetune/checkpoints/2"),
     (sample, 1000, "release/synthetic.npz"),
     (report, 1000, "release/report.html"),
 ]

@@ -576,7 +576,7 @@ def ledger_of(*lines: str) -> bytes:
 
 OPEN = (
     '"kind":"open","epsilon_target":10.0,"delta":1e-05,"n":100,"accountant":"pld","adjacency":"zero-out",'
-    '"mechanisms":["a"],"private":true'
+    f'"mechanisms":["a"],"private":true,"run":"{"0f" * 16}"'
 )
 SPENT = (
     '"kind":"dp-sgd","mechanism":"a","steps":[0,3],"sampling_rate":0.1,"noise_multiplier":2.0,"clip_norm":0.1,'
@@ -584,8 +584,11 @@ SPENT = (
 )
 
 
+CLOSED = f'"kind":"closed","mechanism":"a","artefacts":{{"release/counts.json":"{"a1" * 32}"}}'
+
+
 def test_the_lines_that_are_spoilt_below_are_honest(tmp_path):
-    path = hostile.written(tmp_path / "ledger.jsonl", ledger_of(OPEN, SPENT, '"kind":"closed","mechanism":"a"'))
+    path = hostile.written(tmp_path / "ledger.jsonl", ledger_of(OPEN, SPENT, CLOSED))
     assert [entry["kind"] for entry in Ledger.open(path).entries] == ["open", "dp-sgd", "closed"]
 
 
@@ -617,6 +620,38 @@ def test_ledger_lines_made_to_harm(tmp_path, privimage, old, new):
     path = hostile.written(tmp_path / "release" / "ledger.jsonl", ledger_of(OPEN, SPENT.replace(old, new)))
     refuses(lambda: Ledger.open(path), f"line 2 of {path}", "restore it from a copy")
     privimage("ledger", tmp_path).refuses(f"line 2 of {path}")
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("release/counts.json", name)
+        for name in (
+            *("", "release", "release/", "/etc/passwd", "etc/passwd", "release//etc", "release/../../etc/passwd"),
+            *("release/./a", "release/.hidden", "release/a\\\\b", "release/a\\u0000", "release/" + "a" * 300),
+        )
+    ]
+    + [
+        ("a1" * 32, "a1" * 31),
+        ("a1" * 32, "A1" * 32),
+        (f'"{"a1" * 32}"', "1"),
+        ('{"release', '["release'),
+        ('{"release', "{" + ",".join(f'"release/{i}":"{"a1" * 32}"' for i in range(100)) + ',"release'),
+        (f',"artefacts":{{"release/counts.json":"{"a1" * 32}"}}', ""),
+    ],
+)
+def test_artefacts_of_ledgers_made_to_harm(tmp_path, old, new):
+    """A path that leads out of the run's folder would have any file read and compared."""
+    assert old in CLOSED
+    closed = CLOSED.replace(old, new)
+    path = hostile.written(tmp_path / "ledger.jsonl", ledger_of(OPEN, SPENT, closed))
+    refuses(lambda: Ledger.open(path), f"line 3 of {path}", "restore it from a copy")
+
+
+@pytest.mark.parametrize("name", ["0f" * 15, "0F" * 16, "g" * 32, ""])
+def test_names_of_runs_that_are_none(tmp_path, name):
+    path = hostile.written(tmp_path / "ledger.jsonl", ledger_of(OPEN.replace("0f" * 16, name)))
+    refuses(lambda: Ledger.open(path), f"line 1 of {path}", "restore it from a copy")
 
 
 def test_ledgers_that_are_no_files(tmp_path, monkeypatch):

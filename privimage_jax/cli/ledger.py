@@ -23,8 +23,9 @@ COMMAND = Command(
     """
 usage: privimage ledger PATH [PATH ...] [--verify]
 
-PATH       a workdir, a folder release/ or a ledger file; several are added up
---verify   recomputes every epsilon from the public parameters of its line
+PATH       a workdir, a folder release/ or a ledger file; several are added up. Copies of one run count once; one run
+           that was gone on with more than once ends with status 2, and with what all of it costs
+--verify   recomputes every epsilon from the public parameters of its line, and compares the artefacts at hand
 """,
     run,
 )

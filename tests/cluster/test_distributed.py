@@ -107,6 +107,12 @@ def by_one_process(folder):
     return run(short_config(folder), folder / "one")
 
 
+def spent(workdir):
+    """The lines of a ledger without the SHA-256 of what rounding has changed."""
+    lines = map(json.loads, workdir.ledger.read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in ("artefacts", "previous")} for line in lines]
+
+
 @pytest.mark.parametrize("residency", ["replicated", "sharded"])
 def test_two_processes_release_what_one_does(folder, by_one_process, residency):
     """All stages; the launcher; batches and noise are the same, so that only the order of float32 sums differs."""
@@ -121,8 +127,9 @@ def test_two_processes_release_what_one_does(folder, by_one_process, residency):
     assert_close(released(two), released(one))
     files = release_bytes(two)
     assert files.keys() == release_bytes(one).keys()
-    for name in ("ledger.jsonl", "semantics.json", "generator/model.json"):
+    for name in ("semantics.json", "generator/model.json"):
         assert files[name] == release_bytes(one)[name]
+    assert spent(two) == spent(one)
     evaluations = [json.loads((workdir.internal / "evaluation.json").read_text()) for workdir in (one, two)]
     assert evaluations[0]["fid"] == pytest.approx(evaluations[1]["fid"], rel=1e-2)
     rows = (two.internal / "finetune" / "metrics" / "metrics.csv").read_text().splitlines()

@@ -264,6 +264,18 @@ def test_the_ledger_names_the_run_and_closes_with_what_it_made(start):
     assert last["artefacts"] == {"internal/query/histogram.json": hashlib.sha256(b"counts").hexdigest()}
 
 
+def test_every_process_reads_the_name_that_process_0_has_drawn(start, monkeypatch):
+    """What another process draws is not written; ledgers of its own would have another chain."""
+    write = disk.atomic_write_json
+    monkeypatch.setattr(
+        disk, "atomic_write_json", lambda path, value: write(path, {"run": "b" * 32} if "run" in value else value)
+    )
+    mechanism = start()
+    mechanism.check_inputs(data="one")
+    spend(mechanism)
+    assert mechanism.ledger.entries[0]["run"] == "b" * 32
+
+
 def test_a_name_that_no_ledger_has_is_drawn_anew(start):
     """A copy that was made before the first line is a run of its own."""
     mechanism, again = start(), start()

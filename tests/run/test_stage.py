@@ -110,6 +110,7 @@ def test_samples_of_a_mechanism_from_elsewhere_are_planned(config, monkeypatch):
     [
         ({"name": "query"}, "has the name 'query' of another"),
         ({"writes": ("release/synthetic.npz",)}, "has the artefact 'release/synthetic.npz' of another"),
+        ({"writes": ("release/../counts.json",)}, "writes 'release/../counts.json'; give a path in"),
         ({"mechanism": named("query").mechanism}, "has the mechanism 'semantic query' of another"),
         ({"after": "nothing"}, "follows 'nothing'; give one of train-query"),
         ({"after": "evaluate"}, "publishes after evaluate, which looks at sensitive images without noise"),
@@ -145,6 +146,16 @@ def test_a_name_that_stands_for_no_record_is_told(config, name, culprit):
     config.extra_stages = (name,)
     with pytest.raises(UserError, match=culprit):
         all_stages(configs.check(config))
+
+
+@pytest.mark.parametrize("argument", ["path", "cache", "workdir", "data_dir"])
+@pytest.mark.parametrize(("name", "section"), [("finetune", "model"), ("train-query", "query_net")])
+def test_an_argument_of_a_model_counts_whatever_its_name(tmp_path, name, section, argument):
+    """Audit: only of data sources is it a place; their digest says what lies there."""
+    config = tiny_config(tmp_path)
+    with config[section].kwargs.unlocked():
+        config[section].kwargs[argument] = "here"
+    assert named(name).settings(config)[f"{section}.kwargs.{argument}"] == "here"
 
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), "much"])

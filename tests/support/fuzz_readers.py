@@ -297,6 +297,7 @@ def make_ledger(folder: Path) -> None:
         accountant="pld",
         mechanisms=["query", "means", "finetune"],
         private=True,
+        run="0f" * 16,
     )
     sample = {"sampling_rate": 0.1, "expected_batch_size": 10}
     steps = {**sample, "clip_norm": 0.1}
@@ -309,8 +310,11 @@ def make_ledger(folder: Path) -> None:
         line = {"mechanism": name, "noise_multiplier": 2.0, "key_generation": 0, **more}
         cost = verification.recompute([*ledger.entries[1:], {"kind": kind, **line}], 1e-5, "pld")
         ledger.append(kind, **line, epsilon=math.ceil(cost * 1e6) / 1e6)
+    counts = b'{"counts": [1, 2]}'
+    hostile.written(run.release / "counts.json", counts)
+    artefacts = {"release/counts.json": hashlib.sha256(counts).hexdigest()}
     for name in ("query", "means", "finetune"):
-        ledger.append("closed", mechanism=name)
+        ledger.append("closed", mechanism=name, artefacts=artefacts if name == "query" else {})
     hostile.written(run.internal / "ledger_head.json", json.dumps(ledger.head).encode())
 
 
