@@ -10,6 +10,7 @@ from typing import Any
 from privimage_jax.report import measures, plots, text
 from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
+from privimage_jax.settings.methods import EPSILON, METHOD
 
 KIND = "study"
 SPREAD = "_sd"  # ends the name of a sample standard deviation over seeds
@@ -108,7 +109,7 @@ def _resource(name: str, row: dict[str, Any]) -> str:
 
 def _is_best(name: str, row: dict[str, Any], table: Sequence[dict[str, Any]]) -> bool:
     """Whether a row has the best mean of its budget, over the same seeds as all others."""
-    rivals = [other for other in table if other["privacy.epsilon"] == row["privacy.epsilon"] and name in other]
+    rivals = [other for other in table if other[EPSILON] == row[EPSILON] and name in other]
     if len({other["seeds"] for other in rivals}) != 1 or name not in row:
         return False
     return rivals.index(row) in measures.best(name, [other[name] for other in rivals])
@@ -119,11 +120,11 @@ def _glance(table: Sequence[dict[str, Any]]) -> str:
     cards = []
     for name in (name for name in GLANCE if any(name in row for row in table)):
         longest = max((abs(row[name]) for row in table if name in row), default=0) or 1
-        for epsilon in dict.fromkeys(row["privacy.epsilon"] for row in table):
-            rows = [row for row in table if row["privacy.epsilon"] == epsilon and name in row]
+        for epsilon in dict.fromkeys(row[EPSILON] for row in table):
+            rows = [row for row in table if row[EPSILON] == epsilon and name in row]
             bars = "".join(
                 f"<li{' class=picked' * _is_best(name, row, table)}>"
-                f'<span class="name" title="{text.escape(row["method"])}">{text.escape(row["method"])}</span>'
+                f'<span class="name" title="{text.escape(row[METHOD])}">{text.escape(row[METHOD])}</span>'
                 f"{plots.bar(max(0, row[name]) / longest)}<b>{measures.shown(name, row[name])}</b></li>"
                 for row in rows
             )

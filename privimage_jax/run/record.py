@@ -66,7 +66,8 @@ class Stage:
       memory_settings: the settings that decide how much memory it takes, to be lowered where there is too little.
         One that spent budget depends on is left out when they are named.
       follows_precision: whether matrix products run as `config.precision` says; measures are exact, whatever that is.
-      after: for a stage from outside the package, the one that it follows.
+      after: for a stage from outside the package, the one that it follows. One that looks at sensitive images without
+        noise comes after all that publish.
       kept: whether `config.public_cache` may hold its artefacts for other runs, see `public_cache.keeps`.
       unread: artefacts of `reads` that have no say in what such a stage makes.
     """

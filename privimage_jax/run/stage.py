@@ -248,6 +248,11 @@ def all_stages(config: ConfigDict) -> tuple[Stage, ...]:
                 f"config.extra_stages: {name} publishes after {one.after}, which looks at sensitive images without "
                 "noise: whether the artefact is there would tell of them; let it follow report."
             )
+        if one.sees_without_noise and any(stage.published for stage in stages[len(before) :]):
+            raise UserError(
+                f"config.extra_stages: {name} looks at sensitive images without noise before all is published: whether "
+                "the rest is there would tell of them; let it follow evaluate or report."
+            )
         stages.insert(len(before), one)
     return tuple(stages)
 

@@ -128,6 +128,7 @@ METHODS: dict[str, Method] = {
         defaults={"pretrain.perturbation": 0.2},
     ),
 }
+METHOD, EPSILON = "method", "privacy.epsilon"  # the settings that name a row of a study
 RULE: Rule = (lambda v: not v or v in METHODS, f'"" or one of {", ".join(METHODS)}')
 
 

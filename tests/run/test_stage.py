@@ -114,6 +114,7 @@ def test_samples_of_a_mechanism_from_elsewhere_are_planned(config, monkeypatch):
         ({"mechanism": named("query").mechanism}, "has the mechanism 'semantic query' of another"),
         ({"after": "nothing"}, "follows 'nothing'; give one of train-query"),
         ({"after": "evaluate"}, "publishes after evaluate, which looks at sensitive images without noise"),
+        ({"mechanism": None, "writes": (), "depends_on": ("held_out",)}, "without noise before all is published"),
         ({"mechanism": stage.Mechanism("x", "extra.brightness.enabled")}, "names no setting for its noise"),
         ({"mechanism": stage.Mechanism("x", "extra.on", "extra.noise")}, "config.extra.on is missing"),
     ],

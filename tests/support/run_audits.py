@@ -4,6 +4,7 @@ Each check runs as few stages as it needs, on sixty images of 8x8 pixels. What i
 the definition, from the ledger's line and from the key that was used, never by the code that is checked.
 """
 
+import itertools
 import json
 import pathlib
 import stat
@@ -50,6 +51,7 @@ from privimage_jax.training.mesh import make_mesh
 N, BATCH, STEPS, CLIP_NORM, DRAWS = 60, 40, 2, 1e-3, 2
 QUERY = chacha.DOMAIN_QUERY
 ROW = 4  # of the record that neighbours differ in
+_TURNS = itertools.count()
 Change = Callable[[dict[str, np.ndarray]], Any]
 
 
@@ -101,6 +103,9 @@ def make_other_held_out(arrays: dict[str, np.ndarray]) -> None:
     """The same training images beside other held-out ones."""
     arrays["test_images"][:] = 255 - arrays["test_images"]
     arrays["test_labels"][:] = arrays["test_labels"][::-1].copy()
+
+
+_NEIGHBOURS = (("one", lambda arrays: None), ("other", make_one_null))
 
 
 def check_fine_tuning(folder: pathlib.Path) -> None:
@@ -162,6 +167,7 @@ def _check_counts(trace: Trace, name: str, wanted: np.ndarray, sigma: float, sen
     assert line["l2_sensitivity"] == sensitivity, f"the ledger says S = {line['l2_sensitivity']}, not {sensitivity}"
     assert line["noise_multiplier"] == sigma, f"the ledger says sigma = {line['noise_multiplier']}"
     assert (trace.counts[name] == wanted).all(), f"the {name} counts something else"
+    assert trace.blocks, f"the {name} draws no noise"
     blocks = np.concatenate(trace.blocks)
     (key,) = np.unique(blocks[blocks[:, 8] == QUERY, :8], axis=0)
     words = np.asarray(chacha.words(key, QUERY, 0, 0, np.arange(-(-wanted.size // 8), dtype=np.uint32)))  # [16, blocks]
@@ -205,6 +211,7 @@ def check_plan(folder: pathlib.Path) -> None:
     """The plan costs at most its budget, and nearly all of it, by dp-accounting and the definition of q alone."""
     config = inputs_of(folder, selection__method="semantic", class_histogram__enabled=True).config
     config.class_histogram.noise_multiplier = 10.0
+    config.privacy.epsilon = 10 + next(_TURNS) / 1000  # a plan is solved once in a process
     plan = make_plan(config, N)
     counter = rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
     for sigma in (config.query.noise_multiplier, config.class_histogram.noise_multiplier):
@@ -307,6 +314,12 @@ def check_order(folder: pathlib.Path) -> None:
     looking = next(number for number, one in enumerate(stage.STAGES) if one.sees_without_noise)
     late = [one.name for one in stage.STAGES[looking:] if one.published]
     assert not late, f"{', '.join(late)} publishes once images were looked at without noise"
+
+
+def check_description(folder: pathlib.Path) -> None:
+    """What goes with the released parameters does not depend on the images."""
+    one, other = (finetune.describe(of(inputs_of(folder, name, change), finetune)) for name, change in _NEIGHBOURS)
+    assert one == other, f"the generator is described as {one} and, beside other images, as {other}"
 
 
 def check_no_path_is_shown(folder: pathlib.Path) -> None:

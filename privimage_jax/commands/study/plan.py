@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.commands.many_runs.combinations import MOST_RUNS, Run
 from privimage_jax.errors import UserError
-from privimage_jax.settings.methods import METHODS, apply
+from privimage_jax.settings.methods import EPSILON, METHOD, METHODS, apply
 
-METHOD, EPSILON, SEED = FIELDS = ("method", "privacy.epsilon", "seed")  # the settings in which the runs differ
+SEED = "seed"
+FIELDS = (METHOD, EPSILON, SEED)  # the settings in which the runs differ
 STAND_INS = ("digits", "glyphs")  # sources that come with the program: nobody's sensitive images
 SHARES = "PRIVIMAGE_SHARES"  # how many pods a Kubernetes Job has, which does not say so itself
 

@@ -8,12 +8,12 @@ from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.plots import plot, png
 from privimage_jax.commands.many_runs.rows import DONE, Row
 from privimage_jax.commands.many_runs.table import as_csv, joint_cost, show_table, tell_what_may_leave
-from privimage_jax.commands.study.plan import EPSILON, METHOD
 from privimage_jax.commands.study.summary import summarize
 from privimage_jax.errors import UserError
 from privimage_jax.report import study
 from privimage_jax.report.gallery import ImageSet, shown_rows
 from privimage_jax.run.resources import DEVICE, HOST, SECONDS
+from privimage_jax.settings.methods import EPSILON, METHOD
 from privimage_jax.storage import workdir
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline

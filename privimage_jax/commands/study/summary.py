@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privimage_jax.commands.many_runs.rows import DONE, Row
-from privimage_jax.commands.study.plan import EPSILON, FIELDS, METHOD, SEED
+from privimage_jax.commands.study.plan import FIELDS, SEED
 from privimage_jax.report.study import SPREAD
 from privimage_jax.run.resources import DEVICE, HOST
+from privimage_jax.settings.methods import EPSILON, METHOD
 
 LARGEST = ("epsilon", "parameters", HOST, DEVICE)  # of which the largest of all seeds is told
 
