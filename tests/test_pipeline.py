@@ -471,6 +471,7 @@ def test_other_selections_need_no_query(finished, tmp_path, method):
     config = tiny_config(finished[0])
     config.selection.method = method
     config.evaluate.enabled = False
+    config.privacy.accountant = "rdp"
     workdir = run(config, tmp_path / "run")
     assert "gaussian" not in workdir.ledger.read_text()
     assert json.loads((workdir.release / "semantics.json").read_text())["histogram"] is None

@@ -15,7 +15,8 @@ from privimage_jax.data.inspection.found import Found
 from privimage_jax.run import inspection
 from privimage_jax.storage.workdir import Workdir
 
-QUICK = ("--config.privacy.accountant=rdp", "--config.evaluate.enabled=False")
+RDP = "--config.privacy.accountant=rdp"
+QUICK = (RDP, "--config.evaluate.enabled=False")
 KEYS = {
     *("source", "labels_from", "n", "classes", "parts", "sizes", "depths", "people", "copies"),
     *("warnings", "refusals"),
@@ -44,7 +45,7 @@ def inspect(privimage, config, tmp_path):
 
     def call(*arguments):
         out = tmp_path / "found.json"
-        result = privimage("inspect", "--config", config, "--out", out, *arguments)
+        result = privimage("inspect", "--config", config, RDP, "--out", out, *arguments)
         return result, json.loads(out.read_text())
 
     return call
@@ -72,7 +73,7 @@ def test_nothing_else_is_written_without_a_workdir(inspect, tmp_path):
 
 
 def test_a_page_is_written_for_people(privimage, config, tmp_path):
-    privimage("inspect", "--config", config, "--out", tmp_path / "found.html").succeeds()
+    privimage("inspect", "--config", config, RDP, "--out", tmp_path / "found.html").succeeds()
     page = (tmp_path / "found.html").read_text()
     assert "Not private: keep internal" in page and "A run would start." in page and page.count("<img") > 50
 
@@ -143,7 +144,7 @@ def test_a_set_that_no_stage_looks_at_is_not_read(inspect):
 
 
 def test_a_workdir_keeps_the_images_and_what_was_found(privimage, config, tmp_path):
-    privimage("inspect", "--config", config, "--workdir", tmp_path / "run").succeeds()
+    privimage("inspect", "--config", config, RDP, "--workdir", tmp_path / "run").succeeds()
     run = Workdir(tmp_path / "run")
     for path in inspection.paths(run):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -167,25 +168,25 @@ def test_a_place_that_must_not_be_written_is_refused(privimage, config, tmp_path
     (tmp_path / "release" / "ledger.jsonl").touch()
     for mine in ("mine.json", "mine.html"):
         (tmp_path / mine).write_text('{"data": "mine"}')
-    privimage("inspect", "--config", config, "--out", tmp_path / name).refuses(*culprits)
+    privimage("inspect", "--config", config, RDP, "--out", tmp_path / name).refuses(*culprits)
     assert (tmp_path / "mine.json").read_text() == (tmp_path / "mine.html").read_text() == '{"data": "mine"}'
 
 
 @pytest.mark.parametrize("name", ["run/release/look.html", "linked/look.html", "run/release/deeper/look.json"])
 def test_no_release_is_written_before_its_run_has_spent(privimage, config, tmp_path, name):
     """There is no ledger yet that would tell it."""
-    privimage("inspect", "--config", config, "--workdir", tmp_path / "run").succeeds()
+    privimage("inspect", "--config", config, RDP, "--workdir", tmp_path / "run").succeeds()
     release = tmp_path / "run" / "release"
     (release / "deeper").mkdir()
     (tmp_path / "linked").symlink_to(release)
-    privimage("inspect", "--config", config, "--out", tmp_path / name).refuses("lies in the release", str(release))
+    privimage("inspect", "--config", config, RDP, "--out", tmp_path / name).refuses("lies in the release", str(release))
     assert [*release.rglob("*")] == [release / "deeper"]
 
 
 def test_a_link_to_a_file_of_a_release_is_refused(privimage, config, tmp_path):
     (tmp_path / "release").mkdir()
     (tmp_path / "look.html").symlink_to(tmp_path / "release" / "look.html")
-    privimage("inspect", "--config", config, "--out", tmp_path / "look.html").refuses("lies in the release")
+    privimage("inspect", "--config", config, RDP, "--out", tmp_path / "look.html").refuses("lies in the release")
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def test_copies_in_the_held_out_part_stop_a_run(privimage, config, tmp_path):
     path = write_set(tmp_path / "copied.npz", 3)
     arrays = dict(np.load(path))
     np.savez(path, **arrays | {"test_images": arrays["train_images"][:30]})
-    evaluated = ("query", "--config", config, "--workdir", tmp_path / "run", f"--config.data.path={path}")
+    evaluated = ("query", "--config", config, RDP, "--workdir", tmp_path / "run", f"--config.data.path={path}")
     privimage(*evaluated).refuses("30 of 30 held-out images", "(duplicates_across_parts)")
     assert release_bytes(Workdir(tmp_path / "run")) == {}
     listed = json.loads((tmp_path / "run" / "internal" / "inspection.json").read_text())["data"]["copies"]

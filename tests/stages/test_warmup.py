@@ -12,6 +12,7 @@ from dp_accounting import rdp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from kept import keep_programs
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
 from small_models import use_small_models
 
@@ -210,6 +211,7 @@ def test_every_state_of_a_crash_ends_with_the_same_release(tmp_path, monkeypatch
     config = make_config(tmp_path)
     config.privacy.fixed_seed = -1
     monkeypatch.setattr(noisy_counts.noise.chacha, "new_key", lambda: np.arange(8, dtype=np.uint32))
+    keep_programs(monkeypatch)
     log, folder = WriteLog(tmp_path / "run"), tmp_path / "run"
     with log.recording():
         expected = release_bytes(run(config, folder, "warmup"))

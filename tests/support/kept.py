@@ -9,6 +9,7 @@ import pytest
 from privimage_jax.generators import artefact
 from privimage_jax.models import registry
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
+from privimage_jax.stages.parts import preflight
 from privimage_jax.training import loop
 from privimage_jax.training.state import tree_digest
 
@@ -48,5 +49,6 @@ def keep_programs(patch: pytest.MonkeyPatch, results: dict[str, dict] | None = N
         (query, "forward", lambda model, variables: tree_digest(variables)),
         (finetune.dp_sgd, "check_objective", lambda *arguments: None),
         (finetune.clipping, "left_to_vmap", lambda *arguments: None),
+        (preflight, "check_models", lambda *arguments: None),
     ):
         kept(patch, owner, name, key, results.setdefault(f"{owner.__name__}.{name}", {}))
