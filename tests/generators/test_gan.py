@@ -246,6 +246,11 @@ def test_the_whole_pipeline_runs_with_it(config, tmp_path):
     with np.load(workdir.release / "synthetic.npz") as arrays:
         assert arrays["images"].shape == (config.sample.n, SIDE, SIDE, 1)
     assert (workdir.release / "report.html").exists()
+    for stage in ("pretrain", "finetune"):
+        assert "generator_loss" in (workdir.internal / stage / "metrics" / "metrics.csv").read_text().split("\n")[0]
+    shown = (workdir.internal / "evaluation.html").read_text()
+    assert shown.count("loss of a GAN") == 4, "captions and descriptions of two curves"
+    assert "loss of a GAN" not in (workdir.release / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
