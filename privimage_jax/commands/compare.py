@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from privimage_jax.commands import export, internal_page, ledger
+from privimage_jax.commands import internal_page, ledger, release
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.report import comparison
@@ -55,7 +55,7 @@ def _names(runs: Sequence[Workdir]) -> list[str]:
 
 def _read(run: Workdir, name: str, lines: list[dict]) -> comparison.RunInputs:
     run.check()
-    settings = export.finished_settings(run)
+    settings = release.finished_settings(run)
     evaluated = _evaluated_settings(run, settings)
     network = run.done_mark("train-query")
     images, labels, class_names = read_synthetic(run)
