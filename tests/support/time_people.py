@@ -1,8 +1,8 @@
 """Measures a step of fine-tuning whose records are people beside one whose records are images, in turns.
 
-`python tests/support/time_people.py [ROUNDS] [DRAWS]`: the network of configs/quickstart.py with one level, 128 records, an expected
-batch of 32, on one device. Half of the people have 1 image, the others up to 60. A machine that is busy slows both: the
-median of the ratios of neighbouring pairs is what counts.
+`python tests/support/time_people.py [ROUNDS] [DRAWS]`: the network of configs/quickstart.py with one level, 128
+records, an expected batch of 32, on one device. Half of the people have 1 image, the others up to 60. A machine that is
+busy slows both: the median of the ratios of neighbouring pairs is what counts.
 """
 
 import os
