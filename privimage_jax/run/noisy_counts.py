@@ -108,8 +108,8 @@ def _release(
         )
     unit = 1 if weights(inputs) is None else 1 << people.BITS
     std = unit * noise_std(inputs, mechanism.stage)
-    if not std < LARGEST_STD:
-        raise UserError(f"the noise of the {mechanism.name} passes whole numbers of 64 bits; give less of it.")
+    if not std < LARGEST_STD and (record := mechanism.stage.mechanism):
+        raise UserError(f"config.{record.noise_multiplier} is noise that passes whole numbers of 64 bits; give less.")
     count_under = count()
     key = mechanism.key(0)
     if not spent:

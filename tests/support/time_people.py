@@ -1,32 +1,36 @@
 """Measures a step of fine-tuning whose records are people beside one whose records are images, in turns.
 
-`python tests/support/time_people.py [ROUNDS] [DRAWS]`: the network of configs/quickstart.py, 128 records, an expected
-batch of 32, on one device. Half of the people have 1 image, the others up to 60. A machine that is busy slows both: the
-median of the ratios of neighbouring pairs is what counts.
+`python tests/support/time_people.py [ROUNDS] [DRAWS]`: the network of configs/quickstart.py with one level, 128
+records, an expected batch of 32, on one device. Half of the people have 1 image, the others up to 60. A machine that is
+busy slows both: the median of the ratios of neighbouring pairs is what counts.
 """
 
-import statistics
-import sys
-import time
+import os
 
-import jax
-import numpy as np
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")  # as main.py sets it
 
-from configs.quickstart import get_config
-from privimage_jax import generators
-from privimage_jax.data.dataset import Dataset
-from privimage_jax.generators.base import draws_of
-from privimage_jax.privacy import chacha
-from privimage_jax.stages import finetune
-from privimage_jax.training import residency
-from privimage_jax.training.mesh import make_mesh
+import statistics  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from configs.quickstart import get_config  # noqa: E402
+from privimage_jax import generators  # noqa: E402
+from privimage_jax.data.dataset import Dataset  # noqa: E402
+from privimage_jax.generators.base import draws_of  # noqa: E402
+from privimage_jax.privacy import chacha  # noqa: E402
+from privimage_jax.stages import finetune  # noqa: E402
+from privimage_jax.training import residency  # noqa: E402
+from privimage_jax.training.mesh import make_mesh  # noqa: E402
 
 ROUNDS, DRAWS = (int(value) for value in (sys.argv[1:] + ["20", "4"][len(sys.argv) - 1 :]))
 RECORDS, BATCH, STEPS = 128, 32, 2  # steps between two looks at the clock
 
 config = get_config()
 config.finetune.batch_size, config.finetune.noise_multiplicity = BATCH, DRAWS
-config.precision = "float32"
+config.precision, config.model.kwargs.ch_mult = "float32", (2,)
 mesh, rng = make_mesh(jax.devices()[:1]), np.random.default_rng(0)
 generator = generators.build(config, 10)
 images_of = np.where(np.arange(RECORDS) % 2, rng.integers(2, 61, RECORDS), 1)
