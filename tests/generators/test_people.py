@@ -8,7 +8,13 @@ from pipelines import CLASSES, SIDE
 
 from privimage_jax import generators
 from privimage_jax.configs import base
+from privimage_jax.data.dataset import Dataset
 from privimage_jax.generators.base import draws_of
+from privimage_jax.privacy import chacha
+from privimage_jax.privacy.dp_sgd import DPSGD
+from privimage_jax.stages import finetune
+from privimage_jax.training import residency
+from privimage_jax.training.mesh import make_mesh
 
 B, K = 3, 2
 
@@ -55,3 +61,18 @@ def test_a_gan_without_augmentation_takes_one_real_image_of_a_person():
 
 def test_a_family_that_says_nothing_takes_one():
     assert draws_of(object()) == 1
+
+
+def test_a_step_of_people_computes_what_a_step_of_as_many_images_does():
+    """By XLA's count of floating-point operations, of one microbatch; `tests/support/time_people.py` takes the time."""
+    generator, mesh = build("diffusion"), make_mesh(jax.devices()[:1])
+    settings = DPSGD(n=30, batch_size=10, clip_norm=1.0, noise_multiplier=1.0, microbatch=4)
+    step = jax.jit(finetune.make_step(generator, mesh, settings))
+    state, counted = generator.private_state(generator.init(jax.random.key(0)), jax.random.key(1)), []
+    for unit, owners in (("image", np.arange(30)), ("person", np.repeat(np.arange(30), 5))):
+        images, labels = np.zeros((len(owners), SIDE, SIDE, 1), np.uint8), np.zeros(len(owners), np.int32)
+        dataset = Dataset(images, labels, ("a", "b", "c"), unit, owners.astype(np.int32), unit=unit)
+        data = residency.place_records(dataset, draws_of(generator), mesh, "auto")
+        inputs = {"data": data, "key": chacha.key_from_seed("cost"), "loss_key": jax.random.key(2)}
+        counted.append(step.lower(state, inputs, np.int32(0)).cost_analysis()["flops"])
+    assert counted[0] > 1e5 and counted[1] == pytest.approx(counted[0], rel=0.01)
