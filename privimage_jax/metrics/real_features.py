@@ -43,7 +43,12 @@ def measured_rows(total: int, n: int) -> np.ndarray:
 
 
 def load_or_make(
-    cache: Path, extractor: Extractor, dataset: Dataset, n: int, on_images: Callable[[int], None] | None = None
+    cache: Path,
+    extractor: Extractor,
+    dataset: Dataset,
+    n: int,
+    on_images: Callable[[int], None] | None = None,
+    made_by: object = None,
 ) -> RealFeatures:
     """The features of `measured_rows` of a real set, from the folder `cache` or computed and kept there.
 
@@ -53,12 +58,13 @@ def load_or_make(
       dataset: the images; their digest, the rows and the network's digest decide the file's name.
       n: at most so many images are measured.
       on_images: called as `on_images(count)` while features are computed.
+      made_by: JSON-able, what else decides the bits: code and devices.
 
     Raises:
       UserError: if features cannot be computed or the disk refuses them.
     """
     rows = measured_rows(dataset.n, n)
-    identity = [extractor.digest, dataset.digest(), rows.tolist()]
+    identity = [extractor.digest, dataset.digest(), rows.tolist(), made_by]
     path = cache / f"features-{fingerprints.fingerprint(identity)[:16]}.npz"
     found = _read(path, extractor, dataset, len(rows))
     # Computing features takes all processes, so all of them do it unless each has found them.
@@ -67,7 +73,8 @@ def load_or_make(
         return found
     features, logits = extractor.outputs(Subset(dataset.images, rows), "real", on_images)
     made = RealFeatures(features, *mean_and_covariance(features), logits)
-    workdir.atomic_write_npz(path, **{name: value for name, value in made._asdict().items() if value is not None})
+    known = {name: value for name, value in made._asdict().items() if value is not None}
+    workdir.atomic_write_npz(path, 0o600, **known)
     return made
 
 

@@ -18,6 +18,7 @@ from privimage_jax.errors import UserError, reason_of
 from privimage_jax.run import resources, shared_folders, trouble
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.made_by import devices
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
 from privimage_jax.storage import entries, reading, workdir
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
@@ -135,7 +136,7 @@ def _names(stage: Stage) -> tuple[str, ...]:
 
 def _identity(inputs: Inputs, stage: Stage) -> dict[str, Any]:
     """All that decides what the stage makes. How often it logs decides its curves, which pages show."""
-    config, devices = inputs.config, inputs.mesh.devices
+    config = inputs.config
     sees_public = any(one.sees("public") for one in upstream(config, stage))
     return jsonable(
         {
@@ -147,7 +148,7 @@ def _identity(inputs: Inputs, stage: Stage) -> dict[str, Any]:
             "held out": _held_out(inputs) if stage.notes_public_held_out else None,
             "reads": {path: entries.digests(inputs.workdir.root / path) for path in _read(config, stage)},
             "code": code_version(config, stage),
-            "devices": [devices.size, devices.flat[0].platform, devices.flat[0].device_kind],
+            "devices": devices(inputs.mesh),
         }
     )
 

@@ -19,6 +19,7 @@ from privimage_jax.report.measures import PRETRAINED
 from privimage_jax.report.query_noise import NoiseOfQuery
 from privimage_jax.run import plan
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.made_by import made_by
 from privimage_jax.run.stage import named, symbol
 from privimage_jax.run.trouble import Trouble
 from privimage_jax.settings import derived
@@ -204,7 +205,7 @@ def _features_of(inputs: Inputs, extractor: Extractor, made: Dataset) -> Outputs
 def _real_features(inputs: Inputs, extractor: Extractor, dataset: Dataset, part: str) -> RealFeatures:
     n = inputs.config.evaluate.max_images
     with _progress(extractor, part, min(n, dataset.n)) as advance:
-        return real_features.load_or_make(inputs.private_cache, extractor, dataset, n, advance)
+        return real_features.load_or_make(inputs.private_cache, extractor, dataset, n, advance, made_by(inputs))
 
 
 @contextlib.contextmanager

@@ -108,11 +108,11 @@ def atomic_write_json(path: Path, value: Any, mode: int | None = None) -> None:
 
 
 @write_on_process_zero
-def atomic_write_npz(path: Path, **arrays: np.ndarray) -> None:
+def atomic_write_npz(path: Path, mode: int | None = None, /, **arrays: np.ndarray) -> None:
     """Writes named arrays as a compressed .npz without a clock time in it, durably and all at once."""
     buffer, contents = io.BytesIO(), dict[str, Any](arrays)
     np.savez_compressed(buffer, **contents)
-    atomic_write_bytes(path, buffer.getvalue())
+    atomic_write_bytes(path, buffer.getvalue(), mode)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -142,6 +142,20 @@ def test_cache_is_used_private_and_renewed(tmp_path, monkeypatch):
     assert len(calls) == 5
 
 
+def test_images_that_were_replaced_at_the_same_size_and_time_are_noticed(tmp_path):
+    path = tmp_path / "set.npz"
+    archive(path)
+    before = load(section(path), "train", 8, 1, tmp_path / "cache")
+    status, content = path.stat(), path.read_bytes()
+    with np.load(path) as arrays:
+        named = dict(arrays)
+    np.savez(path, **{name: value[::-1] if value.ndim > 1 else value for name, value in named.items()})
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
+    assert path.read_bytes() != content
+    assert load(section(path), "train", 8, 1, tmp_path / "cache").digest() != before.digest()
+
+
 DAMAGES = {
     "cut": lambda folder: os.truncate(folder / "images.npy", 500),
     "no meta": lambda folder: (folder / "meta.json").unlink(),

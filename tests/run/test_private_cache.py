@@ -50,6 +50,8 @@ def test_another_run_learns_from_its_own_images_alone(shared, monkeypatch):
     kinds = {path.name.split("-")[0] for path in (folder / "cache").iterdir()}
     assert {"accuracy", "features"} <= kinds, "decoded images are there where the source is worth it"
     assert [path for path in second.cache.iterdir()] == []
+    files = [path for path in (folder / "cache").iterdir() if path.is_file() and path.stat().st_size]
+    assert {path.stat().st_mode & 0o077 for path in files} == {0}
 
 
 def test_other_settings_are_other_entries(shared, monkeypatch, tmp_path):
@@ -74,6 +76,14 @@ def test_a_folder_in_a_release_is_refused(tmp_path):
     config = tiny_config(tmp_path)
     config.private_cache = str(tmp_path / "run" / "release" / "cache")
     with pytest.raises(UserError, match="config.private_cache=.*lies in a release"):
+        private_cache.check(config, Workdir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("private", "public"), [("a", "a"), ("a", "a/b"), ("a/b", "a")])
+def test_what_sees_real_images_stays_apart_from_the_public_cache(tmp_path, private, public):
+    config = tiny_config(tmp_path)
+    config.private_cache, config.public_cache = str(tmp_path / private), str(tmp_path / public)
+    with pytest.raises(UserError, match="config.private_cache=.* and config.public_cache=.*; .* give two folders"):
         private_cache.check(config, Workdir(tmp_path / "run"))
 
 

@@ -1,6 +1,7 @@
 """What a source of labelled images is, and the settings that pick one."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.settings.rules import check_type
 
 MAX_EXAMPLES = 1 << 26  # of a set
+_END = 1 << 20  # bytes of an end of a file
 MAX_CLASSES = 1 << 16  # that files alone may announce; a larger number is no class number
 
 
@@ -242,6 +244,14 @@ def person_by(settings: Settings, *kinds: str) -> tuple[str, str]:
 
 
 def stamp(path: Path) -> list:
-    """Name, size in bytes and modification time in nanoseconds of a file, for a fingerprint."""
-    status = path.stat()
-    return [path.name, status.st_size, status.st_mtime_ns]
+    """Name, size, modification time and SHA-256 of a file, for a fingerprint.
+
+    Of a file of more than twice `_END` bytes the digest is of its two ends. There archives have the checksums of all
+    that they hold, so that other images of the same size and time are noticed in these too.
+    """
+    status, digest = path.stat(), hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(_END))
+        file.seek(max(_END, status.st_size - _END))
+        digest.update(file.read(_END))
+    return [path.name, status.st_size, status.st_mtime_ns, digest.hexdigest()]

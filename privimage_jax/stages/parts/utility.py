@@ -14,8 +14,8 @@ from privimage_jax.metrics import real_accuracy
 from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
 from privimage_jax.models import registry
 from privimage_jax.report.measures import SPREAD
-from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.run.made_by import made_by
 from privimage_jax.settings.evaluation import short_name
 from privimage_jax.storage import fingerprints
 from privimage_jax.storage.workdir import atomic_write_json, read_record
@@ -78,14 +78,12 @@ def _found(inputs: Inputs, name: str, train: Dataset, kind: str, seed: int) -> f
     if kind != "real":
         return _accuracy(inputs, name, train, kind, seed)
     kwargs = inputs.config.evaluate.classifier_kwargs.get(short_name(name), {})
-    devices = inputs.mesh.devices
     identity = [
-        code_version(inputs.config, *([inputs.stage] if inputs.stage else [])),
+        made_by(inputs),
         [name, fingerprints.jsonable(dict(kwargs)), activations(inputs.config.precision)],
         repr(_protocol(inputs.config.evaluate, train.n)),
         (inputs.config.seed + seed) % 2**32,
         [train.digest(), inputs.held_out.digest()],
-        [devices.size, devices.flat[0].platform, devices.flat[0].device_kind],
     ]
     return real_accuracy.load_or_make(
         inputs.private_cache, identity, lambda: _accuracy(inputs, name, train, kind, seed)
