@@ -74,6 +74,8 @@ def show(paths: Sequence[str], verified: bool) -> None:
         raise UserError(f"{differing}; give ledgers of one unit.")
     for each in found:
         ledger, checked = each.ledger, ["the hash chain is intact"]
+        if ledger.is_torn:
+            checked.append("the file ends with a part of a line, which nothing relies on and is left out")
         if len(found) > 1:
             print(f"{ledger.path}:")
         for line in ledger.entries:
@@ -82,8 +84,11 @@ def show(paths: Sequence[str], verified: bool) -> None:
             verify(ledger, finished=not each.is_unfinished)
             accountant = ledger.entries[0]["accountant"]
             checked.append(f"every epsilon is what dp-accounting ({accountant}) computes from the lines")
-            if names := verify_artefacts(ledger, each.folders):
+            names, elsewhere = verify_artefacts(ledger, each.folders)
+            if names:
                 checked.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} what it closes with")
+            if elsewhere:
+                checked.append(f"{', '.join(elsewhere)} could not be compared, as only the ledger is here")
         print(_verdict(ledger.entries, checked))
     if len(found) > 1:
         print(printable(describe_joint(lines, paths)))

@@ -173,11 +173,15 @@ class _Order:
 
 
 class Ledger:
-    """A ledger file; `entries` are its intact lines, oldest first. One process writes it at a time."""
+    """A ledger file; `entries` are its intact lines, oldest first. One process writes it at a time.
+
+    `is_torn` says that the file ends with a part of a line, which `open` has left out.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.entries: list[Entry] = []
+        self.is_torn = False
         self._last_hash = _START
         self._size = 0  # of the intact lines, in bytes
         self._order = _Order()
@@ -195,9 +199,10 @@ class Ledger:
         ledger = cls(Path(path))
         with reading.user_errors(ledger.path, "restore it from a copy, or start a new workdir"):
             content = reading.read_bytes(ledger.path, MAX_BYTES) if os.path.lexists(ledger.path) else b""
-        *lines, _torn = content.split(b"\n")
+        *lines, torn = content.split(b"\n")
         for line in lines:
             ledger._take(line)
+        ledger.is_torn = bool(torn)
         return ledger
 
     def _take(self, line: bytes) -> None:

@@ -71,34 +71,42 @@ def verify(ledger: Ledger, finished: bool) -> None:
         )
 
 
-def verify_artefacts(ledger: Ledger, folders: Mapping[str, Path]) -> list[str]:
+def verify_artefacts(ledger: Ledger, folders: Mapping[str, Path]) -> tuple[list[str], list[str]]:
     """Checks that the artefacts of the mechanisms are those with which the ledger closes them.
+
+    What is made of them, such as the synthetic images, is no artefact of a mechanism and not in the ledger.
 
     Args:
       ledger: whose lines hold together, see `verify`.
       folders: "release" and "internal" -> that folder of the run, where it is at hand.
 
     Returns:
-      The artefacts that were there to be checked, as the ledger names them. Those of ledgers of earlier versions, which
-      hold no SHA-256, are not among them.
+      The artefacts that were checked, and those whose folder is not at hand, as the ledger names them. Those of
+      ledgers of earlier versions, which hold no SHA-256, are in neither.
 
     Raises:
-      UserError: naming the artefact that is not the ledger's.
+      UserError: naming the artefact that is not the ledger's, or is missing in its folder.
     """
-    checked = []
+    checked, elsewhere = [], []
     for line in ledger.entries:
         for name, digest in line.get("artefacts", {}).items():
             folder, _, inside = name.partition("/")
-            if folder not in folders or not os.path.lexists(path := folders[folder] / inside):
+            if folder not in folders:
+                elsewhere.append(name)
                 continue
-            remedy = "ask for the release that belongs to this ledger"
+            path, remedy = folders[folder] / inside, "ask for the release that belongs to this ledger"
+            if not os.path.lexists(path):
+                raise UserError(
+                    f"{path} is missing, with which line {line['index'] + 1} of {ledger.path} closes the "
+                    f"{line['mechanism']}; {remedy}."
+                )
             with reading.user_errors(path, remedy):
                 if content_digest(path) != digest:
                     raise reading.Unreadable(
                         f"is not what line {line['index'] + 1} of {ledger.path} closes the {line['mechanism']} with"
                     )
             checked.append(name)
-    return checked
+    return checked, elsewhere
 
 
 def _problem(lines: list[dict[str, Any]], terms: dict[str, Any]) -> str:

@@ -155,14 +155,27 @@ def test_artefacts_are_checked_where_they_are_at_hand(tmp_path, privimage):
     for name in ("model.json", "params.npz"):
         (generator / name).write_text(name)
         lines += f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n".encode()
-    run(release / "ledger.jsonl", training={"release/generator": hashlib.sha256(lines).hexdigest()})
+    (release / "query.json").write_text("counts")
+    query = {"release/query.json": hashlib.sha256(b"counts").hexdigest()}
+    run(release / "ledger.jsonl", query=query, training={"release/generator": hashlib.sha256(lines).hexdigest()})
     (tmp_path / "alone.jsonl").write_bytes((release / "ledger.jsonl").read_bytes())
-    assert "closes with" not in privimage("ledger", tmp_path / "alone.jsonl", "--verify").succeeds().out
+    out = privimage("ledger", tmp_path / "alone.jsonl", "--verify").succeeds().out
+    assert "release/query.json, release/generator could not be compared, as only the ledger is here" in out
     for given in (release, tmp_path):
-        assert "and release/generator is what it closes with" in privimage("ledger", given, "--verify").succeeds().out
+        out = privimage("ledger", given, "--verify").succeeds().out
+        assert "and release/query.json, release/generator are what it closes with" in out
     (generator / "model.json").write_text("another")
     refusal = f"{generator} is not what line 5 of {release / 'ledger.jsonl'} closes the training with"
     privimage("ledger", release, "--verify").refuses(refusal, "ask for the release that belongs to this ledger")
     shutil.rmtree(generator)
+    refusal = f"{generator} is missing, with which line 5 of {release / 'ledger.jsonl'} closes the training"
+    privimage("ledger", release, "--verify").refuses(refusal, "ask for the release that belongs to this ledger")
     generator.symlink_to("/etc")
     privimage("ledger", release, "--verify").refuses(f"{generator} holds a link")
+
+
+def test_a_torn_line_is_told(tmp_path, privimage):
+    """Its append did not return, so that nothing relies on it; an edited file may end so as well."""
+    path = run(tmp_path / "torn", training=ONE).path
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "the file ends with a part of a line" in privimage("ledger", path).succeeds().out

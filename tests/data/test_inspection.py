@@ -305,7 +305,8 @@ def test_copies_are_counted_whatever_their_order(kinds):
 
 def plan_config(**changes) -> ConfigDict:
     config = base.get_config()
-    config.update_from_flattened_dict({"finetune.batch_size": 10, "query.noise_multiplier": 1.0, **changes})
+    small = {"privacy.delta": 1e-6, "finetune.batch_size": 10, "query.noise_multiplier": 1.0}
+    config.update_from_flattened_dict({**small, **changes})
     return config
 
 
@@ -323,6 +324,14 @@ def test_fewer_sensitive_images_than_the_plan_needs(changes, culprits):
     found = [*plan.of_sensitive(dataset(), plan_config(**changes))]
     assert codes(found) == [("few_images", False)] * len(culprits)
     assert all(culprit in finding.message for culprit, finding in zip(culprits, found, strict=True))
+
+
+@pytest.mark.parametrize(("delta", "is_told"), [(0.0, True), (0.01, True), (1e-3, False)])
+def test_a_delta_that_allows_much_is_told(delta, is_told):
+    """40 images: by default N delta is 0.16."""
+    found = [*plan.of_sensitive(dataset(), plan_config(**{"privacy.delta": delta}))]
+    assert codes(found) == [("delta", False)] * is_told
+    assert all("one random record" in finding.message for finding in found)
 
 
 def test_fewer_public_images_than_a_batch():

@@ -8,18 +8,25 @@ from ml_collections import ConfigDict
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection import findings
 from privimage_jax.data.inspection.findings import Finding, some
+from privimage_jax.privacy.rounding import plain_up
+from privimage_jax.settings import derived
 from privimage_jax.settings.units import unit
 
+LARGEST_CHANCE = 0.05  # N delta above which delta itself is a chance that people would not take
 LARGEST_RATE = 0.5  # q = B / N above which drawing batches at random hides hardly any image
 
 
 def of_sensitive(sensitive: Dataset, config: ConfigDict) -> Iterator[Finding]:
-    """Too few images for the batches of DP-SGD, or too few of a class for the noise of the query."""
+    """Too few records for the batches of DP-SGD or for delta, or too few images of a class for the query's noise."""
     batch_size, n, several = config.finetune.batch_size, sensitive.n_records, unit(config).several
     if config.finetune.enabled and LARGEST_RATE * n < batch_size <= n:
         seen = f"an expected batch of {batch_size:,} is more than half of the {n:,} sensitive {several}"
         remedy = f"lower config.finetune.batch_size or add {several}"
         yield Finding("few_images", f"{seen}, so that drawing it at random hides little; {remedy}.")
+    chance = n * derived.delta(config, n)
+    if chance > LARGEST_CHANCE:
+        seen = f"N delta is {plain_up(chance, 2)}, and a mechanism that hands out one random record with that chance"
+        yield Finding("delta", f"{seen} meets delta; give a smaller config.privacy.delta, or add {several}.")
     if config.selection.method != "semantic":
         return
     noise = config.query.noise_multiplier * config.query.k1**0.5
