@@ -31,9 +31,9 @@ from privimage_jax.data import Dataset
 from privimage_jax.generators import artefact
 from privimage_jax.generators.sampler import Sampler, make_labels
 from privimage_jax.metrics.downstream import fit, quick
-from privimage_jax.metrics.features import extract, forward
+from privimage_jax.metrics.features import forward
 from privimage_jax.models import registry
-from privimage_jax.run import noisy_counts, publication
+from privimage_jax.run import counting, noisy_counts, publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import class_histogram
@@ -146,7 +146,11 @@ def score(inputs: Inputs, params: Any, labels: np.ndarray, value: Any) -> int:
     noisy_counts.check_images_apart(
         classify, sensitive.image_shape, f"config.sampler_choice.classifier={section.classifier}"
     )
-    return agreement(extract(classify, sensitive.images), sensitive.labels, noisy_counts.weights(inputs))
+    weights = noisy_counts.weights(inputs)
+    return sum(
+        agreement(logits, sensitive.labels[rows], None if weights is None else weights[rows])
+        for rows, logits in counting.logits(classify, sensitive, inputs.mesh)
+    )
 
 
 def with_setting(config: ConfigDict, value: Any) -> ConfigDict:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from privimage_jax.metrics.features import extract, forward
+from privimage_jax.metrics.features import forward
 from privimage_jax.privacy import people
-from privimage_jax.run import noisy_counts
+from privimage_jax.run import counting, noisy_counts
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import train_query
@@ -15,7 +15,6 @@ from privimage_jax.storage import fingerprints, workdir
 from privimage_jax.training.state import tree_digest
 
 STAGE = named("query")
-PIECE = 1 << 15  # images whose logits are on the host at a time
 
 
 def run(inputs: Inputs) -> None:
@@ -38,11 +37,9 @@ def run(inputs: Inputs) -> None:
             noisy_counts.check_images_apart(classify, sensitive.image_shape, name)
             weights = noisy_counts.weights(inputs)
             counts = np.zeros((sensitive.n_classes, inputs.public.n_classes), np.int64)
-            for start in range(0, sensitive.n, PIECE):
-                piece = slice(start, start + PIECE)
-                logits = extract(classify, sensitive.images[piece])
-                own = None if weights is None else weights[piece]
-                counts += count_semantics(logits, sensitive.labels[piece], sensitive.n_classes, section.k1, own)
+            for rows, logits in counting.logits(classify, sensitive, inputs.mesh):
+                own = None if weights is None else weights[rows]
+                counts += count_semantics(logits, sensitive.labels[rows], sensitive.n_classes, section.k1, own)
             if inputs.config.evaluate.enabled:
                 exact = counts if weights is None else people.rounded(counts)
                 workdir.atomic_write_json(STAGE.note(inputs.workdir), {"exact": exact.tolist()}, mode=0o600)

@@ -24,6 +24,7 @@ from privimage_jax.metrics import features
 from privimage_jax.models import registry
 from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.privacy import clipping, people, records
+from privimage_jax.run import counting
 from privimage_jax.settings import derived
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
 from privimage_jax.stages.parts.preflight import named_failures
@@ -37,7 +38,6 @@ from privimage_jax.training.precision import resolve
 NONPRIVATE = "nonprivate"
 METHODS = (NONPRIVATE, *(method for method in clipping.METHODS if method != "auto"))
 NAMES = (train_query.STAGE.name, query.STAGE.name, pretrain.STAGE.name, finetune.STAGE.name, sample.STAGE.name)
-_QUERY_BATCH = 512  # what `features.extract` takes at a time
 _COUNTED = 4  # examples whose floating-point operations are counted; a batch has in proportion
 
 
@@ -166,7 +166,7 @@ def _train_query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
 def _query(config: ConfigDict, facts: Facts, machine: Machine) -> Program:
     model, shape = train_query.build(config, facts.public_classes), _image_shape(config)
     variables = jax.eval_shape(lambda key: registry.init_classifier(model, key, shape), _key())
-    size = -(-min(_QUERY_BATCH, facts.n) // machine.devices) * machine.devices
+    size = counting.PER_DEVICE * machine.devices
 
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         classify = features.forward(model, _placed(variables, meshes.replicated(mesh)), method="__call__")

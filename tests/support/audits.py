@@ -23,9 +23,9 @@ from privimage_jax import generators
 from privimage_jax.metrics import downstream, features
 from privimage_jax.models import registry
 from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
-from privimage_jax.run import noisy_counts
+from privimage_jax.run import counting, noisy_counts
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.stages import choose_sampler, class_histogram, query, warmup
+from privimage_jax.stages import class_histogram, query, warmup
 from privimage_jax.training import loop
 from privimage_jax.training.mesh import make_mesh
 
@@ -69,8 +69,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
       null: the row of a record, or those of a person's images, that count in no histogram and no score (nor, where they
         are of NULL_MARK, in the gradients).
     """
-    count_semantics, count_classes = query.count_semantics, class_histogram.count_classes
-    agreement, sum_by_class = choose_sampler.agreement, warmup.sum_by_class
+    logits_of, count_classes, sum_by_class = counting.logits, class_histogram.count_classes, warmup.sum_by_class
     add_noise, build_generator = noisy_counts.add_noise, generators.build
 
     def without_null(labels):
@@ -79,6 +78,11 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
     def left(*arrays):
         """Of arrays with a row for each image, the rows that count."""
         return [each if each is None else each[without_null(each)] for each in arrays]
+
+    def counted(*args):
+        for rows, logits in logits_of(*args):
+            kept = ~np.isin(rows, [] if null is None else null)
+            yield rows[kept], logits[kept]
 
     def exchange_counts(name, key, counts, std):
         line = next(line for _, line in reversed(trace.lines) if line.get("mechanism") == name and "epsilon" in line)
@@ -104,19 +108,12 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
         return generator
 
     with pytest.MonkeyPatch.context() as patch, recorded_draws(trace):
-        patch.setattr(
-            query,
-            "count_semantics",
-            lambda logits, labels, n_classes, k1, weights=None: count_semantics(
-                *left(logits, labels), n_classes, k1, *left(weights)
-            ),
-        )
+        patch.setattr(counting, "logits", counted)
         patch.setattr(
             class_histogram,
             "count_classes",
             lambda labels, n_classes, weights=None: count_classes(*left(labels), n_classes, *left(weights)),
         )
-        patch.setattr(choose_sampler, "agreement", lambda *arrays: agreement(*left(*arrays)))
         patch.setattr(
             warmup,
             "sum_by_class",

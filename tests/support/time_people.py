@@ -1,8 +1,9 @@
 """Measures a step of fine-tuning whose records are people beside one whose records are images, in turns.
 
 `python tests/support/time_people.py [ROUNDS] [DRAWS]`: the network of configs/quickstart.py with one level, 128
-records, an expected batch of 32, on one device. Half of the people have 1 image, the others up to 60. A machine that is
-busy slows both, so that the time is that of the processor, and the median of the ratios of pairs is what counts.
+records, an expected batch of 32, on one device. Half of the people have 1 image, the others up to 60. It counts seconds
+of processors, of all threads together, which others' work on the machine changes little. The median of the ratios of
+neighbouring pairs is what counts.
 """
 
 import os
@@ -70,7 +71,7 @@ for number in range(ROUNDS):
     print(f"{number + 1}: person / image = {ratios[-1]:.3f}", flush=True)
 per_step = {name: total / ROUNDS / STEPS for name, total in totals.items()}
 print(
-    f"a step of {BATCH} images takes {per_step['image']:.3f} s, of {BATCH} people with {len(sets['person'].labels):,} "
+    f"a step of {BATCH} images takes {per_step['image']:.3f} s of processors, of {BATCH} people with {len(sets['person'].labels):,} "
     f"images {per_step['person']:.3f} s; ratio {statistics.median(ratios):.3f} "
     f"(half of the rounds between {np.quantile(ratios, 0.25):.3f} and {np.quantile(ratios, 0.75):.3f})"
 )
