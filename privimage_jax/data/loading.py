@@ -14,7 +14,7 @@ from privimage_jax.configs.base import data_section
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset, Facts
 from privimage_jax.data.decoding import decode, failures
-from privimage_jax.data.sources.base import MAX_EXAMPLES, Settings, Source
+from privimage_jax.data.sources.base import MAX_EXAMPLES, Settings, Source, check_people
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.errors import UserError
 from privimage_jax.storage import fingerprints, memory
@@ -151,11 +151,7 @@ def _owners(source: Source, settings: Settings) -> np.ndarray:
             f"{settings.key}.source={settings.source} has people {names.dtype} {list(names.shape)}; let it name the "
             f"person of each of its {source.n} examples by a text."
         )
-    if lacking := int(np.sum(np.char.strip(names) == "")):
-        raise UserError(
-            f"{settings.key}: {lacking:,} of {source.n:,} images have an empty name of a person; give each image a "
-            "person, its own name if no other is known."
-        )
+    check_people(names, source.files, settings)
     return np.unique(names, return_inverse=True)[1].astype(np.int32)
 
 

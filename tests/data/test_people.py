@@ -73,7 +73,7 @@ def test_a_kept_set_of_other_people_is_not_used(tmp_path):
 
 def test_an_image_without_a_person_is_refused(tmp_path):
     archive(tmp_path, np.where(NAMES == "cy", " ", NAMES))
-    with pytest.raises(UserError, match="config.data: 1 of 10 images have an empty name of a person; give each image"):
+    with pytest.raises(UserError, match="tells no person of 1 of 10 images, such as 3; give each image"):
         read(tmp_path)
     assert read(tmp_path, unit="image").n == 8
     with pytest.raises(UserError, match="unit=person protects people, but config.data.source=npz does not tell whose"):
