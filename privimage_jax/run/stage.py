@@ -20,7 +20,7 @@ __all__ = ["STAGES", "Mechanism", "Stage", "keys", "value"]  # what a stage from
 
 _IMAGES = ("data.image_size", "data.channels")
 MICROBATCHES = ("clipping.microbatch", "gan.microbatch")  # of fine-tuning
-_NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are gone on with: what changes nothing
+NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are gone on with: what changes nothing
     "privacy.unit": "image",
     "pretrain.perturbation": 0.0,
     "warmup.enabled": False,
@@ -29,8 +29,8 @@ _NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are go
 
 
 def _without_neutral(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the settings of `_NEUTRAL` that change nothing, so that records from before there were any still hold."""
-    neutral = {key for key, value in _NEUTRAL.items() if key in settings and settings[key] == value}
+    """Without the settings of `NEUTRAL` that change nothing, so that records from before there were any still hold."""
+    neutral = {key for key, value in NEUTRAL.items() if key in settings and settings[key] == value}
     if "pretrain.perturbation" in neutral:
         neutral.add("pretrain.perturbation_norm")
     return {key: value for key, value in settings.items() if key not in neutral}

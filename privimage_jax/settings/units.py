@@ -17,6 +17,7 @@ class Unit:
       one, several: what one record is called, and several of them.
       record: what it consists of.
       adjacency: the ledger's words for what neighbouring sets differ in.
+      shared, apart: what releases must be made from so that their epsilons add up, and so that they do not.
       limits: sentences on what it does not cover.
     """
 
@@ -24,6 +25,8 @@ class Unit:
     several: str
     record: str
     adjacency: str
+    shared: str
+    apart: str
     limits: str
 
 
@@ -33,6 +36,8 @@ UNITS = {
         several="images",
         record="one image with its label",
         adjacency="zero-out of one record (an image with its label)",
+        shared="the same images",
+        apart="different images",
         limits="The unit is one image, not one person: who has several images in the set is protected less, by as many "
         "steps as there are images.",
     ),
@@ -41,9 +46,11 @@ UNITS = {
         several="people",
         record="one person with all images of that person and their labels",
         adjacency="zero-out of one person (all images of that person, with their labels)",
+        shared="images of the same people",
+        apart="images of different people",
         limits="The unit is one person, as told by the ids that came with the images. How many images a person has is "
         "protected. Not covered are others whom these images show: of two people in one picture only the one whose id "
-        "it has. Nor is what images of relatives tell.",
+        "it has. Nor is what images of relatives tell. Somebody with two ids is two people, and protected less.",
     ),
 }
 
