@@ -20,7 +20,7 @@ __all__ = ["STAGES", "Mechanism", "Stage", "keys", "value"]  # what a stage from
 
 _IMAGES = ("data.image_size", "data.channels")
 MICROBATCHES = ("clipping.microbatch", "gan.microbatch")  # of fine-tuning
-NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are gone on with: what changes nothing
+_NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are gone on with: what changes nothing
     "privacy.unit": "image",
     "pretrain.perturbation": 0.0,
     "warmup.enabled": False,
@@ -29,11 +29,28 @@ NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are gon
 
 
 def _without_neutral(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the settings of `NEUTRAL` that change nothing, so that records from before there were any still hold."""
-    neutral = {key for key, value in NEUTRAL.items() if key in settings and settings[key] == value}
+    """Without the settings of `_NEUTRAL` that change nothing, so that records from before there were any still hold."""
+    neutral = {key for key, value in _NEUTRAL.items() if key in settings and settings[key] == value}
     if "pretrain.perturbation" in neutral:
         neutral.add("pretrain.perturbation_norm")
     return {key: value for key, value in settings.items() if key not in neutral}
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first setting that is another now, and what to do; "" where all are equal.
+
+    A value of `_NEUTRAL` is in no record, and what a record lacks had that value.
+    """
+    left_out = {key: value for key, value in _NEUTRAL.items() if key in now or key in before}
+    now, before = left_out | {**now}, left_out | {**before}
+    for key in sorted({*now, *before}):
+        if key not in before:
+            return f"without config.{key}, which is now {now[key]!r}; go on with the version that began it"
+        if key not in now:
+            return f"with config.{key}={before[key]!r}, which is no setting now; go on with the version that began it"
+        if now[key] != before[key]:
+            return f"with config.{key}={before[key]!r}, which is now {now[key]!r}; restore that"
+    return ""
 
 
 def _with_budget(*names: str) -> Callable[[ConfigDict], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What the guarantee protects one of, `config.privacy.unit`, and the words for it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -65,26 +65,35 @@ def of_terms(terms: dict[str, Any]) -> Unit:
     return UNITS[terms.get("unit", "image")]
 
 
-def check(config: ConfigDict, tellers: Sequence[str], others: Sequence[str]) -> None:
-    """Refuses a unit of which the source tells nothing.
+def check(config: ConfigDict, sources: Mapping[str, Any]) -> None:
+    """Refuses a unit of which the source tells nothing, before it is read.
 
     Args:
       config: whose `data.person` says whose each image is.
-      tellers: the sources that read that setting.
-      others: those that do not. One from elsewhere may tell it by itself.
+      sources: the sources that come with the package, by name. One from elsewhere may tell people by itself.
 
     Raises:
       UserError: where people are protected and nothing says whose an image is.
     """
-    source = config.data.source
-    if config.privacy.unit != "person" or config.data.person or source not in (*tellers, *others):
-        return
+    if config.privacy.unit == "person" and not config.data.person and config.data.source in sources:
+        raise untold(config.data.source, sources)
+
+
+def untold(source: str, sources: Mapping[str, Any]) -> UserError:
+    """The error of a sensitive set that does not say whose its images are, where people are protected.
+
+    Args:
+      source: `config.data.source`.
+      sources: those that come with the package, with the settings that each `reads`.
+    """
+    tellers = [name for name, spec in sources.items() if "person" in spec.reads]
     if source in tellers:
-        raise UserError(
-            "config.privacy.unit=person protects people, and config.data.person is empty; say there whose each image "
-            "is, or give config.privacy.unit=image."
-        )
-    raise UserError(
-        f"config.privacy.unit=person protects people, and config.data.source={source} does not tell whose an image is; "
-        f"give one of {', '.join(tellers)} and config.data.person, or config.privacy.unit=image."
+        seen, remedy = "config.data.person is empty", "say there whose each image is"
+    else:
+        seen = f"config.data.source={source} does not tell whose an image is"
+        remedy = f"give one of {', '.join(tellers)} and config.data.person"
+        if source not in sources:
+            remedy = "let its Source have people"
+    return UserError(
+        f"config.privacy.unit=person protects people, and {seen}; {remedy}, or give config.privacy.unit=image."
     )

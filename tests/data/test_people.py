@@ -78,8 +78,17 @@ def test_an_image_without_a_person_is_refused(tmp_path):
     with pytest.raises(UserError, match="tells no person of 1 of 10 images, such as 3; give each image"):
         read(tmp_path)
     assert read(tmp_path, unit="image").n == 8
-    with pytest.raises(UserError, match="unit=person protects people, but config.data.source=npz does not tell whose"):
+    with pytest.raises(UserError, match="unit=person protects people, and config.data.person is empty; say there"):
         read(tmp_path, person="")
+    with pytest.raises(UserError, match="config.data.source=digits does not tell whose an image is; give one of tfds"):
+        load({"source": "digits"}, "train", 8, 1, None, unit="person")
+
+
+def test_one_person_alone_is_told(tmp_path):
+    """As where a column of the hospital is taken for that of its patients."""
+    archive(tmp_path, np.array(["ward"] * 10))
+    with pytest.raises(UserError, match="all 10 images of .* are of 1 person; check config.data.person=array:names"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("feature", ["patient", "visitor"])

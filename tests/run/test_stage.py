@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 from guides import extended
 from pipelines import CLASSES, run, tiny_config
 
 from privimage_jax import config as configs
-from privimage_jax import pipeline
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, verification
@@ -132,13 +130,14 @@ def test_a_record_that_does_not_fit_is_told(config, monkeypatch, change, culprit
 @pytest.mark.parametrize(("before", "now"), [("person", "image"), ("image", "person")])
 def test_a_run_that_goes_on_with_another_unit_is_told_both(tmp_path, before, now):
     """The value `image` is in no record, so that those of the time before there was a unit hold."""
-    config, finetune = base.get_config(), named("finetune")
-    config.privacy.unit = before
-    record = {"settings": jsonable(finetune.settings(config))}
-    config.privacy.unit = now
-    inputs = SimpleNamespace(config=config, workdir=Workdir(tmp_path))
-    said = pipeline._difference(inputs, finetune, record, [finetune])
-    assert said == f"with config.privacy.unit={before!r}, which is now {now!r}; restore that"
+    records = {}
+    for unit in (before, now):
+        config = base.get_config()
+        config.privacy.unit = unit
+        records[unit] = jsonable(named("finetune").settings(config))
+    said = f"with config.privacy.unit={before!r}, which is now {now!r}; restore that"
+    assert stage.difference(records[before], records[now]) == said
+    assert not stage.difference(records[now], records[now])
 
 
 def test_all_is_published_before_a_stage_looks_without_noise():
