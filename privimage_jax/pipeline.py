@@ -15,7 +15,7 @@ from privimage_jax.run import data_seen, determinants, inspection, private_cache
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import check_marks, has_spent, open_ledger, terms
-from privimage_jax.run.stage import Stage, all_stages, enabled_stages, upstream, value
+from privimage_jax.run.stage import Stage, all_stages, difference, enabled_stages, upstream, value
 from privimage_jax.settings.families import reads
 from privimage_jax.stages.parts import preflight
 from privimage_jax.storage import workdir
@@ -189,14 +189,6 @@ def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages:
         before = (record if earlier is stage else workdir.read_record(started)).get("settings")
         if not isinstance(before, dict):
             continue
-        now = jsonable(earlier.settings(inputs.config))
-        for key in sorted({*now, *before}):
-            if key not in before:
-                return f"without config.{key}, which is now {now[key]!r}; go on with the version that began it"
-            if key not in now:
-                return (
-                    f"with config.{key}={before[key]!r}, which is no setting now; go on with the version that began it"
-                )
-            if now[key] != before[key]:
-                return f"with config.{key}={before[key]!r}, which is now {now[key]!r}; restore that"
+        if changed := difference(before, jsonable(earlier.settings(inputs.config))):
+            return changed
     return "with other data or stages; restore that"

@@ -161,3 +161,11 @@ def test_the_report_shows_only_what_the_sources_read():
     assert "public.name" not in shown
     assert "public.per_class" in shown
     assert not any(key.endswith("path") or key.startswith(("log.", "audit.")) for key in shown)
+
+
+@pytest.mark.parametrize(("unit", "several"), [("image", "images"), ("person", "people")])
+def test_n_is_asked_for_in_the_unit_that_it_counts(unit, several):
+    config = base.get_config()
+    config.privacy.unit = unit
+    with pytest.raises(UserError, match=f"config.data.n is 0; give the number of sensitive training {several}, as"):
+        derived.declared_n(config)

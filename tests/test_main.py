@@ -85,7 +85,7 @@ def test_a_command_that_does_not_fit_is_refused(privimage, config, tmp_path, mon
         ("privacy.epsilon=-1", ["config.privacy.epsilon=-1.0", "a number above 0"]),
         ("privacy.epsilon=nan", ["config.privacy.epsilon=nan"]),
         ("privacy.delta=0.02", ["config.privacy.delta=0.02 is not below 1/N", "N=60", "0 for the default"]),
-        ("data.n=2", ["N=2 image(s)", "at least 3"]),
+        ("data.n=2", ["N=2 images", "at least 3"]),
         ("finetune.batch_size=61", ["config.finetune.batch_size=61", "N=60", "at most 60"]),
         ("query.noise_multiplier=0.1", ["privacy.epsilon = 10", "raise config.query.noise_multiplier"]),
         ("seed=1.5", ["--config.seed=1.5"]),

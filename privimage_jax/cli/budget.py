@@ -3,15 +3,13 @@
 from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import CONFIG, configured
-from privimage_jax.errors import UserError
+from privimage_jax.settings import derived
 
 
 def run(arguments: list[str]) -> None:
-    """From the declared number of images alone."""
+    """From the declared number of images or people alone."""
     config, _ = configured(arguments)
-    n = config.data.n
-    if not n:
-        raise UserError("config.data.n is 0; give the number of sensitive training images, as --config.data.n=60000.")
+    n = derived.declared_n(config)
     devices.start()
     from privimage_jax.run.plan import describe, make_plan
 

@@ -52,6 +52,8 @@ def render(release: Release, stored: str, load: str) -> str:
             record=unit.record,
             limits=unit.limits,
             one=unit.one,
+            several=unit.several,
+            shared=unit.shared,
             epsilon=plain_up(terms["epsilon_target"]),
             delta=plain_up(terms["delta"]),
             handed_out=plain_up(terms["n"] * terms["delta"], 2),
@@ -130,18 +132,18 @@ Drawn by privimage_jax {version}. The settings say how its generator was trained
 """
 
 _PROMISE = """\
-For each one of the {n} sensitive records ({record}): with a null record in its place, which counts
-nowhere, the release that these images are part of would have come out almost as likely as it is. "Almost" is
+For each one of the {n} sensitive {several}: with a null record in its place, which counts nowhere, the
+release that these images are part of would have come out almost as likely as it is. A record is {record}. "Almost" is
 (ε, δ)-differential privacy with ε = {epsilon} and δ = {delta}: no outcome's probability changes by more than the
 factor e^ε, apart from a chance of δ. The mechanisms below have spent ε = {spent} of it.
 
 - A mechanism that hands out one random record with the chance N·δ = {handed_out} meets this δ too.
 - {limits}
 - Exchanging one {one} for another costs two such steps.
-- A second release made from the same images adds its own ε and δ.
+- A second release made from {shared} adds its own ε and δ.
 - The number of records, the list of classes, the image shape and all settings are public and not protected.
 - The guarantee of DP-SGD is for real arithmetic; attacks on the last bits of floating-point noise are outside it."""
 
 _VOID = """\
-**{note}. This set promises nothing.** The noise can be drawn again and taken off, so that the {n} sensitive records are
-not protected, whatever the numbers below say. It is the result of a test: do not hand it over."""
+**{note}. This set promises nothing.** The noise can be drawn again and taken off, so that the {n} sensitive
+{several} are not protected, whatever the numbers below say. It is the result of a test: do not hand it over."""

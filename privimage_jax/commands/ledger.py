@@ -1,4 +1,4 @@
-"""`privimage ledger`: shows what runs have spent, verifies it, and adds it up over runs on the same images."""
+"""`privimage ledger`: shows what runs have spent, verifies it, and adds it up over runs on the same records."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -91,7 +91,7 @@ def show(paths: Sequence[str], verified: bool) -> None:
                 checked.append(f"{', '.join(elsewhere)} could not be compared, as only the ledger is here")
         print(_verdict(ledger.entries, checked))
     if len(found) > 1:
-        print(printable(describe_joint(lines, paths)))
+        print(printable(describe_joint(lines, paths, warns=False)))
         if conflicts := kinship.between(lines, paths).conflicts:
             raise UserError(f"{conflicts[0]}.")
 
@@ -102,7 +102,7 @@ def _fields(line: dict[str, Any]) -> str:
     return "  ".join(f"{name}={value}" for name, value in fields.items())
 
 
-def describe_joint(ledgers: Sequence[list[dict[str, Any]]], names: Sequence[str] = ()) -> str:
+def describe_joint(ledgers: Sequence[list[dict[str, Any]]], names: Sequence[str] = (), warns: bool = True) -> str:
     """What runs with these ledgers cost together, and for whom that holds, or why they do not add up.
 
     The epsilon is at a delta of one run, so that it compares with those of the runs: at the sum of their deltas it
@@ -111,24 +111,25 @@ def describe_joint(ledgers: Sequence[list[dict[str, Any]]], names: Sequence[str]
     Args:
       ledgers: their lines.
       names: of the ledgers, for what is said of their kinship.
+      warns: whether a run that was gone on with more than once is told here; else the caller does.
     """
     if differing := _differing_units(ledgers):
         return f"{differing}."
-    one = units.of_terms(ledgers[0][0]).one
+    unit = units.of_terms(ledgers[0][0])
     accountant = "rdp" if all(lines[0]["accountant"] == "rdp" for lines in ledgers) else "pld"
     related = kinship.between(ledgers, names)
     events = [event for lines in related.costs for event in accounting.events_from(spent(lines))]
     deltas = {lines[0]["delta"] for lines in ledgers}
     epsilon = accounting.epsilon(events, min(deltas), accountant)
     which = "that of each run" if len(deltas) == 1 else "the smallest of theirs"
-    said = [*related.notes, *(f"Beware: {conflict}." for conflict in related.conflicts)]
+    said = [*related.notes, *(f"Beware: {conflict}." for conflict in related.conflicts if warns)]
     return " ".join(
         [
             f"together: epsilon = {plain_up(epsilon, DIGITS)} at delta = {min(deltas):.4g}, {which}"
             f"{_in_brackets(void_note(ledgers))}; all mechanisms of all runs composed by {accountant}.",
             *(sentence[:1].upper() + sentence[1:] for sentence in said),
-            f"It counts only if all these runs read the same images: then it is what one {one} risks by all of them; "
-            "runs on different images do not add up.",
+            f"It counts only if all these runs read {unit.shared}: then it is what one {unit.one} risks by all of "
+            f"them; runs on {unit.apart} do not add up.",
         ]
     )
 
@@ -151,8 +152,8 @@ def void_note(ledgers: Sequence[list[dict[str, Any]]]) -> str:
 
 
 def _for_whom(terms: dict[str, Any]) -> str:
-    """What the epsilon is of, where it is not an image."""
-    return "" if "unit" not in terms else f", for any one {units.of_terms(terms).one} of {terms['n']:,}"
+    """What the epsilon is of."""
+    return f", for any one {units.of_terms(terms).one} of {terms['n']:,}"
 
 
 def _in_brackets(note: str) -> str:

@@ -14,9 +14,10 @@ from privimage_jax.configs.base import data_section
 from privimage_jax.data import cache
 from privimage_jax.data.dataset import Dataset, Facts
 from privimage_jax.data.decoding import decode, failures
-from privimage_jax.data.sources.base import MAX_EXAMPLES, Settings, Source
+from privimage_jax.data.sources.base import MAX_EXAMPLES, Settings, Source, check_people
 from privimage_jax.data.sources.specs import SOURCES, spec_of
 from privimage_jax.errors import UserError
+from privimage_jax.settings import units
 from privimage_jax.storage import fingerprints, memory
 
 PARTS = ("train", "test")
@@ -76,6 +77,11 @@ def load(
         stored = _check_source(source, settings)
     owners = _owners(source, settings) if unit == "person" else None
     indices = choose(settings, source.n, source.divided, part, most, owners)
+    if not len(indices) and owners is not None and source.n and not owners.any():
+        raise UserError(
+            f"all {source.n:,} images of {settings.key}.source={settings.source} are of 1 person; check "
+            f"{settings.key}.person={settings.person}."
+        )
     if not len(indices):
         raise UserError(
             f"{settings.key}.source={settings.source} leaves no examples for the {part} part ({source.n} in all); "
@@ -141,21 +147,14 @@ def _owners(source: Source, settings: Settings) -> np.ndarray:
       UserError: where it is not told of every example.
     """
     if source.people is None:
-        raise UserError(
-            f"config.privacy.unit=person protects people, but {settings.key}.source={settings.source} does not tell "
-            f"whose an image is; let {settings.key}.person say it, or give config.privacy.unit=image."
-        )
+        raise units.untold(settings.source, SOURCES)
     names = np.asarray(source.people)
     if names.shape != (source.n,) or names.dtype.kind != "U":
         raise UserError(
             f"{settings.key}.source={settings.source} has people {names.dtype} {list(names.shape)}; let it name the "
             f"person of each of its {source.n} examples by a text."
         )
-    if lacking := int(np.sum(np.char.strip(names) == "")):
-        raise UserError(
-            f"{settings.key}: {lacking:,} of {source.n:,} images have an empty name of a person; give each image a "
-            "person, its own name if no other is known."
-        )
+    check_people(names, source.files, settings)
     return np.unique(names, return_inverse=True)[1].astype(np.int32)
 
 

@@ -14,6 +14,7 @@ from privimage_jax.data.inspection.found import Found
 from privimage_jax.report import plots, text
 from privimage_jax.report.document import NOT_PRIVATE, document, template
 from privimage_jax.report.gallery import ImageSet, gallery
+from privimage_jax.settings.units import UNITS
 
 KIND = "inspection"
 SECTIONS = {"data": "Sensitive", "public": "Public"}
@@ -118,6 +119,7 @@ def facts(found: Found) -> Iterator[tuple[str, str]]:
     yield "Source", found.source
     yield "Labels from", found.labels_from or "–"
     yield "Training images", f"{found.n:,}"
+    yield "N, public", f"{found.n_records:,} {UNITS[found.unit].several}" if found.unit else "–"
     yield "Classes", f"{len(found.classes):,}"
     yield "Parts", counted(found.parts)
     yield "Stored sizes", counted(found.sizes)

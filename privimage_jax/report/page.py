@@ -149,6 +149,7 @@ def _promise(inputs: ReportInputs, void: bool) -> str:
         n=f"{inputs.n:,}",
         record=inputs.unit.record,
         one=inputs.unit.one,
+        shared=inputs.unit.shared,
         limits=inputs.unit.limits,
         handed_out=text.percent_up(float(rounding.rounded_up(inputs.n * delta, 2))),
         factor=text.rounded_up(factor),
@@ -265,7 +266,7 @@ def _semantics(semantics: dict[str, Any] | None, unit: Unit) -> str:
         if noise
         else " Negative counts are noise."
     )
-    shares = " Each person counts as one, in shares of the own images." if unit.one == "person" else ""
+    shares = " Each person counts as one, in shares of their own images." if unit.one == "person" else ""
     return (
         '<section id="semantics"><h2>What the images are like</h2>'
         "<p>A network trained on public images named the closest public classes, the <em>semantics</em>, of every "

@@ -90,7 +90,7 @@ def look(config: ConfigDict, sensitive: Dataset | None, held_out: Dataset | None
         shown.append(page.ShownSet("data", "held out", held_out, test.histogram))
     if public is not None and teachers is not None:
         problems = _of_public(config, public, teachers)
-        seen["public"] = found.describe(public).with_findings(problems, config.public.accept)
+        seen["public"] = found.describe(public, is_public=True).with_findings(problems, config.public.accept)
         shown.append(page.ShownSet("public", "public", public, teachers.histogram))
     return Inspection(config.name, seen, tuple(shown))
 

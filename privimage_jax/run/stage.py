@@ -36,6 +36,23 @@ def _without_neutral(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in neutral}
 
 
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first setting that is another now, and what to do; "" where all are equal.
+
+    A value of `_NEUTRAL` is in no record, and what a record lacks had that value.
+    """
+    left_out = {key: value for key, value in _NEUTRAL.items() if key in now or key in before}
+    now, before = left_out | {**now}, left_out | {**before}
+    for key in sorted({*now, *before}):
+        if key not in before:
+            return f"without config.{key}, which is now {now[key]!r}; go on with the version that began it"
+        if key not in now:
+            return f"with config.{key}={before[key]!r}, which is no setting now; go on with the version that began it"
+        if now[key] != before[key]:
+            return f"with config.{key}={before[key]!r}, which is now {now[key]!r}; restore that"
+    return ""
+
+
 def _with_budget(*names: str) -> Callable[[ConfigDict], dict[str, Any]]:
     """The settings of these sections and keys, of the budget and of the sensitive data."""
     return lambda config: _without_neutral(configs.section(config, *names, "privacy", "data"))

@@ -23,7 +23,7 @@ def delta(config: ConfigDict, n: int, begun: float | None = None) -> float:
 
     Args:
       config: whose `privacy.delta` is 0 for the default.
-      n: number of sensitive training images.
+      n: number of sensitive training images, or of people where these are the unit.
       begun: that of a ledger which an earlier version may have opened, when 1 / (N ln N) was the default for all.
     """
     of_many = 1 / (n * math.log(n))
@@ -47,6 +47,20 @@ def finetune_steps(config: ConfigDict, n: int) -> int:
     if not config.finetune.enabled:
         return 0
     return config.finetune.steps or max(1, _floor(config.finetune.epochs * n / config.finetune.batch_size))
+
+
+def declared_n(config: ConfigDict) -> int:
+    """The public number N of sensitive training images, or of people, as the config declares it.
+
+    Raises:
+      UserError: where it is left to be counted.
+    """
+    if not config.data.n:
+        several = unit(config).several
+        raise UserError(
+            f"config.data.n is 0; give the number of sensitive training {several}, as --config.data.n=60000."
+        )
+    return int(config.data.n)
 
 
 def check_against_n(config: ConfigDict, n: int) -> None:

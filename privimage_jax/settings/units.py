@@ -1,7 +1,7 @@
 """What the guarantee protects one of, `config.privacy.unit`, and the words for it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +17,7 @@ class Unit:
       one, several: what one record is called, and several of them.
       record: what it consists of.
       adjacency: the ledger's words for what neighbouring sets differ in.
+      shared, apart: what releases must be made from so that their epsilons add up, and so that they do not.
       limits: sentences on what it does not cover.
     """
 
@@ -24,6 +25,8 @@ class Unit:
     several: str
     record: str
     adjacency: str
+    shared: str
+    apart: str
     limits: str
 
 
@@ -33,6 +36,8 @@ UNITS = {
         several="images",
         record="one image with its label",
         adjacency="zero-out of one record (an image with its label)",
+        shared="the same images",
+        apart="different images",
         limits="The unit is one image, not one person: who has several images in the set is protected less, by as many "
         "steps as there are images.",
     ),
@@ -41,9 +46,11 @@ UNITS = {
         several="people",
         record="one person with all images of that person and their labels",
         adjacency="zero-out of one person (all images of that person, with their labels)",
+        shared="images of the same people",
+        apart="images of different people",
         limits="The unit is one person, as told by the ids that came with the images. How many images a person has is "
         "protected. Not covered are others whom these images show: of two people in one picture only the one whose id "
-        "it has. Nor is what images of relatives tell.",
+        "it has. Nor is what images of relatives tell. Somebody with two ids is two people, and protected less.",
     ),
 }
 
@@ -58,26 +65,35 @@ def of_terms(terms: dict[str, Any]) -> Unit:
     return UNITS[terms.get("unit", "image")]
 
 
-def check(config: ConfigDict, tellers: Sequence[str], others: Sequence[str]) -> None:
-    """Refuses a unit of which the source tells nothing.
+def check(config: ConfigDict, sources: Mapping[str, Any]) -> None:
+    """Refuses a unit of which the source tells nothing, before it is read.
 
     Args:
       config: whose `data.person` says whose each image is.
-      tellers: the sources that read that setting.
-      others: those that do not. One from elsewhere may tell it by itself.
+      sources: the sources that come with the package, by name. One from elsewhere may tell people by itself.
 
     Raises:
       UserError: where people are protected and nothing says whose an image is.
     """
-    source = config.data.source
-    if config.privacy.unit != "person" or config.data.person or source not in (*tellers, *others):
-        return
+    if config.privacy.unit == "person" and not config.data.person and config.data.source in sources:
+        raise untold(config.data.source, sources)
+
+
+def untold(source: str, sources: Mapping[str, Any]) -> UserError:
+    """The error of a sensitive set that does not say whose its images are, where people are protected.
+
+    Args:
+      source: `config.data.source`.
+      sources: those that come with the package, with the settings that each `reads`.
+    """
+    tellers = [name for name, spec in sources.items() if "person" in spec.reads]
     if source in tellers:
-        raise UserError(
-            "config.privacy.unit=person protects people, and config.data.person is empty; say there whose each image "
-            "is, or give config.privacy.unit=image."
-        )
-    raise UserError(
-        f"config.privacy.unit=person protects people, and config.data.source={source} does not tell whose an image is; "
-        f"give one of {', '.join(tellers)} and config.data.person, or config.privacy.unit=image."
+        seen, remedy = "config.data.person is empty", "say there whose each image is"
+    else:
+        seen = f"config.data.source={source} does not tell whose an image is"
+        remedy = f"give one of {', '.join(tellers)} and config.data.person"
+        if source not in sources:
+            remedy = "let its Source have people"
+    return UserError(
+        f"config.privacy.unit=person protects people, and {seen}; {remedy}, or give config.privacy.unit=image."
     )

@@ -44,8 +44,7 @@ def gather(config: ConfigDict, n_classes: int = 0, public_n: int = 0, public_cla
     Raises:
       UserError: naming the setting or flag that is missing.
     """
-    if not config.data.n:
-        raise UserError("config.data.n is 0; give the number of sensitive training images, as --config.data.n=60000.")
+    n = derived.declared_n(config)
     n_classes = n_classes or len(config.data.class_names) or _of_source(config.data)[1]
     if not n_classes:
         raise UserError("config.data.class_names is empty; give the number of sensitive classes, as --classes=10.")
@@ -59,10 +58,10 @@ def gather(config: ConfigDict, n_classes: int = 0, public_n: int = 0, public_cla
             )
     if config.public.max_examples and public_n:
         public_n = min(public_n, config.public.max_examples)
-    derived.check_against_n(config, config.data.n)
+    derived.check_against_n(config, n)
     if _needs_public(config):
         derived.check_against_classes(config, n_classes, public_classes, public_classes)
-    return Facts(config.data.n, n_classes, public_n, public_classes)
+    return Facts(n, n_classes, public_n, public_classes)
 
 
 def _needs_public(config: ConfigDict) -> bool:

@@ -140,7 +140,7 @@ def test_the_datasheet(exported, run):
     assert len({sheet.partition("## Loading")[0] for sheet in sheets}) == 1 and len(set(sheets)) == 4
     sheet = sheets[0]
     spent = Ledger.open(run.ledger).entries[1]["epsilon"]
-    assert "ε = 5 and δ = 0.00001235: no outcome" in sheet and "each one of the 12,345 sensitive records" in sheet
+    assert "ε = 5 and δ = 0.00001235: no outcome" in sheet and "each one of the 12,345 sensitive images" in sheet
     assert "NOT PRIVATE" not in sheet
     assert f"| semantic query | 4.0 |  |  | {plain_up(spent)} |" in sheet and float(plain_up(spent)) >= spent
     assert "44 synthetic images, 8×8 RGB, in 11 classes" in sheet

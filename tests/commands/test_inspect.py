@@ -18,7 +18,7 @@ from privimage_jax.storage.workdir import Workdir
 RDP = "--config.privacy.accountant=rdp"
 QUICK = (RDP, "--config.evaluate.enabled=False")
 KEYS = {
-    *("source", "labels_from", "n", "classes", "parts", "sizes", "depths", "people", "copies"),
+    *("source", "labels_from", "n", "classes", "parts", "sizes", "depths", "people", "unit", "n_records", "copies"),
     *("warnings", "refusals"),
 }
 
@@ -57,6 +57,8 @@ def test_sound_sets_are_described(inspect, tmp_path):
     assert "sensitive images (config.data)" in result.out and "left: 20, middle: 20, right: 20" in result.out
     assert set(found) == {"data", "public"}
     assert all(set(section) == KEYS for section in found.values())
+    assert (found["data"]["unit"], found["data"]["n_records"], found["public"]["n_records"]) == ("image", 60, 0)
+    assert "n, public         60 images" in result.out
     assert (found["data"]["source"], found["data"]["n"]) == ("npz", 60)
     assert found["data"]["classes"] == {"left": 20, "middle": 20, "right": 20}
     assert sum(found["data"]["parts"].values()) == 90 and found["data"]["people"] is None

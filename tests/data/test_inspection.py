@@ -356,6 +356,7 @@ def test_what_is_found_is_the_same_after_json():
         accept=("constant",),
     )
     assert codes(found.refusals) == [("nearly_black", True)] and codes(found.warnings) == [("constant", False)]
+    assert (found.unit, found.n_records) == ("image", 40)
     assert found.people == {"count": 11, "most_images_of_one": 30}
     assert found.classes == {"class 0": 20, "class 1": 20} and found.parts == {"train": 30}
     found = dataclasses.replace(found, copies=({"code": "duplicates", "image": "1.png", "copy_of": "0.png"},))

@@ -176,14 +176,21 @@ def test_a_zip_of_macos_has_utf8_names_without_saying_so(tmp_path):
 
 def test_persons(tmp_path):
     tree(tmp_path, red=["cat/anna_1.png", "cat/anna_2.png"], blue=["dog/bo/3.png"])
-    by_name = read(tmp_path, person=r"pattern:(anna|bo)")
-    assert by_name.people.tolist() == [0, 0, 1]
+    with pytest.raises(UserError, match="tells no person of 1 of 3 images, such as dog/bo/3.png; give each image a"):
+        read(tmp_path, person=r"pattern:(anna|bo)")
     assert read(tmp_path, person="level:1").people.tolist() == [0, 0, 1]
     assert read(tmp_path).people is None
-    with pytest.raises(UserError, match="tells no person of 2 pictures, such as cat/anna_1.png"):
+    with pytest.raises(UserError, match="tells no person of 2 of 3 images, such as cat/anna_1.png"):
         read(tmp_path, person="level:2")
     with pytest.raises(UserError, match="person=column:who does not fit class folders; give level:N or pattern:REGEX"):
         read(tmp_path, person="column:who")
+
+
+def test_a_pattern_looks_at_the_files_own_name_alone(tmp_path):
+    """Else a patient with scans in `no_tumor` and `tumor` would be two people, each protected less."""
+    tree(tmp_path, red=["no_tumor/pat0_1_left.png"], blue=["tumor/pat0_2.png", "tumor/pat1_0.png"])
+    assert read(tmp_path, person=r"pattern:(\w+?)_").people.tolist() == [0, 0, 1]
+    assert read(tmp_path, person="pattern:^([^_]+)_").people.tolist() == [0, 0, 1]
 
 
 def test_labels_none_is_one_class(tmp_path):

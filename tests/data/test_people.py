@@ -7,6 +7,8 @@ from prepared import picture, png, write_tfds
 from privimage_jax.data import load
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection import people as inspection
+from privimage_jax.data.inspection.codes import FINDINGS
+from privimage_jax.data.inspection.found import describe
 from privimage_jax.data.loading import choose
 from privimage_jax.data.sources.base import Settings
 from privimage_jax.errors import UserError
@@ -73,11 +75,20 @@ def test_a_kept_set_of_other_people_is_not_used(tmp_path):
 
 def test_an_image_without_a_person_is_refused(tmp_path):
     archive(tmp_path, np.where(NAMES == "cy", " ", NAMES))
-    with pytest.raises(UserError, match="config.data: 1 of 10 images have an empty name of a person; give each image"):
+    with pytest.raises(UserError, match="tells no person of 1 of 10 images, such as 3; give each image"):
         read(tmp_path)
     assert read(tmp_path, unit="image").n == 8
-    with pytest.raises(UserError, match="unit=person protects people, but config.data.source=npz does not tell whose"):
+    with pytest.raises(UserError, match="unit=person protects people, and config.data.person is empty; say there"):
         read(tmp_path, person="")
+    with pytest.raises(UserError, match="config.data.source=digits does not tell whose an image is; give one of tfds"):
+        load({"source": "digits"}, "train", 8, 1, None, unit="person")
+
+
+def test_one_person_alone_is_told(tmp_path):
+    """As where a column of the hospital is taken for that of its patients."""
+    archive(tmp_path, np.array(["ward"] * 10))
+    with pytest.raises(UserError, match="all 10 images of .* are of 1 person; check config.data.person=array:names"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("feature", ["patient", "visitor"])
@@ -135,6 +146,21 @@ def test_people_who_are_protected_by_the_image_alone_are_told(tmp_path):
     (finding,) = inspection.of_unit(read(tmp_path, unit="image", test_fraction=0.0))
     assert not finding.refuses and "of 5 people, with up to 3 of one" in finding.message
     assert not [*inspection.of_unit(read(tmp_path))]
+
+
+def test_ids_of_images_and_ids_of_nobody_stop_a_run(tmp_path):
+    """Else a column of file names passes as a guarantee for people, and all strangers are one person."""
+    archive(tmp_path, np.array([f"scan_{number}" for number in range(10)]))
+    dataset = read(tmp_path, test_fraction=0.0)
+    (finding,) = inspection.of_unit(dataset)
+    assert finding.refuses and finding.code == "one_image_each" and "each of the 10 images" in finding.message
+    assert (describe(dataset).unit, describe(dataset).n_records) == ("person", 10)
+    archive(tmp_path, np.array(["NaN", "NaN", "NA ", "unknown", *["bo"] * 6]))
+    (finding,) = inspection.of_unit(read(tmp_path, test_fraction=0.0))
+    assert finding.refuses and finding.code == "unknown_people" and "ids NaN (2 images) look" in finding.message
+    accepted = describe(dataset).with_findings([finding], accept=["unknown_people"])
+    assert accepted.warnings and not accepted.refusals
+    assert {"one_image_each", "unknown_people"} <= {*FINDINGS}
 
 
 def test_people_with_gaps_in_their_numbers_are_no_records():

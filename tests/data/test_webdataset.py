@@ -80,7 +80,7 @@ def test_labels_and_persons_in_json(tmp_path):
 def test_folders_and_patterns(tmp_path):
     members = {f"./{'dc'[i % 2]}/p{i // 2}_{i}.png": png(picture(i)) for i in range(4)}
     path = write(tmp_path / "set.tar", members | {"./d/._p0_0.png": b"clutter", "./d/.DS_Store": b"clutter"})
-    dataset = read(path, class_names=("d", "c"), person="pattern:p([0-9]+)_")
+    dataset = read(path, class_names=("d", "c"), person="pattern:^p([0-9]+)_")
     assert_rows(dataset, range(4))
     assert dataset.people.tolist() == [0, 0, 1, 1] and dataset.facts.labels_from == "the folders in the shards"
 

@@ -82,6 +82,9 @@ def test_a_person_as_the_unit_is_said_with_what_it_does_not_cover(inputs):
         "two people in one picture",
         "relatives",
         "sensitive people",
+        "For every single person of the sensitive set",
+        "A second release made from images of the same people adds",
+        "Somebody with two ids is two people",
     ):
         assert words in said
     assert "unit is one image" not in said and "Each person counts as one" in said

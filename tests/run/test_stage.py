@@ -17,7 +17,7 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.plan import describe, make_plan
 from privimage_jax.run.stage import STAGES, all_stages, named
-from privimage_jax.storage.fingerprints import fingerprint
+from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.storage.workdir import Workdir
 
 BEFORE_METHODS = {  # digests of the settings of configs/base.py, as the version before there were methods recorded them
@@ -125,6 +125,19 @@ def test_a_record_that_does_not_fit_is_told(config, monkeypatch, change, culprit
     monkeypatch.setattr(brightness, "STAGE", dataclasses.replace(brightness.STAGE, **change))
     with pytest.raises(UserError, match=culprit):
         all_stages(config)
+
+
+@pytest.mark.parametrize(("before", "now"), [("person", "image"), ("image", "person")])
+def test_a_run_that_goes_on_with_another_unit_is_told_both(tmp_path, before, now):
+    """The value `image` is in no record, so that those of the time before there was a unit hold."""
+    records = {}
+    for unit in (before, now):
+        config = base.get_config()
+        config.privacy.unit = unit
+        records[unit] = jsonable(named("finetune").settings(config))
+    said = f"with config.privacy.unit={before!r}, which is now {now!r}; restore that"
+    assert stage.difference(records[before], records[now]) == said
+    assert not stage.difference(records[now], records[now])
 
 
 def test_all_is_published_before_a_stage_looks_without_noise():

@@ -6,6 +6,8 @@ FINDINGS = (  # of a look at the sets
     "constant",
     "duplicates_across_parts",
     "people_across_parts",
+    "one_image_each",
+    "unknown_people",
     "part_folders",
     "one_class",
 )

@@ -21,12 +21,14 @@ class Found:
     Attributes:
       source: its kind.
       labels_from: where the labels were found.
-      n: number of training images, the N of `config.data.n`.
+      n: number of training images.
       classes: number of training images of each class.
       parts: number of images of each part; of a set without parts of its own, as the run divides it.
       sizes: number of stored images of each size.
       depths: number of stored images of each kind of pixels.
       people: how many people there are and how many images there are of one at most; None where that is not known.
+      unit: what one record is, "image" or "person"; "" of a public set, of which nothing is protected.
+      n_records: number of records to train on, the N of `config.data.n`; 0 of a public set.
       copies: images that are there twice, up to `copies.LISTED`: "code" of the finding, "image" and "copy_of".
       findings: what looks wrong.
     """
@@ -39,6 +41,8 @@ class Found:
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     depths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     people: Mapping[str, int] | None = None
+    unit: str = ""
+    n_records: int = 0
     copies: Sequence[Mapping[str, str]] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -87,12 +91,13 @@ class Found:
         return cls(**given, copies=tuple(copies), findings=tuple(findings))
 
 
-def describe(dataset: Dataset, held_out: Dataset | None = None) -> Found:
+def describe(dataset: Dataset, held_out: Dataset | None = None, is_public: bool = False) -> Found:
     """What was found, without findings.
 
     Args:
       dataset: the training part.
       held_out: the held-out part, where it was read.
+      is_public: whether nothing of it is protected.
     """
     facts, counts = dataset.facts, np.bincount(dataset.labels, minlength=dataset.n_classes)
     parts = facts.parts or {"train": dataset.n} | ({} if held_out is None else {"test": held_out.n})
@@ -109,6 +114,8 @@ def describe(dataset: Dataset, held_out: Dataset | None = None) -> Found:
         sizes=_counts(facts.sizes),
         depths=_counts(facts.depths),
         people=people,
+        unit="" if is_public else dataset.unit,
+        n_records=0 if is_public else dataset.n_records,
     )
 
 

@@ -1,21 +1,52 @@
-"""Whom the images show: people who are protected less than they may think, or who are in both parts."""
+"""Whom the images show: people who are protected less than they may think, who are none, or who are in both parts."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from privimage_jax.data.dataset import Dataset
-from privimage_jax.data.inspection.findings import Finding
+from privimage_jax.data.inspection.findings import Finding, some
+
+# Ids that stand for nobody, in small letters: what tables have where an id is not known.
+NOBODY = frozenset(
+    ("-", "--", "?", ".", "-1", "n/a", "na", "#n/a", "<na>", "nan", "nil", "none", "null", "unknown")
+    + ("anonymous", "empty", "missing", "not available", "not given", "undefined")
+)
 
 
 def of_unit(dataset: Dataset) -> Iterator[Finding]:
-    """People with several images where the unit is an image."""
-    if dataset.people is None or dataset.owners is not None:
+    """People with several images where the unit is an image; ids that hardly are people's where it is a person."""
+    if dataset.people is None:
         return
     images = np.bincount(dataset.people)
+    if dataset.owners is not None:
+        yield from _of_ids(dataset, images)
+        return
     if (most := int(images.max(initial=0))) > 1:
         seen = f"the {dataset.n:,} images are of {np.count_nonzero(images):,} people, with up to {most:,} of one"
         yield Finding("unit", f"{seen}, but each image is protected alone; give config.privacy.unit=person.")
+
+
+def _of_ids(dataset: Dataset, images: np.ndarray) -> Iterator[Finding]:
+    """A column of images in place of people, and images of whom it is not known.
+
+    Args:
+      dataset: whose records are people.
+      images: int [people], how many each has.
+    """
+    if 1 < dataset.n == dataset.n_records:
+        seen = f"each of the {dataset.n:,} images has a person of its own, as if the ids were of images"
+        remedy = "name in config.data.person what tells people"
+        yield Finding("one_image_each", f"{seen}, so that a person with two would be two records; {remedy}.", True)
+    shared = [
+        f"{name} ({count:,} images)"
+        for name, count in zip(dataset.facts.people, images.tolist(), strict=True)
+        if count > 1 and name.strip().casefold() in NOBODY
+    ]
+    if shared:
+        seen = f"the ids {some(shared)} look as if the person were not known, and make one person of all these images"
+        remedy = "give each of them an id of its own, such as its file's name, or leave them out"
+        yield Finding("unknown_people", f"{seen}; {remedy}.", refuses=True)
 
 
 def across_parts(training: Dataset, held_out: Dataset) -> Iterator[Finding]:

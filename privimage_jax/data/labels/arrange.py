@@ -7,7 +7,7 @@ from privimage_jax.data.labels.listing import FOREIGN, Listing, some
 from privimage_jax.data.labels.names import Names
 from privimage_jax.data.labels.parts import find_parts, find_wrapper, kind_of
 from privimage_jax.data.labels.tree import Labelling, Tree
-from privimage_jax.data.sources.base import Settings, numbered_classes
+from privimage_jax.data.sources.base import Settings, check_people, numbered_classes
 from privimage_jax.errors import UserError
 
 
@@ -45,7 +45,7 @@ def arrange(listing: Listing, settings: Settings, part: str) -> Tree:
     labelled = {"train": training, "test": held_out} if divided else {}
     counts = {name: sum(path in labelling.label_of for path in paths) for name, paths in labelled.items()}
     labels = [labelling.label_of[path] for path in files]
-    people = _people(files, labelling, settings, listing.where)
+    people = _people(files, labelling, settings)
     return Tree(files, labels, labelling.class_names, divided, labelling.found, counts, people, tuple(notes))
 
 
@@ -96,7 +96,7 @@ def _left_out(listing: Listing, labelling: Labelling, chosen: list[str], count: 
     return f"{told:,} pictures {seen} and are left out, such as {first}"
 
 
-def _people(files: list[str], labelling: Labelling, settings: Settings, where: str) -> list[str] | None:
+def _people(files: list[str], labelling: Labelling, settings: Settings) -> list[str] | None:
     """Whose picture each file is, as `config.data.person` says.
 
     Raises:
@@ -113,16 +113,12 @@ def _people(files: list[str], labelling: Labelling, settings: Settings, where: s
         ]
         people = [path.split("/")[int(value) - 1] if path.count("/") >= int(value) else "" for path in below]
     elif kind == "pattern":
-        found = [re.search(value, path) for path in files]
+        found = [re.search(value, path.rpartition("/")[2]) for path in files]  # a folder tells no person, but a class
         people = [match[1] or "" if match else "" for match in found]
     else:
         raise UserError(
             f"{settings.key}.person={settings.person} does not fit {labelling.found}; give level:N or pattern:REGEX, "
             "or column:NAME with labels from a table."
         )
-    if lacking := [path for path, person in zip(files, people, strict=True) if not person]:
-        raise UserError(
-            f"{where}: {settings.key}.person={settings.person} tells no person of {len(lacking):,} pictures, such as "
-            f"{some(lacking, 1)}; give each image a person, its own name if no other is known."
-        )
+    check_people(people, files, settings)
     return people

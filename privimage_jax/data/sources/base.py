@@ -243,6 +243,25 @@ def person_by(settings: Settings, *kinds: str) -> tuple[str, str]:
     return kind, value
 
 
+def check_people(people: Sequence[str] | np.ndarray, files: Sequence[str] | None, settings: Settings) -> None:
+    """Refuses images that are nobody's.
+
+    Args:
+      people: the name of the person of each image.
+      files: what the images are called; None where they have numbers alone.
+      settings: which set it is.
+
+    Raises:
+      UserError: naming the first of them.
+    """
+    if lacking := [index for index, person in enumerate(people) if not person.strip()]:
+        first = lacking[0] if files is None else files[lacking[0]]
+        raise UserError(
+            f"{settings.key}.person={settings.person} tells no person of {len(lacking):,} of {len(people):,} images, "
+            f"such as {first}; give each image a person, its own name if no other is known."
+        )
+
+
 def stamp(path: Path) -> list:
     """Name, size, modification time and SHA-256 of a file, for a fingerprint.
 

@@ -81,7 +81,7 @@ def label_of(sample: Sample, settings: Settings) -> tuple[str, str]:
 
 
 def person_of(sample: Sample, name: str, settings: Settings) -> str:
-    """Whose picture it is: by a pattern of its name, or a key of the JSON object; "" if no setting says.
+    """Whose picture it is: by a pattern of its own name, or a key of the JSON object; "" if no setting says.
 
     Raises:
       Unreadable: if it cannot be told.
@@ -91,7 +91,7 @@ def person_of(sample: Sample, name: str, settings: Settings) -> str:
         return ""
     if kind == "column":
         return _checked(_value(_json(sample), value, sample), sample)
-    found = re.search(value, name)
+    found = re.search(value, name.rpartition("/")[2])
     if not found or not found[1]:
         raise reading.Unreadable(f"holds {name!r}, of which {settings.key}.person={settings.person} tells no person")
     return found[1]

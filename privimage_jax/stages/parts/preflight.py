@@ -30,8 +30,7 @@ def check_names(config: ConfigDict) -> None:
       UserError: naming the setting whose value stands for nothing that can be loaded, or for nobody.
     """
     names = [stage.name for stage in enabled_stages(config)]
-    tellers = [name for name, spec in specs.SOURCES.items() if "person" in spec.reads]
-    units.check(config, tellers, [name for name in specs.SOURCES if name not in tellers])
+    units.check(config, specs.SOURCES)
     for name in ("data", "public"):
         if import_strings.is_one(config[name].source):
             specs.spec_of(config[name].source, f"config.{name}.source").load(
