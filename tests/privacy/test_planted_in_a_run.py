@@ -268,7 +268,7 @@ def a_key_that_stays(patch):
 
 def a_key_that_others_may_read(patch):
     write = mechanism.workdir.atomic_write_bytes
-    patch.setattr(mechanism.workdir, "atomic_write_bytes", lambda path, content, mode=0: write(path, content))
+    patch.setattr(mechanism.workdir, "atomic_write_bytes", lambda path, content, mode=0: write(path, content, 0o644))
 
 
 # Counts.
@@ -281,7 +281,7 @@ def one_semantic_more_than_k1(patch):
 
 def an_image_counted_with_its_mirror_image(patch):
     count = class_histogram.count_classes
-    patch.setattr(class_histogram, "count_classes", lambda labels, n: 2 * count(labels, n))
+    patch.setattr(class_histogram, "count_classes", lambda *args: 2 * count(*args))
 
 
 def a_sensitivity_of_one_half(patch):

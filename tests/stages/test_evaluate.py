@@ -10,6 +10,7 @@ from privimage_jax.data import Dataset
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.features import Outputs
 from privimage_jax.stages import evaluate
+from privimage_jax.training.mesh import make_mesh
 
 CLASSES, EACH = 3, 20
 
@@ -24,7 +25,13 @@ def context(tmp_path):
     config.query.k1 = 1
     config.evaluate.max_images = CLASSES * EACH // 2
     return types.SimpleNamespace(
-        config=config, sensitive=real, held_out=real, workdir=types.SimpleNamespace(cache=tmp_path)
+        config=config,
+        sensitive=real,
+        held_out=real,
+        workdir=types.SimpleNamespace(cache=tmp_path),
+        private_cache=tmp_path,
+        stage=None,
+        mesh=make_mesh(),
     )
 
 

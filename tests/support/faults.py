@@ -117,7 +117,7 @@ class Faults(kills.Runs):
         if status and (again := self.finish()):
             found.append(f"the run could not be finished: status {again}")
         if not found:
-            found = self.differences(lambda name: name.startswith("release/") or name == kills.EVALUATION)
+            found = self.differences(kills.released)
         where = f"{fault} after step {number} ({self.steps[number - 1]})"
         return [f"{where}: {one}; it said {sentence!r}" for one in found]
 

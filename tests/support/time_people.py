@@ -70,8 +70,9 @@ for number in range(ROUNDS):
     totals = {name: totals[name] + taken[name] for name in data}
     print(f"{number + 1}: person / image = {ratios[-1]:.3f}", flush=True)
 per_step = {name: total / ROUNDS / STEPS for name, total in totals.items()}
+images = f"{len(sets['person'].labels):,} images"
 print(
-    f"a step of {BATCH} images takes {per_step['image']:.3f} s of processors, of {BATCH} people with {len(sets['person'].labels):,} "
-    f"images {per_step['person']:.3f} s; ratio {statistics.median(ratios):.3f} "
+    f"a step of {BATCH} images takes {per_step['image']:.3f} s of processors, of {BATCH} people with {images} "
+    f"{per_step['person']:.3f} s; ratio {statistics.median(ratios):.3f} "
     f"(half of the rounds between {np.quantile(ratios, 0.25):.3f} and {np.quantile(ratios, 0.75):.3f})"
 )
