@@ -22,7 +22,7 @@ from jax.experimental import io_callback
 from privimage_jax import generators
 from privimage_jax.metrics import downstream, features
 from privimage_jax.models import registry
-from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, records
+from privimage_jax.privacy import chacha, clipping, dp_sgd, ledger, noise, people, records
 from privimage_jax.run import counting, noisy_counts
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.stages import class_histogram, query, warmup
@@ -86,7 +86,8 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
 
     def exchange_counts(name, key, counts, std):
         line = next(line for _, line in reversed(trace.lines) if line.get("mechanism") == name and "epsilon" in line)
-        stated = line["noise_multiplier"] * line["l2_sensitivity"]
+        unit = 2**people.BITS if trace.lines[0][1].get("unit") == "person" else 1
+        stated = unit * line["noise_multiplier"] * line["l2_sensitivity"]
         assert np.isclose(std, stated, rtol=1e-12), f"the noise of the {name} has std {std}, but its line says {stated}"
         trace.counts[name], trace.noisy[name] = counts, add_noise(name, key, counts, std)
         return (trace if replay is None else replay).noisy[name]

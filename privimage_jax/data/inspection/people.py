@@ -1,5 +1,7 @@
 """Whom the images show: people who are protected less than they may think, or who are in both parts."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +18,22 @@ def of_unit(dataset: Dataset) -> Iterator[Finding]:
     if (most := int(images.max(initial=0))) > 1:
         seen = f"the {dataset.n:,} images are of {np.count_nonzero(images):,} people, with up to {most:,} of one"
         yield Finding("unit", f"{seen}, but each image is protected alone; give config.privacy.unit=person.")
+
+
+def alike(dataset: Dataset, held_out: Dataset | None = None) -> Iterator[Finding]:
+    """Ids that differ in case, or in forms of a letter, alone: one person with two of them is protected less.
+
+    Args:
+      dataset: the training part.
+      held_out: the ids of both parts are compared.
+    """
+    if dataset.owners is None:
+        return
+    names = set(dataset.facts.people) | (set() if held_out is None else set(held_out.facts.people))
+    folded = Counter(unicodedata.normalize("NFKC", name).casefold() for name in names)
+    if same := sum(times for times in folded.values() if times > 1):
+        seen = f"{same:,} of {len(names):,} ids of people differ from another in capitals or forms of a letter alone"
+        yield Finding("people_alike", f"{seen}; write the id of each person in one way.")
 
 
 def across_parts(training: Dataset, held_out: Dataset) -> Iterator[Finding]:
