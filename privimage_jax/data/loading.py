@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def load(
 
     names, people = (), None
     if source.people is not None:
-        found, numbers = np.unique(source.people[indices], return_inverse=True)
+        named = ids_of(source.people) if unit == "person" else source.people
+        found, numbers = np.unique(named[indices], return_inverse=True)
         names, people = tuple(found.tolist()) if unit == "person" else (), numbers.astype(np.int32)
     facts = Facts(
         settings.source,
@@ -141,7 +143,7 @@ def _parts(source: Source, settings: Settings, owners: np.ndarray | None) -> dic
 
 
 def _owners(source: Source, settings: Settings) -> np.ndarray:
-    """Whose each example is, int32 [n]: the place of the person's name in the order of names.
+    """Whose each example is, int32 [n]: the place of the person's id (`ids_of`) in the order of ids.
 
     Raises:
       UserError: where it is not told of every example.
@@ -154,8 +156,19 @@ def _owners(source: Source, settings: Settings) -> np.ndarray:
             f"{settings.key}.source={settings.source} has people {names.dtype} {list(names.shape)}; let it name the "
             f"person of each of its {source.n} examples by a text."
         )
+    names = ids_of(names)
     check_people(names, source.files, settings)
     return np.unique(names, return_inverse=True)[1].astype(np.int32)
+
+
+def ids_of(names: np.ndarray) -> np.ndarray:
+    """Names of people without the space around them and in one form of Unicode (NFC): what is left is the id.
+
+    >>> ids_of(np.array(["eva ", "Eva"])).tolist()
+    ['eva', 'Eva']
+    """
+    found, numbers = np.unique(names, return_inverse=True)
+    return np.array([unicodedata.normalize("NFC", name).strip() for name in found.tolist()], dtype=str)[numbers]
 
 
 def _check_unread(settings: Settings) -> None:

@@ -107,6 +107,7 @@ def _of_sensitive(
     yield from findings.of_classes(dataset, "config.data", is_public=False)
     yield from plan.of_sensitive(dataset, config)
     yield from people.of_unit(dataset)
+    yield from people.alike(dataset, held_out)
     if held_out is not None:
         yield from people.across_parts(dataset, held_out)
     yield from copies.within(training, is_public=False)

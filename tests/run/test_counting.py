@@ -1,10 +1,10 @@
 """The logits that mechanisms count: to the bit the same, however many images the others have, and on any devices."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import NearTies
 
 from privimage_jax.data import Dataset
 from privimage_jax.metrics import features
@@ -12,24 +12,13 @@ from privimage_jax.run import counting
 from privimage_jax.stages import query
 from privimage_jax.training.mesh import make_mesh
 
-SIDE, PAIRS = 4, 8
-
-
-class NearTies(nn.Module):
-    """Pairs of classes with the same logit but for the order of a sum, so that rounding alone says which is larger."""
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        hidden = jnp.tanh(nn.Dense(50)(x.reshape(len(x), -1)))
-        one, other = (self.param(name, nn.initializers.normal(), (50, PAIRS)) for name in ("one", "other"))
-        both = jnp.concatenate([hidden, hidden], axis=-1)
-        return both @ jnp.concatenate([jnp.concatenate([one, other]), jnp.concatenate([other, one])], axis=1)
+SIDE, SEMANTICS = 4, 16
 
 
 @pytest.fixture(scope="module")
 def classify():
-    variables = NearTies().init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)))
-    return features.forward(NearTies(), variables, method="__call__")
+    variables = NearTies(SEMANTICS).init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)))
+    return features.forward(NearTies(SEMANTICS), variables, method="__call__")
 
 
 def people(images_of):

@@ -47,6 +47,25 @@ class SmallClassifier(nn.Module):
         return self.head(self.features(x, train))
 
 
+class NearTies(nn.Module):
+    """Pairs of classes with the same logit but for the order of a sum, so that rounding alone says which is larger."""
+
+    n_classes: int
+
+    def setup(self):
+        self.hidden = nn.Dense(50)
+        shape = (50, self.n_classes // 2)
+        self.one, self.other = (self.param(name, nn.initializers.normal(), shape) for name in ("one", "other"))
+
+    def features(self, x, train=False):
+        return nn.tanh(self.hidden(x.reshape(len(x), -1)))
+
+    def __call__(self, x, train=False):
+        hidden = self.features(x)
+        weights = [jnp.concatenate(order) for order in ([self.one, self.other], [self.other, self.one])]
+        return jnp.concatenate([hidden, hidden], axis=-1) @ jnp.concatenate(weights, axis=1)
+
+
 def again(weights):
     """The same weights for a further use, which a planted bug overlooks."""
     return weights

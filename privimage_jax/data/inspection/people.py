@@ -1,5 +1,7 @@
 """Whom the images show: people who are protected less than they may think, who are none, or who are in both parts."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -47,6 +49,22 @@ def _of_ids(dataset: Dataset, images: np.ndarray) -> Iterator[Finding]:
         seen = f"the ids {some(shared)} look as if the person were not known, and make one person of all these images"
         remedy = "give each of them an id of its own, such as its file's name, or leave them out"
         yield Finding("unknown_people", f"{seen}; {remedy}.", refuses=True)
+
+
+def alike(dataset: Dataset, held_out: Dataset | None = None) -> Iterator[Finding]:
+    """Ids that differ in case, or in forms of a letter, alone: one person with two of them is protected less.
+
+    Args:
+      dataset: the training part.
+      held_out: the ids of both parts are compared.
+    """
+    if dataset.owners is None:
+        return
+    names = set(dataset.facts.people) | (set() if held_out is None else set(held_out.facts.people))
+    folded = Counter(unicodedata.normalize("NFKC", name).casefold() for name in names)
+    if same := sum(times for times in folded.values() if times > 1):
+        seen = f"{same:,} of {len(names):,} ids of people differ from another in capitals or forms of a letter alone"
+        yield Finding("people_alike", f"{seen}; write the id of each person in one way.")
 
 
 def across_parts(training: Dataset, held_out: Dataset) -> Iterator[Finding]:
