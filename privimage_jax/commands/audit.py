@@ -37,7 +37,7 @@ from privimage_jax import generators
 from privimage_jax.errors import UserError
 from privimage_jax.generators.base import Generator, PerExampleLoss, State, draws_of
 from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, people, records, sampling
-from privimage_jax.settings.units import UNITS
+from privimage_jax.settings.units import UNITS, unit
 from privimage_jax.stages import finetune
 from privimage_jax.storage import workdir
 from privimage_jax.training import loop, memory
@@ -255,14 +255,14 @@ def attack(
 
 def _owners(config: ConfigDict, n: int) -> np.ndarray:
     """Of which canary each image is, int32 [images] in rising order."""
-    images = 1 + np.arange(n) % IMAGES if config.privacy.unit == "person" else 1
+    images = 1 + np.arange(n) % IMAGES if unit(config).groups_images else 1
     return np.repeat(np.arange(n, dtype=np.int32), images)
 
 
 def _placed(config: ConfigDict, data: dict, owners: np.ndarray, draws: int, mesh: Mesh) -> people.Data:
     """The canaries on the devices, as fine-tuning lays its records."""
     laid = records.place(data, mesh)
-    if config.privacy.unit == "image":
+    if not unit(config).groups_images:
         return laid
     return people.People(laid, place(people.order(owners)[1], replicated(mesh)), draws)
 

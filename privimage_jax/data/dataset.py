@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.errors import UserError
+from privimage_jax.settings.units import UNITS
 
 _HASH_BYTES = 1 << 24  # of images hashed at a time, so that a memory-mapped set need not fit in memory
 
@@ -116,7 +117,9 @@ class Dataset:
         people = self.people
         if people is not None and (people.dtype != np.int32 or people.shape != self.labels.shape):
             raise ValueError(f"people are {people.dtype} {people.shape}, not int32 {self.labels.shape}")
-        if self.unit == "person" and (people is None or self.n and (people.min() < 0 or not np.bincount(people).all())):
+        if UNITS[self.unit].groups_images and (
+            people is None or self.n and (people.min() < 0 or not np.bincount(people).all())
+        ):
             raise ValueError("people are not numbered from 0 without gaps, as they must be where they are the records")
 
     @property
@@ -127,7 +130,7 @@ class Dataset:
     @property
     def owners(self) -> np.ndarray | None:
         """Whose each image is, int32 [N], where a record is a person; None where it is an image."""
-        return self.people if self.unit == "person" else None
+        return self.people if UNITS[self.unit].groups_images else None
 
     @property
     def n_records(self) -> int:

@@ -76,7 +76,7 @@ def load(
         module = spec.load(f"{settings.key}.source={settings.source}")
         source = module.open_source(settings, "train" if settings.validation_fraction else part, image_size)
         stored = _check_source(source, settings)
-    owners = _owners(source, settings) if unit == "person" else None
+    owners = _owners(source, settings) if units.UNITS[unit].groups_images else None
     indices = choose(settings, source.n, source.divided, part, most, owners)
     if not len(indices) and owners is not None and source.n and not owners.any():
         raise UserError(
@@ -119,9 +119,9 @@ def load(
 
     names, people = (), None
     if source.people is not None:
-        named = ids_of(source.people) if unit == "person" else source.people
+        named = source.people if owners is None else ids_of(source.people)
         found, numbers = np.unique(named[indices], return_inverse=True)
-        names, people = tuple(found.tolist()) if unit == "person" else (), numbers.astype(np.int32)
+        names, people = () if owners is None else tuple(found.tolist()), numbers.astype(np.int32)
     facts = Facts(
         settings.source,
         source.labels_from,

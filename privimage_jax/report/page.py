@@ -266,7 +266,7 @@ def _semantics(semantics: dict[str, Any] | None, unit: Unit) -> str:
         if noise
         else " Negative counts are noise."
     )
-    shares = " Each person counts as one, in shares of their own images." if unit.one == "person" else ""
+    shares = f" Each {unit.one} counts as one, in shares of their own images." if unit.groups_images else ""
     return (
         '<section id="semantics"><h2>What the images are like</h2>'
         "<p>A network trained on public images named the closest public classes, the <em>semantics</em>, of every "

@@ -181,10 +181,9 @@ def describe(plan: Plan, config: ConfigDict) -> str:
         noise, rate = plain_up(plan.finetune_noise, 6), plain_up(plan.sampling_rate)
         rows.append((f"DP-SGD: sigma2 = {noise}, q = {rate}, T = {plan.steps}", [event]))
     rows.append(("together", plan.events()))
-    people = "" if config.privacy.unit == "image" else f" {units.unit(config).several}"
     handed_out = plain_up(plan.n * plan.delta, 2)
     width = max(44, *(len(name) + 2 for name, _ in rows))
-    n = f"{plan.n}{people}"
+    n = f"{plan.n} {units.unit(config).several}"
     lines = [
         f"epsilon = {plan.epsilon:g}, delta = {plain_up(plan.delta)}, N = {n}, solved with {plan.accountant}",
         f"N delta = {handed_out}: a mechanism that hands out one random record with that chance meets this delta",

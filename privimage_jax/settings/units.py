@@ -17,6 +17,7 @@ class Unit:
       one, several: what one record is called, and several of them.
       record: what it consists of.
       adjacency: the ledger's words for what neighbouring sets differ in.
+      groups_images: whether a record may have several images, so that owners say whose each is.
       shared, apart: what releases must be made from so that their epsilons add up, and so that they do not.
       limits: sentences on what it does not cover.
     """
@@ -25,6 +26,7 @@ class Unit:
     several: str
     record: str
     adjacency: str
+    groups_images: bool
     shared: str
     apart: str
     limits: str
@@ -36,6 +38,7 @@ UNITS = {
         several="images",
         record="one image with its label",
         adjacency="zero-out of one record (an image with its label)",
+        groups_images=False,
         shared="the same images",
         apart="different images",
         limits="The unit is one image, not one person: who has several images in the set is protected less, by as many "
@@ -46,6 +49,7 @@ UNITS = {
         several="people",
         record="one person with all images of that person and their labels",
         adjacency="zero-out of one person (all images of that person, with their labels)",
+        groups_images=True,
         shared="images of the same people",
         apart="images of different people",
         limits="The unit is one person, as told by the ids that came with the images. How many images a person has is "

@@ -4,8 +4,8 @@ Off by default: a fixed setting costs nothing. `config.sampler_choice.enabled` m
 maximum, whose share of the budget is reserved before any other spends.
 
 Each candidate's score is a count: a classifier trained on images drawn with that candidate labels so many sensitive
-images rightly. The images and the classifiers come from the released generator and public seeds, post-processing; only
-the counting looks at sensitive images.
+images rightly, of people in shares of their images. What is drawn and the classifiers come from the released generator
+and public seeds, post-processing; only the counting looks at sensitive images.
 
 **Sensitivity.** With m candidates, a null record in place of one takes v in {0, 1}^m from the scores s. What is
 released are noisy *margins* u = m s - (s_1 + … + s_m) 1, which hold the same maximum. With k ones in v, u moves by
@@ -122,7 +122,7 @@ def build_classifier(config: ConfigDict, n_classes: int) -> nn.Module:
 
 
 def score(inputs: Inputs, params: Any, labels: np.ndarray, value: Any) -> int:
-    """The number of sensitive images that a classifier of what is drawn with this value labels rightly.
+    """How many sensitive images a classifier of what is drawn with this value labels rightly; of people, in shares.
 
     Every candidate's images start from the same labels and noise, and its classifier from the same parameters.
     """

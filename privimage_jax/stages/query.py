@@ -1,4 +1,7 @@
-"""Stage 2: the semantic query (mechanism 1), the noisy count of semantics in each sensitive class."""
+"""Stage 2: the semantic query (mechanism 1), the noisy count of semantics in each sensitive class.
+
+The images of a person, where records are people, count in shares of one (`privacy.people`).
+"""
 
 from collections.abc import Callable
 
@@ -73,7 +76,8 @@ def count_semantics(
 ) -> np.ndarray:
     """H[c, s] = number of images of class c with semantic s among their k1 largest logits (PrivImage, section 4.1).
 
-    One image adds k1 ones to one row, so that its L2 sensitivity is sqrt(k1). An image whose logits are not all finite
+    One image adds k1 ones to one row, so that its L2 sensitivity is sqrt(k1). With weights a person adds a mean of such
+    matrices, in units of 2^-BITS: the same sensitivity, as a norm is convex. An image whose logits are not all finite
     adds k1 ones as well (to the semantics that sort last), never more.
 
     Args:

@@ -26,6 +26,7 @@ from privimage_jax.models.convolution import fast_convolutions
 from privimage_jax.privacy import clipping, people, records
 from privimage_jax.run import counting
 from privimage_jax.settings import derived
+from privimage_jax.settings.units import unit
 from privimage_jax.stages import finetune, pretrain, query, sample, train_query
 from privimage_jax.stages.parts.preflight import named_failures
 from privimage_jax.targets.facts import Facts, selected
@@ -247,7 +248,7 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
         else:
             step = finetune.make_step(generator, mesh, settings)
         data: Any = _data(config, "data", facts.n, mesh, machine)
-        if config.privacy.unit == "person":  # how many images there are is not known; at least one a person
+        if unit(config).groups_images:  # how many images there are is not known; at least one a person
             first = _placed(_array((facts.n + 1,), jnp.int32), meshes.replicated(mesh))
             data = people.People(data, first, draws_of(generator))
         return _lower_loop(step, state, data, {"key": _array((8,), jnp.uint32), "loss_key": _key()}, mesh)

@@ -128,7 +128,7 @@ def test_a_record_that_does_not_fit_is_told(config, monkeypatch, change, culprit
 
 
 @pytest.mark.parametrize(("before", "now"), [("person", "image"), ("image", "person")])
-def test_a_run_that_goes_on_with_another_unit_is_told_both(tmp_path, before, now):
+def test_a_run_that_goes_on_with_another_unit_is_told_both(before, now):
     """The value `image` is in no record, so that those of the time before there was a unit hold."""
     records = {}
     for unit in (before, now):
