@@ -298,6 +298,8 @@ def check_selection(folder: pathlib.Path) -> None:
         inputs = inputs_of(folder, name, selection__method="semantic")
         shape = (CLASSES, inputs.public.n_classes)
         own = mechanism.Mechanism(of(inputs, query))
+        own.check_inputs(data="a")
+        own.key(0)
         own.spend("gaussian", noise_multiplier=5.0, l2_sensitivity=1.0, key_generation=0)
         noisy, exact = np.random.default_rng(0).integers(0, 9, shape), np.eye(*shape, k=int(name == "other"), dtype=int)
         inputs.folder("query")
