@@ -26,8 +26,8 @@ from privimage_jax.storage.workdir import append_line_durably, cut
 
 Entry = dict[str, Any]
 
-# `computation` is a name of the key that is drawn from, see the function: what is drawn from one key costs once, however
-# many ledgers tell of it. Versions before there were such names left it out.
+# `computation` is a name of the key that is drawn from, see the function: what is drawn from one key costs once,
+# however many ledgers tell of it. Versions before there were such names left it out.
 _SPENDING = {"mechanism", "key_generation", "computation", "noise_multiplier", "epsilon"}
 FIELDS = {
     # The terms of the guarantee. `mechanisms` are the names of all that share the budget; no other may spend.

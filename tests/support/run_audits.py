@@ -247,9 +247,10 @@ def refused(act: Callable[[], Any], says: str) -> None:
 def check_keys(folder: pathlib.Path) -> None:
     """A key of entropy for every mechanism, run and generation, its owner's alone; gone when the mechanism closes."""
     one, other = (inputs_of(folder, name, selection__method="semantic", privacy__fixed_seed=-1) for name in "ab")
-    first = mechanism.Mechanism(of(one, query))
-    keys = [first.key(0), mechanism.Mechanism(of(other, query)).key(0), mechanism.Mechanism(of(one, finetune)).key(0)]
-    first.check_inputs(data="a")
+    begun = [mechanism.Mechanism(of(*where)) for where in ((one, query), (other, query), (one, finetune))]
+    for own in begun:
+        own.check_inputs(data="a")
+    keys, first = [own.key(0) for own in begun], begun[0]
     first.spend("gaussian", noise_multiplier=5.0, l2_sensitivity=1.0, key_generation=0)
     assert (first.key(0) == keys[0]).all(), "a replay has another key"
     keys.append(first.key(1))
