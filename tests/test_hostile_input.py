@@ -580,7 +580,8 @@ OPEN = (
 )
 SPENT = (
     '"kind":"dp-sgd","mechanism":"a","steps":[0,3],"sampling_rate":0.1,"noise_multiplier":2.0,"clip_norm":0.1,'
-    '"expected_batch_size":10,"key_generation":0,"epsilon":1.5'
+    '"expected_batch_size":10,"key_generation":0,"epsilon":1.5,'
+    f'"computation":"{"c0" * 16}"'
 )
 
 
@@ -614,6 +615,8 @@ def test_the_lines_that_are_spoilt_below_are_honest(tmp_path):
         ('"kind":"dp-sgd"', '"kind":["dp-sgd"]'),
         ('"kind":"dp-sgd"', '"kind":"open"'),
         ('"key_generation":0', '"key_generation":true'),
+        *(("c0" * 16, name) for name in ("c0" * 15, "C0" * 16, "g" * 32, "")),
+        (f'"{"c0" * 16}"', "1"),
     ],
 )
 def test_ledger_lines_made_to_harm(tmp_path, privimage, old, new):

@@ -1,9 +1,10 @@
 """How ledgers are related: runs of their own, copies of one run, or one run that was gone on with more than once.
 
-A run's name is random and in its ledger's first line. Two ledgers with one name stem from one start. As long as their
-mechanisms close with the same artefacts, they tell of one computation, whose outputs cost once however many copies of
-them there are. Where a mechanism closes with other artefacts, its noise was drawn anew: a folder was taken back, or
-copied, while it was open or before, and gone on with twice. Then both outputs are out, and cost twice.
+A run's name is random and in its ledger's first line. Two ledgers with one name stem from one start. Each of their
+spending lines names its computation by the key that it draws from. Lines of one computation tell of the same noise, and
+cost once however many copies of them there are. Where a mechanism has several, its noise was drawn anew: because a key
+was lost, which one ledger tells; or because a folder was taken back, or copied, and gone on with twice. Then outputs of
+both may be out, and cost twice. Outputs themselves are not compared: those of independent noise may be equal.
 """
 
 import dataclasses
@@ -11,7 +12,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from privimage_jax.privacy.ledger import spent
+
 Entry = dict[str, Any]
+
+_PLACE = {"index", "previous", "epsilon"}  # of a line in its ledger, not what it spends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +24,9 @@ class Kinship:
     """What several ledgers tell together.
 
     Attributes:
-      costs: lists of spending lines, each of which costs on its own: one for every time that a mechanism was run.
+      costs: lists of spending lines, each of which costs on its own: one for every computation.
       notes: what is remarkable and right, one sentence each.
-      conflicts: what must not be: mechanisms of one run that were run more than once, one sentence each.
+      conflicts: what must not be: more computations of one run than any of its ledgers tells of, one sentence each.
     """
 
     costs: list[list[Entry]]
@@ -58,14 +63,15 @@ def _add_family(ledgers: list[list[Entry]], names: list[str], found: Kinship) ->
     """Adds the ledgers of one run."""
     again = []
     for mechanism in dict.fromkeys(line["mechanism"] for lines in ledgers for line in _spending(lines)):
-        runs: dict[str, list[Entry]] = {}
-        for number, lines in enumerate(ledgers):
-            own = [line for line in _spending(lines) if line["mechanism"] == mechanism]
-            if own and (which := _which(ledgers, number, mechanism)) is not None:
-                runs.setdefault(which, own)
-        found.costs.extend(runs.values())
-        if len(runs) > 1:
-            again.append(f"the {mechanism} {len(runs)} times")
+        together: dict[str, list[Entry]] = {}
+        own = [_computations(lines, mechanism, number) for number, lines in enumerate(ledgers)]
+        for computations in own:
+            for name, lines in computations.items():
+                together[name] = _distinct([*together.get(name, []), *lines])
+        found.costs.extend(together.values())
+        whole = {name: spent(lines) for name, lines in together.items()}
+        if not any({name: spent(lines) for name, lines in computations.items()} == whole for computations in own):
+            again.append(f"the {mechanism} {len(together)} times")
     if again:
         found.conflicts.append(
             f"{_and(names)} are of one run, but went on apart: together they ran {_and(again)}, and each time counts; "
@@ -75,22 +81,22 @@ def _add_family(ledgers: list[list[Entry]], names: list[str], found: Kinship) ->
         found.notes.append(f"{_and(names)} are of one run, copies or earlier states of each other: it counts once.")
 
 
-def _which(ledgers: list[list[Entry]], number: int, mechanism: str) -> str | None:
-    """What tells one computation of a mechanism from another; None where a ledger is an earlier state of another.
+def _computations(lines: list[Entry], mechanism: str, number: int) -> dict[str, list[Entry]]:
+    """The spending lines of each computation of a mechanism.
 
-    A mechanism that is open has released nothing. If another ledger continues this one, the steps may be the same, and
-    that one counts them; if none does, they count.
+    Lines that name none are a computation of this ledger alone, which is number `number`.
     """
-    lines = ledgers[number]
-    closed = [line for line in lines if line["kind"] == "closed" and line["mechanism"] == mechanism]
-    if closed and closed[0].get("artefacts"):
-        return json.dumps(closed[0]["artefacts"], sort_keys=True)
-    longer = [
-        place
-        for place, other in enumerate(ledgers)
-        if other[: len(lines)] == lines and (len(other) > len(lines) or place < number)
-    ]
-    return None if longer else f"open in {number}"
+    found: dict[str, list[Entry]] = {}
+    for line in _spending(lines):
+        if line["mechanism"] == mechanism:
+            found.setdefault(line.get("computation", f"of ledger {number}"), []).append(line)
+    return {name: _distinct(own) for name, own in found.items()}
+
+
+def _distinct(lines: list[Entry]) -> list[Entry]:
+    """Lines that differ in what they spend, not only in where they are."""
+    keyed = {json.dumps({name: line[name] for name in sorted({*line} - _PLACE)}): line for line in lines}
+    return list(keyed.values())
 
 
 def _spending(lines: list[Entry]) -> list[Entry]:

@@ -2,9 +2,9 @@
 
 Formal promise: for every input, however extreme, the contribution of one example to the sum is a float32 tree whose L2
 norm, recomputed in exact arithmetic, is at most `clip_norm`. So the sum has L2 sensitivity `clip_norm` with respect to
-zeroing out one example in real arithmetic. The sum of m examples is rounded as `summation.rows` says: zeroing one out
-moves what is returned by at most clip_norm for m up to 128, and by clip_norm (1 + ETA) up to 1,024. `dp_sgd` adds such
-sums up without further loss that counts. The last bits of the noise are outside the guarantee.
+zeroing out one example in real arithmetic. The sum is a pair of float32 trees, see `summation.rows`: zeroing one out
+moves it by at most clip_norm as it is computed, for m up to 2**20. `dp_sgd` adds such pairs up without a loss that
+counts. The last bits of the noise are outside the guarantee.
 
 The promise needs no exact gradients: norm and sum are taken from the same float32 values, whatever precision made them.
 So matrix products may run in bfloat16 or TF32.
@@ -27,6 +27,7 @@ from privimage_jax.privacy.flat_rules import Batch
 
 PerExampleLoss = Callable[[Any, Any, jax.Array], jax.Array]
 ClippedGrad = Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, jax.Array, jax.Array]]
+ClippedPair = Callable[[Any, Any, jax.Array, jax.Array], tuple[summation.Pair, jax.Array, jax.Array]]
 
 METHODS = ("auto", "bookkeeping", "vmap")
 
@@ -72,7 +73,7 @@ def clipped_grad(
 
     Returns:
       `fn(params, batch, keys [m], mask bool [m]) -> (sum, norms [m], losses [m])`, all float32, where `sum` is a tree
-      like `params`: the sum over unmasked examples of g_i * min(1, C (1 - ETA) / |g_i|). Norms are those before
+      like `params`: the sum over unmasked examples of g_i * min(1, C (1 - ETA) / |g_i|), rounded to float32. Norms are those before
       clipping (at most float32's largest value). An example whose gradient is not finite counts as zero and has norm
       NaN. Masked examples count as zero and have norm 0 and loss 0, whatever their values.
 
@@ -81,6 +82,23 @@ def clipped_grad(
     Raises:
       ValueError: for an unknown method or precision.
     """
+    exact = clipped_pair(per_example_loss, clip_norm, method, precision, convolution)
+
+    def rounded(params: Any, batch: Any, keys: jax.Array, mask: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        (high, _), norms, losses = exact(params, batch, keys, mask)
+        return high, norms, losses
+
+    return rounded
+
+
+def clipped_pair(
+    per_example_loss: PerExampleLoss,
+    clip_norm: float,
+    method: str = "auto",
+    precision: str = "float32",
+    convolution: weight_gradients.Rule | None = None,
+) -> ClippedPair:
+    """As `clipped_grad`, but the sum is a pair of trees, see `summation`, so that it can go on without rounding."""
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
     if not clip_norm > 0:
@@ -102,13 +120,12 @@ def sum_of_clipped(
     examples: Any,
     keys: jax.Array,
     mask: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """`clipped_grad`'s function by "vmap": the sum, the norms [B] before clipping, and the losses [B]."""
+) -> tuple[summation.Pair, jax.Array, jax.Array]:
+    """`clipped_pair`'s function: the sum, the norms [B] before clipping, and the losses [B]."""
     with jax.default_matmul_precision(products):
         losses, gradients = per_example_gradients(per_example_loss, params, examples, keys, batch)
     clipped, norms = jax.vmap(functools.partial(clip, clip_norm=clip_norm))(gradients, mask)
-    total = jax.tree.map(summation.rows, clipped)
-    return total, norms, jnp.where(mask, losses, 0.0)
+    return summation.rows(clipped), norms, jnp.where(mask, losses, 0.0)
 
 
 def per_example_gradients(

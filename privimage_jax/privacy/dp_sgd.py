@@ -43,7 +43,7 @@ class DPSGD:
       clip_norm: C.
       noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
       microbatch: examples whose gradients a device holds at once.
-      method: of clipping, see `clipping.clipped_grad`.
+      method: of clipping, see `clipping.clipped_pair`.
       precision: of matrix products, likewise; part of no guarantee.
     """
 
@@ -111,8 +111,8 @@ def dp_step(
     mesh = Mesh(np.array(jax.devices()), (AXIS,)) if mesh is None else mesh
     convolution = convolution or weight_gradients.of_platform(mesh.devices.flat[0].platform)
 
-    def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
-        return clipping.clipped_grad(loss, settings.clip_norm, settings.method, settings.precision, convolution)
+    def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedPair:
+        return clipping.clipped_pair(loss, settings.clip_norm, settings.method, settings.precision, convolution)
 
     def add_noise(total: Any, noise_state: Any, key: jax.Array, t: jax.Array) -> tuple[Any, Any]:
         return noise.add(total, noise_state, key, t, settings.noise_multiplier * settings.clip_norm)
@@ -154,7 +154,7 @@ def _shapes(tree: Any) -> Any:
 
 def sum_over_batch(
     per_example_loss: clipping.PerExampleLoss,
-    make_gradient: Callable[[clipping.PerExampleLoss], clipping.ClippedGrad],
+    make_gradient: Callable[[clipping.PerExampleLoss], clipping.ClippedPair],
     add_noise: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]],
     settings: DPSGD,
     mesh: Mesh,
@@ -197,7 +197,7 @@ def sum_over_batch(
             term, norms, losses = gradient(params, batch, keys, mask)
             total, counts = carry
             more = _count(norms, losses, mask, settings.clip_norm)
-            return summation.add(total, term), jax.tree.map(jnp.add, counts, more)
+            return summation.add(total, *term), jax.tree.map(jnp.add, counts, more)
 
         nothing = _count(jnp.zeros(0), jnp.zeros(0), jnp.zeros(0, bool), settings.clip_norm)
         empty = varying((summation.zero(params), nothing))

@@ -26,7 +26,9 @@ from privimage_jax.storage.workdir import append_line_durably, cut
 
 Entry = dict[str, Any]
 
-_SPENDING = {"mechanism", "key_generation", "noise_multiplier", "epsilon"}
+# `computation` is a name of the key that is drawn from, see the function: what is drawn from one key costs once,
+# however many ledgers tell of it. Versions before there were such names left it out.
+_SPENDING = {"mechanism", "key_generation", "computation", "noise_multiplier", "epsilon"}
 FIELDS = {
     # The terms of the guarantee. `mechanisms` are the names of all that share the budget; no other may spend.
     # `note` says NOT PRIVATE when a fixed seed took the place of the keys. `run` is a random name: two ledgers with one
@@ -43,7 +45,7 @@ FIELDS = {
     # may be known: path in the run's folder -> `storage.entries.content_digest`.
     "closed": {"mechanism", "artefacts"},
 }
-_OPTIONAL = {"note", "unit", "run", "artefacts", "l2_sensitivity", "expected_batch_size"}
+_OPTIONAL = {"note", "unit", "run", "computation", "artefacts", "l2_sensitivity", "expected_batch_size"}
 _FACTORS = ("noise_multiplier", "sampling_rate", "clip_norm")  # of steps; under one key they never change
 _START = "0" * 64
 _MAX_TEXT = 200  # characters of a text in a line
@@ -98,6 +100,7 @@ _ACCEPTS: dict[str, Callable[[Any], bool]] = {
     "note": _is_text,
     "run": lambda value: _is_hex(value, _NAME_BYTES),
     "artefacts": _are_artefacts,
+    "computation": lambda value: _is_hex(value, _NAME_BYTES),
     "mechanism": _is_text,
     "key_generation": _is_index,
     "noise_multiplier": _is_positive,
@@ -125,13 +128,15 @@ class _Order:
         self._spending: set[str] = set()
         self._closed: set[str] = set()
         self._factors: dict[tuple[str, int], dict[str, float]] = {}
+        self._computations: dict[tuple[str, int], str | None] = {}
 
     def check(self, kind: str, fields: Entry) -> None:
         """Checks that a line of this kind may come next.
 
         The first line and no other is "open"; only the mechanisms that it names spend; what has spent is closed once
         and then spends no more, with its artefacts where the run has a name; and the noise, rate and clip norm of a
-        mechanism's steps under one key never change, as equal noise with different factors subtracts.
+        mechanism's steps under one key never change, as equal noise with different factors subtracts. Nor does the name
+        of the computation.
 
         Raises:
           ValueError: when "open" is missing or repeated.
@@ -152,6 +157,14 @@ class _Order:
             raise UserError(f"{name} has spent nothing and cannot be closed in the ledger; start a new workdir.")
         if kind == "closed" and self._is_named and "artefacts" not in fields:
             raise UserError(f"{name} is closed in the ledger without its artefacts; start a new workdir.")
+        if kind == "closed":
+            return
+        known = self._computations.get((name, fields["key_generation"]), computation := fields.get("computation"))
+        if computation != known:
+            raise UserError(
+                f"{name} has spent under the key of the computation {known} and cannot go on under that of "
+                f"{computation}; restore the key, or start a new workdir."
+            )
         if "steps" not in fields:
             return
         for field, value in self._factors.get((name, fields["key_generation"]), {}).items():
@@ -167,6 +180,8 @@ class _Order:
             self._mechanisms, self._is_named = set(fields["mechanisms"]), "run" in fields
             return
         (self._closed if kind == "closed" else self._spending).add(fields["mechanism"])
+        if kind != "closed":
+            self._computations[fields["mechanism"], fields["key_generation"]] = fields.get("computation")
         if "steps" in fields:
             factors = {name: fields[name] for name in _FACTORS if name in fields}
             self._factors[fields["mechanism"], fields["key_generation"]] = factors
@@ -322,6 +337,14 @@ def new_name() -> str:
 def name_from_seed(text: str) -> str:
     """The name of a run under a fixed seed, which is NOT PRIVATE and the same each time."""
     return hashlib.sha256(text.encode()).hexdigest()[: 2 * _NAME_BYTES]
+
+
+def computation(key: bytes) -> str:
+    """A public name of all that is drawn from a key: 128 bits of a SHA-256.
+
+    The key has 256 bits of entropy and is deleted, so that its name tells nothing of it, nor of what was computed.
+    """
+    return hashlib.sha256(b"privimage computation " + key).hexdigest()[: 2 * _NAME_BYTES]
 
 
 def spent(entries: Iterable[Entry]) -> list[dict[str, Any]]:

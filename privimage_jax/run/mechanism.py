@@ -21,7 +21,7 @@ from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
-from privimage_jax.privacy.ledger import Ledger, OverBudget, is_closed, name_from_seed, new_name
+from privimage_jax.privacy.ledger import Ledger, OverBudget, computation, is_closed, name_from_seed, new_name
 from privimage_jax.run import determinants as machine
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
@@ -129,6 +129,7 @@ class Mechanism:
         self.stage = stage
         self._name = ""  # of the run, where the ledger is still empty
         self._identity = ""
+        self._computations: dict[int, str] = {}  # of each generation whose key was drawn from
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -208,7 +209,10 @@ class Mechanism:
     def spend(self, kind: str, **fields: Any) -> None:
         """Writes a line that spends budget, with the epsilon of everything spent so far; returns when it is on disk.
 
+        The line names the computation, by the key of `fields["key_generation"]`.
+
         Raises:
+          ValueError: if that key is not at hand yet, see `key`.
           UserError: if the mechanism is not part of the plan or would exceed the budget, or other terms were promised;
             nothing is written then.
         """
@@ -217,11 +221,14 @@ class Mechanism:
                 f"the {self.name} is not part of the privacy plan of this config, so it can spend no budget."
             )
 
+        if (named := self._computations.get(fields["key_generation"])) is None:
+            raise ValueError("the key of a mechanism is at hand before its budget is spent")
+
         def epsilon(spent: list[dict[str, Any]]) -> float:
             return self.inputs.plan.spent(accounting.events_from(spent))
 
         try:
-            self.ledger.spend(kind, epsilon, self._opening(), mechanism=self.name, **fields)
+            self.ledger.spend(kind, epsilon, self._opening(), mechanism=self.name, computation=named, **fields)
         except OverBudget as error:
             raise UserError(f"config.privacy.epsilon: {error}") from None
         self._remember_head()
@@ -248,13 +255,14 @@ class Mechanism:
         tests compare neighbours under equal noise, and the run is NOT PRIVATE.
 
         Raises:
-          UserError: if the key has spent under another identity: its steps would be drawn anew and counted once.
+          UserError: if the key has spent under another identity, or another key has spent in its place: its steps would
+            be drawn anew and counted once.
         """
         if not self._identity:
             raise ValueError("the inputs of a mechanism are checked before its key is used")
         if not self.inputs.is_private:
             seed = self.inputs.config.privacy.fixed_seed
-            return chacha.key_from_seed(f"{seed} {self.stage.name} {generation}")
+            return self._noted(chacha.key_from_seed(f"{seed} {self.stage.name} {generation}"), generation)
         path = self._key_path(generation)
         if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             entropy = chacha.new_key()
@@ -270,7 +278,19 @@ class Mechanism:
                 "or start a new workdir."
             )
         processes.current().barrier(f"key of {self.name}", {f"the key {path}": _seal(derived).hex()})
-        return derived
+        return self._noted(derived, generation)
+
+    def _noted(self, key: np.ndarray, generation: int) -> np.ndarray:
+        """The key, once it is known to be the one with which the ledger says that its generation has spent."""
+        named = computation(chacha.key_to_bytes(key))
+        known = {line.get("computation") for line in self.lines if line.get("key_generation") == generation} - {None}
+        if known - {named}:
+            raise UserError(
+                f"the {self.name} in {self.inputs.workdir.root} has spent under another key than the one at hand: its "
+                "ledger and its key are of different moments; restore both from one copy, or start a new workdir."
+            )
+        self._computations[generation] = named
+        return key
 
     def close(self) -> None:
         """After the artefact is durable: the line `closed` with its SHA-256, then the key is deleted."""

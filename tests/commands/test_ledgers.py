@@ -9,7 +9,7 @@ from finished_runs import QUERY, TERMS
 from privimage_jax.commands import kinship, ledger
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
-from privimage_jax.privacy.ledger import Ledger
+from privimage_jax.privacy.ledger import Ledger, spent
 from privimage_jax.privacy.rounding import plain_up
 
 BARELY_MORE = 1.0000001  # the nearest of six digits is below it
@@ -27,13 +27,16 @@ def write(path, **terms) -> Ledger:
     return ledger
 
 
-def run(path, name="a" * 32, query=ONE, training=None) -> Ledger:
-    """The ledger of a run with this name; a mechanism with artefacts is closed, one with {} is open."""
+def run(path, name="a" * 32, query=ONE, training=None, keys=("1" * 32, "2" * 32)) -> Ledger:
+    """The ledger of a run with this name; a mechanism with artefacts is closed, one with {} is open.
+
+    `keys` name the computations of query and training.
+    """
     book = Ledger.open(path)
     terms = TERMS | {"mechanisms": ["query", "training"]} | ({"run": name} if name else {})
-    for mechanism, artefacts in (("query", query), ("training", training)):
+    for mechanism, artefacts, key in (("query", query, keys[0]), ("training", training, keys[1])):
         if artefacts is not None:
-            book.spend("gaussian", cost, terms, **{**QUERY, "mechanism": mechanism})
+            book.spend("gaussian", cost, terms, **{**QUERY, "mechanism": mechanism, "computation": key})
         if artefacts:
             book.append("closed", mechanism=mechanism, artefacts=artefacts)
     return book
@@ -114,12 +117,23 @@ def test_copies_and_earlier_states_of_a_run_cost_once(tmp_path, privimage, earli
 
 
 @pytest.mark.parametrize(
-    ("query", "mechanisms", "again"),
-    [(ONE, 3, "ran the training 2 times"), (OTHER, 4, "ran the query 2 times and the training 2 times")],
+    ("keys", "training", "mechanisms", "again"),
+    [
+        ("13", OTHER, 3, "ran the training 2 times"),
+        ("13", ONE, 3, "ran the training 2 times"),
+        ("13", {}, 3, "ran the training 2 times"),
+        ("34", OTHER, 4, "ran the query 2 times and the training 2 times"),
+        ("32", OTHER, 3, "ran the query 2 times"),
+    ],
+    ids=["another output", "an equal output", "none yet", "from the start", "one mechanism"],
 )
-def test_a_run_that_was_taken_back_and_run_again_is_an_error(tmp_path, privimage, query, mechanisms, again):
-    """Audit: the ledgers were equal to the byte, and averaging the two releases went unnoticed."""
-    books = [run(tmp_path / "first", training=ONE), run(tmp_path / "second", query=query, training=OTHER)]
+def test_a_run_that_was_taken_back_and_run_again_is_an_error(tmp_path, privimage, keys, training, mechanisms, again):
+    """Audit: the ledgers were equal to the byte, and averaging the two releases went unnoticed.
+
+    Later: outputs of independent noise may be equal, and one may have left before its mechanism closes.
+    """
+    names = tuple(key * 32 for key in keys)
+    books = [run(tmp_path / "first", training=ONE), run(tmp_path / "second", training=training, keys=names)]
     assert mechanisms_run(*books) == mechanisms
     result = privimage("ledger", *(book.path for book in books))
     result.refuses(f"first and {tmp_path / 'second'} are of one run, but went on apart: together they {again}")
@@ -128,13 +142,41 @@ def test_a_run_that_was_taken_back_and_run_again_is_an_error(tmp_path, privimage
     assert "Beware: first and second are of one run" in ledger.describe_joint(lines, ["first", "second"])
 
 
-def test_an_open_ledger_that_no_other_continues_counts(tmp_path):
-    """It went on under a key of its own, and may be released yet."""
-    whole, apart = run(tmp_path / "whole", training=ONE), run(tmp_path / "apart", training={})
-    line = {**QUERY, "mechanism": "training", "key_generation": 1}
-    apart.spend("gaussian", cost, **line)
-    assert mechanisms_run(whole, apart) == 4
-    assert kinship.between([whole.entries, apart.entries]).conflicts
+def steps(book, begin, end, computation, generation=0):
+    """Reserves steps of the training."""
+    line = {"mechanism": "training", "steps": [begin, end], "noise_multiplier": 8.0, "sampling_rate": 0.5}
+    line |= {"clip_norm": 1.0, "expected_batch_size": 50, "key_generation": generation}
+    book.spend("dp-sgd", lambda events: 1.0, **line, computation=computation)
+    return book
+
+
+def test_steps_of_one_computation_count_once_and_a_beginning_under_another_key_counts(tmp_path):
+    """Audit: 10 steps under a fresh key, from a copy made before training, were taken for the first 10 of the whole."""
+    whole = steps(steps(run(tmp_path / "whole"), 0, 10, "2" * 32), 10, 30, "2" * 32)
+    for place, (computation, drawn) in enumerate([("2" * 32, 30), ("3" * 32, 40)]):
+        lines = [whole.entries, steps(run(tmp_path / str(place)), 0, 10, computation).entries]
+        found = kinship.between(lines)
+        events = [event for own in found.costs for event in spent(own)]
+        assert sum(event.get("steps", 0) for event in events) == drawn
+        assert len(events) == 2 + (drawn == 40)  # the query once
+        assert bool(found.conflicts) == (drawn == 40)
+
+
+def test_a_key_that_was_lost_is_no_conflict_unless_it_went_on_elsewhere(tmp_path):
+    """One ledger tells of both keys; then a copy still has the first and goes on."""
+    lost = steps(steps(run(tmp_path / "lost"), 0, 10, "2" * 32), 10, 20, "3" * 32, generation=1)
+    early = steps(run(tmp_path / "early"), 0, 10, "2" * 32)
+    assert not kinship.between([lost.entries, early.entries]).conflicts
+    found = kinship.between([lost.entries, steps(early, 10, 30, "2" * 32).entries])
+    assert sum(event.get("steps", 0) for own in found.costs for event in spent(own)) == 40
+    assert found.conflicts
+
+
+def test_lines_that_name_no_computation_count_for_each_ledger(tmp_path):
+    books = [run(tmp_path / "one"), run(tmp_path / "other", query=None)]
+    books[1].append("open", **{k: v for k, v in books[0].entries[0].items() if k not in ("index", "kind", "previous")})
+    books[1].spend("gaussian", cost, **QUERY)
+    assert mechanisms_run(*books) == 2
 
 
 def test_ledgers_of_earlier_versions_each_count(tmp_path, privimage):

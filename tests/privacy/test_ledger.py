@@ -238,6 +238,18 @@ def test_samples_of_a_gaussian_count_as_often_as_they_are(tmp_path):
     assert Ledger.open(book.path).entries == book.entries
 
 
+def test_a_key_has_one_computation(tmp_path):
+    book = Ledger.open(tmp_path / "ledger.jsonl")
+    book.append("open", **OPEN)
+    for generation, name in enumerate(("1" * 32, "2" * 32)):
+        book.append("dp-sgd", **block(0, 10, generation), computation=name, epsilon=0.1)
+    book.append("dp-sgd", **block(10, 20, 1), computation="2" * 32, epsilon=0.2)
+    for wrong in ({"computation": "1" * 32}, {}):
+        with pytest.raises(UserError, match=f"under the key of the computation {'2' * 32} and cannot go on under that"):
+            book.append("dp-sgd", **block(20, 30, 1), **wrong, epsilon=0.3)
+    assert len(Ledger.open(book.path).entries) == 4
+
+
 def test_a_closed_mechanism_spends_no_more(tmp_path):
     book = filled(tmp_path / "ledger.jsonl")
     assert not ledger.is_closed(book.entries, "finetune")

@@ -52,7 +52,7 @@ def as_loop_step(added: noise.Noise):
 @pytest.mark.parametrize("n_devices", [1, 2, 8])
 def test_the_default_is_the_formula_bit_for_bit(n_devices):
     mesh = make_mesh(jax.devices()[:n_devices])
-    make_gradient = functools.partial(clipping.clipped_grad, clip_norm=SETTINGS.clip_norm)
+    make_gradient = functools.partial(clipping.clipped_pair, clip_norm=SETTINGS.clip_norm)
 
     def add_gaussian(total, state, key, t):
         return jax.tree.map(jnp.add, total, noise.gaussian(key, t, total, STD)), state

@@ -302,7 +302,7 @@ def a_weight_seen_once(patch):
             _, seen = clipping.per_example_gradients(loss, params, examples, keys, rules)
         norms = jnp.sqrt(sum(jnp.sum(leaf.reshape(len(keys), -1) ** 2, axis=1) for leaf in jax.tree.leaves(seen)))
         weights = jnp.where(mask, jnp.minimum(1.0, clip_norm * (1 - clipping.ETA) / norms), 0.0)
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), whole), norms, losses
+        return (jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), whole), None), norms, losses
 
     patch.setattr(clipping, "sum_of_clipped", sum_of_clipped)
 
@@ -419,7 +419,7 @@ def counts_divided_by_the_size_of_the_class(patch):
 
 
 def a_plain_sum_over_the_batch(patch):
-    patch.setattr(summation, "add", lambda pair, term: (jax.tree.map(jnp.add, pair[0], term), pair[1]))
+    patch.setattr(summation, "add", lambda pair, term, _=None: (jax.tree.map(jnp.add, pair[0], term), pair[1]))
 
 
 def a_sum_rounded_before_its_noise(patch):

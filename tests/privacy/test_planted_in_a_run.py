@@ -43,10 +43,10 @@ def check_sensitivity_of_the_query(folder):
 
 def each_draw_clipped_alone(patch):
     """K gradients of one image, each clipped to C, are added up: K C."""
-    clipped_grad = clipping.clipped_grad
+    clipped_pair = clipping.clipped_pair
 
     def summed(*settings, **more):
-        of_one_draw = clipped_grad(*settings, **more)
+        of_one_draw = clipped_pair(*settings, **more)
 
         def fn(params, batch, keys, mask):
             draws = [
@@ -57,7 +57,7 @@ def each_draw_clipped_alone(patch):
 
         return fn
 
-    patch.setattr(clipping, "clipped_grad", summed)
+    patch.setattr(clipping, "clipped_pair", summed)
 
 
 def sigma1_without_the_root_of_k1(patch):

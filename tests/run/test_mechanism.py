@@ -66,7 +66,17 @@ def key_of(mechanism, generation=0, **determinants):
 
 
 def spend(mechanism, noise_multiplier=10.0, generation=0):
-    mechanism.spend("gaussian", noise_multiplier=noise_multiplier, key_generation=generation)
+    """Spends under the key that was drawn, or under one that is drawn now, once its inputs are checked."""
+    line = {"noise_multiplier": noise_multiplier, "key_generation": generation}
+    for prepare in (lambda: None, lambda: mechanism.key(generation), lambda: key_of(mechanism, generation)):
+        try:
+            prepare()
+            return mechanism.spend("gaussian", **line)
+        except UserError:
+            raise
+        except ValueError as error:
+            missing = error
+    raise missing
 
 
 def kinds(mechanism):
@@ -247,6 +257,39 @@ def test_keys_of_other_determinants_are_independent(start, tmp_path, monkeypatch
     assert keys[-1].tobytes() == keys[-2].tobytes()
 
 
+def test_every_spending_line_names_the_computation_by_its_key(start, tmp_path):
+    """Equal for a replay; another for another key, although all inputs are the same."""
+    mechanism = start()
+    with pytest.raises(ValueError, match="is at hand before its budget is spent"):
+        mechanism.spend("gaussian", noise_multiplier=10.0, key_generation=0)
+    key = key_of(mechanism, data="one")
+    spend(mechanism)
+    again = start()
+    key_of(again, data="one")
+    spend(again, noise_multiplier=20.0)
+    named = {line["computation"] for line in again.ledger.entries[1:]}
+    assert named == {ledger.computation(chacha.key_to_bytes(key))}
+    assert key.tobytes().hex()[:8] not in named.pop()
+    other = Mechanism(FakeInputs(tmp_path / "other"))
+    spend(other)
+    assert other.ledger.entries[-1]["computation"] not in named
+
+
+def test_a_ledger_and_a_key_of_different_moments_are_refused(start, tmp_path):
+    """A ledger that was taken back alone, or together with its head, while the key was drawn anew."""
+    start().state_terms()  # the run has its name, so that all inputs are the same
+    mechanism = start()
+    key_of(mechanism, data="one")
+    before = tmp_path / "before"
+    shutil.copytree(mechanism.folder.parent / "keys", before)
+    again = start()
+    key_of(again, data="one")  # a key that no line speaks of is drawn anew
+    spend(again)
+    shutil.copytree(before, mechanism.folder.parent / "keys", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="semantic query in .* has spent under another key than the one at hand: "):
+        key_of(start(), data="one")
+
+
 def test_a_key_needs_checked_inputs(start):
     with pytest.raises(ValueError, match="inputs of a mechanism are checked before its key is used"):
         start().key(0)
@@ -381,15 +424,17 @@ def test_a_lost_record_of_the_inputs_is_refused(start):
 
 def test_a_refused_budget_writes_nothing(start):
     mechanism = start()
-    mechanism.check_inputs(data="one")
+    key_of(mechanism, data="one")
     before = files(mechanism)
     with pytest.raises(UserError, match="config.privacy.epsilon: .* would raise the epsilon"):
         spend(mechanism, noise_multiplier=0.1)
     assert files(mechanism) == before
     spend(mechanism)
     spent = files(mechanism)
+    again = start()
+    key_of(again, data="one")
     with pytest.raises(UserError, match="config.privacy.epsilon: .* would raise the epsilon"):
-        spend(start(), noise_multiplier=0.1)
+        spend(again, noise_multiplier=0.1)
     assert files(mechanism) == spent
 
 
@@ -409,8 +454,9 @@ def test_other_terms_than_the_ledger_was_opened_with_are_refused(start, change, 
     """Also where a crash came between the first line and the second, so that nothing is spent yet."""
     mechanism = start()
     mechanism.ledger.append("open", **terms(mechanism.inputs))
-    before = files(mechanism)
     mechanism = start()
+    key_of(mechanism)
+    before = files(mechanism)
     mechanism.inputs.plan = dataclasses.replace(PLAN, **change)
     with pytest.raises(UserError, match=f"opened with {named} ="):
         spend(mechanism)

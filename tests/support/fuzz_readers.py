@@ -307,7 +307,7 @@ def make_ledger(folder: Path) -> None:
         ("dp-sgd", "finetune", steps | {"steps": [0, 3]}),
         ("dp-sgd", "finetune", steps | {"steps": [3, 6]}),
     ):
-        line = {"mechanism": name, "noise_multiplier": 2.0, "key_generation": 0, **more}
+        line = {"mechanism": name, "noise_multiplier": 2.0, "key_generation": 0, "computation": "c0" * 16, **more}
         cost = verification.recompute([*ledger.entries[1:], {"kind": kind, **line}], 1e-5, "pld")
         ledger.append(kind, **line, epsilon=math.ceil(cost * 1e6) / 1e6)
     counts = b'{"counts": [1, 2]}'

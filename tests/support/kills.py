@@ -202,7 +202,7 @@ def released(root: pathlib.Path) -> dict[str, bytes]:
 def spent(root: pathlib.Path) -> dict[str, Any]:
     """What the lines of a run's ledger say, without what depends on its name and its noise."""
     lines = Ledger.open(root / "release" / "ledger.jsonl").entries
-    drawn = ("run", "artefacts", "previous")
+    drawn = ("run", "computation", "artefacts", "previous")
     return {
         f"line {line['index'] + 1}": {name: value for name, value in line.items() if name not in drawn}
         for line in lines

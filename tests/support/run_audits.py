@@ -247,10 +247,10 @@ def refused(act: Callable[[], Any], says: str) -> None:
 def check_keys(folder: pathlib.Path) -> None:
     """A key of entropy for every mechanism, run and generation, its owner's alone; gone when the mechanism closes."""
     one, other = (inputs_of(folder, name, selection__method="semantic", privacy__fixed_seed=-1) for name in "ab")
-    first, elsewhere, later = (mechanism.Mechanism(of(*of_)) for of_ in ((one, query), (other, query), (one, finetune)))
-    for each in (first, elsewhere, later):
-        each.check_inputs(data="a")
-    keys = [each.key(0) for each in (first, elsewhere, later)]
+    begun = [mechanism.Mechanism(of(*where)) for where in ((one, query), (other, query), (one, finetune))]
+    for own in begun:
+        own.check_inputs(data="a")
+    keys, first = [own.key(0) for own in begun], begun[0]
     first.spend("gaussian", noise_multiplier=5.0, l2_sensitivity=1.0, key_generation=0)
     assert (first.key(0) == keys[0]).all(), "a replay has another key"
     keys.append(first.key(1))
@@ -299,6 +299,8 @@ def check_selection(folder: pathlib.Path) -> None:
         inputs = inputs_of(folder, name, selection__method="semantic")
         shape = (CLASSES, inputs.public.n_classes)
         own = mechanism.Mechanism(of(inputs, query))
+        own.check_inputs(data="a")
+        own.key(0)
         own.spend("gaussian", noise_multiplier=5.0, l2_sensitivity=1.0, key_generation=0)
         noisy, exact = np.random.default_rng(0).integers(0, 9, shape), np.eye(*shape, k=int(name == "other"), dtype=int)
         inputs.folder("query")

@@ -23,8 +23,8 @@ from privimage_jax.training.mesh import make_mesh, place, replicated  # noqa: E4
 
 N = 1437
 PLAIN = {
-    "rows": lambda leaf: jnp.sum(leaf, axis=0),
-    "add": lambda pair, term: (jax.tree.map(jnp.add, pair[0], term), pair[1]),
+    "rows": lambda tree: (jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), tree), None),
+    "add": lambda pair, term, _=None: (jax.tree.map(jnp.add, pair[0], term), pair[1]),
     "joined": lambda parts: parts,
 }
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from privimage_jax.commands.benchmark import peers, problems, torch_twin
 from privimage_jax.commands.benchmark.problems import Problem
 from privimage_jax.models.convolution import fast_convolutions
-from privimage_jax.privacy import clipping, dp_sgd, sampling
+from privimage_jax.privacy import clipping, dp_sgd, sampling, summation
 from privimage_jax.training import convolution_choice, memory
 from privimage_jax.training.mesh import make_mesh, replicated
 from privimage_jax.training.precision import AUTO, resolve
@@ -127,15 +127,17 @@ def nonprivate_step(
 ) -> dp_sgd.Step:
     """`dp_sgd.dp_step` less clipping and noise: the same loop, batches, keys and sums. NOT PRIVATE."""
 
-    def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedGrad:
-        def gradient(params: Any, batch: Any, keys: jax.Array, mask: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    def make_gradient(loss: clipping.PerExampleLoss) -> clipping.ClippedPair:
+        def gradient(
+            params: Any, batch: Any, keys: jax.Array, mask: jax.Array
+        ) -> tuple[summation.Pair, jax.Array, jax.Array]:
             def total(params: Any) -> tuple[jax.Array, jax.Array]:
                 losses = jnp.where(mask, loss(params, batch, keys), 0.0)
                 return jnp.sum(losses), losses
 
             with jax.default_matmul_precision(clipping.PRECISIONS[settings.precision]):  # as the private step has it
                 total_gradient, losses = jax.grad(total, has_aux=True)(params)
-            return total_gradient, jnp.zeros_like(losses), losses
+            return (total_gradient, None), jnp.zeros_like(losses), losses
 
         return gradient
 
