@@ -1,5 +1,6 @@
 """Whether there are as many images and such classes as the plan needs."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +9,6 @@ from ml_collections import ConfigDict
 from privimage_jax.data.dataset import Dataset
 from privimage_jax.data.inspection import findings
 from privimage_jax.data.inspection.findings import Finding, some
-from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.settings import derived
 from privimage_jax.settings.units import unit
 
@@ -25,7 +25,9 @@ def of_sensitive(sensitive: Dataset, config: ConfigDict) -> Iterator[Finding]:
         yield Finding("few_images", f"{seen}, so that drawing it at random hides little; {remedy}.")
     chance = n * derived.delta(config, n)
     if chance > LARGEST_CHANCE:
-        seen = f"N delta is {plain_up(chance, 2)}, and a mechanism that hands out one random record with that chance"
+        seen = (
+            f"N delta is {math.ceil(100 * chance)}%, and a mechanism that hands out one random record with that chance"
+        )
         yield Finding("delta", f"{seen} meets delta; give a smaller config.privacy.delta, or add {several}.")
     if config.selection.method != "semantic":
         return
