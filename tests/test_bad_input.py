@@ -183,7 +183,7 @@ def test_bad_data_stop_the_run_before_any_mechanism(run, finished, tmp_path, bre
         (["selection.ratio=0.1"], ["config.selection.ratio=0.1", "at least 0.5"]),
         (["query.k1=7"], ["config.query.k1=7", "6 public classes"]),
         (["sample.class_weights=(1,2)"], ["config.sample.class_weights has 2 values for the 3 classes"]),
-        (["data.max_examples=2"], ["N=2 image(s)"]),
+        (["data.max_examples=2"], ["N=2 images"]),
         (["query_net.workdir=/nowhere"], ["config.query_net.workdir=/nowhere", "privimage train-query"]),
     ],
     ids=lambda value: value[0].split("=")[0],
