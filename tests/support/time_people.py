@@ -71,7 +71,7 @@ for number in range(ROUNDS):
     print(f"{number + 1}: person / image = {ratios[-1]:.3f}", flush=True)
 per_step = {name: total / ROUNDS / STEPS for name, total in totals.items()}
 print(
-    f"a step of {BATCH} images takes {per_step['image']:.3f} s of processors, of {BATCH} people with {len(sets['person'].labels):,} "
-    f"images {per_step['person']:.3f} s; ratio {statistics.median(ratios):.3f} "
+    f"a step of {BATCH} images takes {per_step['image']:.3f} s of processors, of {BATCH} people with "
+    f"{len(sets['person'].labels):,} images {per_step['person']:.3f} s; ratio {statistics.median(ratios):.3f} "
     f"(half of the rounds between {np.quantile(ratios, 0.25):.3f} and {np.quantile(ratios, 0.75):.3f})"
 )
