@@ -2,8 +2,8 @@
 
 Record and replay as in test_release.py: the neighbour's run goes on with the outputs of the first run's mechanisms. So
 their inputs may differ by the sensitivities that the ledger states, and the release by nothing. Whoever is struck out
-keeps the number, but how many images there are in all is another. The counting network has near ties, which another last
-bit of a logit would turn over.
+keeps the number, but how many images there are in all is another. The counting network has near ties, which another
+last bit of a logit would turn over.
 """
 
 import json
