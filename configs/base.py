@@ -36,7 +36,7 @@ def data_section() -> ConfigDict:
     data.crop = 0  # side of the square cut from the centre before resizing, in pixels; 0 = the largest
     data.max_examples = 0  # keep only so many images (with privacy.unit=person: people) of the training part; 0 = all
     data.cache = True  # keep decoded images as a memory-mapped array under internal/cache
-    data.residency = "auto"  # auto | replicated (every device holds all images) | sharded (each holds its share)
+    data.residency = "auto"  # auto (people: sharded) | replicated (every device holds all images) | sharded (its share)
     data.seed = 0  # of the fixed permutation that parts train from test, and of the glyph drawing
     data.characters = ""  # glyphs: the characters to draw, one class each; "" = digits and Latin letters
     data.per_class = 200  # glyphs: images of each character

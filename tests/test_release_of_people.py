@@ -1,8 +1,8 @@
 """Where the unit is a person: the whole path on neighbours with one null image in the place of 1, 7 or 500 images.
 
-Record and replay as in test_release.py: the neighbour's run goes on with the outputs of the first run's mechanisms.
-So their inputs may differ by the sensitivities that the ledger states, and the release by nothing. The person who is
-struck out keeps the number, but the number of images is another. The counting network has near ties, which another
+Record and replay as in test_release.py: the neighbour's run goes on with the outputs of the first run's mechanisms. So
+their inputs may differ by the sensitivities that the ledger states, and the release by nothing. Whoever is struck out
+keeps the number, but how many images there are in all is another. The counting network has near ties, which another
 last bit of a logit would turn over.
 """
 

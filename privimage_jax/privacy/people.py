@@ -10,7 +10,8 @@ Two rules keep every sensitivity as it is where a record is an image.
   vectors times w n / 2^BITS <= 1, and the norm of a mean is at most the largest norm among them. Weights and sums are
   whole numbers: no rounding depends on who else is there.
 
-How many images a person has is sensitive. It is in no shape; the number of all images is, in memory alone.
+How many images a person has is sensitive, and so is the number of all images. The first is in no shape. The second is
+in those of the arrays that hold all images, and so in the compiled programs that are kept in `internal/`.
 """
 
 import dataclasses

@@ -57,8 +57,6 @@ def run(inputs: Inputs) -> None:
 
     def prepare() -> tuple[dict[str, str], Callable[[np.ndarray], np.ndarray]]:
         n, owners, weights = sensitive.n_records, sensitive.owners, noisy_counts.weights(inputs)
-        if weights is not None:
-            _check_range(sensitive.n, section.downscale)
         limit = sampling.threshold(section.subset_size, n)
 
         def sums_under(key: np.ndarray) -> np.ndarray:
@@ -77,8 +75,14 @@ def run(inputs: Inputs) -> None:
     noisy_counts.release_sampled(inputs, output, prepare, save)
 
 
-def _check_range(n: int, downscale: int) -> None:
-    """Refuses weighted sums of n images that could pass 2^62, or those of a piece 2^53, where float64 ends."""
+def check_range(n: int, downscale: int) -> None:
+    """Refuses weighted sums of n images that could pass 2^62, or those of a piece 2^53, where float64 ends.
+
+    How many images people have is sensitive: a run checks it before any mechanism.
+
+    Raises:
+      UserError: naming the setting.
+    """
     if max(n, PIECE << (62 - 53)) * LEVELS * downscale**2 >= 1 << (62 - people.BITS):
         raise UserError(
             f"config.warmup.downscale={downscale} makes the sums over a person's images too large; give less."
@@ -118,7 +122,7 @@ def sum_by_class(
         blocks = pixels.reshape(len(some), small[0], downscale, small[1], downscale, channels).sum(axis=(2, 4))
         own = 1 if weights is None else weights[some]
         of_class = np.where(labels[some] == np.arange(n_classes)[:, None], own, 0)
-        # A matrix product of whole numbers is exact in float64, below 2^53 (see _check_range).
+        # A matrix product of whole numbers is exact in float64, below 2^53 (see check_range).
         summed = of_class.astype(np.float64) @ blocks.reshape(len(some), -1).astype(np.float64)
         total += summed.astype(np.int64)
     return total.reshape(n_classes, *small)

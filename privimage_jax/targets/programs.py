@@ -236,6 +236,8 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
     settings = dataclasses.replace(settings, method="auto" if method == NONPRIVATE else method)
     state = jax.eval_shape(generator.private_state, params, _key())
 
+    people_are_records = unit(config).groups_images
+
     def lower(mesh: Mesh) -> jax.stages.Lowered:
         if method == NONPRIVATE:
             plain = fast_convolutions(platform=machine.platform)(generator.per_example_loss)
@@ -247,8 +249,9 @@ def _finetune(config: ConfigDict, facts: Facts, machine: Machine, method: str) -
             step: loop.Step = plain_step
         else:
             step = finetune.make_step(generator, mesh, settings)
-        data: Any = _data(config, "data", facts.n, mesh, machine)
-        if unit(config).groups_images:  # how many images there are is not known; at least one a person
+        images = residency.capacity(facts.n) if people_are_records else facts.n
+        data: Any = _data(config, "data", images, mesh, machine)
+        if people_are_records:  # how many images there are is not known; at least one a person
             first = _placed(_array((facts.n + 1,), jnp.int32), meshes.replicated(mesh))
             data = people.People(data, first, draws_of(generator))
         return _lower_loop(step, state, data, {"key": _array((8,), jnp.uint32), "loss_key": _key()}, mesh)
@@ -323,7 +326,10 @@ def _image_shape(config: ConfigDict) -> tuple[int, int, int]:
 def _data(config: ConfigDict, section: str, n: int, mesh: Mesh, machine: Machine) -> records.Records:
     """The n images of a set and their labels as the run would lay them on the devices."""
     tree = {"image": _array((n, *_image_shape(config)), jnp.uint8), "label": _array((n,), jnp.int32)}
-    return residency.shapes(tree, mesh, config[section].residency, machine.memory, f"config.{section}.residency")
+    setting = config[section].residency
+    if section == "data" and config.privacy.unit == "person":
+        setting = residency.of_people(setting)
+    return residency.shapes(tree, mesh, setting, machine.memory, f"config.{section}.residency")
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

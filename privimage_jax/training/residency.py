@@ -1,10 +1,15 @@
 """Whether every device holds a whole image set or its share of it: `config.data.residency`, `config.public.residency`.
 
 It changes no result but by the rounding of float32 sums. See `privacy/records.py` for how records travel.
+
+Where a record is a person, how many images there are is sensitive, and the program of a step follows from the shapes of
+its arrays. So `auto` is then `sharded`, whatever the size, and the rows are rounded up (`capacity`).
 """
 
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from privimage_jax.cluster import processes
@@ -44,8 +49,46 @@ def place_records(dataset: Dataset, draws: int, mesh: Mesh, residency: str) -> p
     if dataset.owners is None:
         return place({"image": dataset.images, "label": dataset.labels}, mesh, residency)
     rows, first = people.order(dataset.owners)
+    rows = np.pad(rows, (0, capacity(len(rows)) - len(rows)), mode="edge")  # what is added is nobody's
     tree = {"image": Subset(dataset.images, rows), "label": dataset.labels[rows]}
-    return people.People(place(tree, mesh, residency), meshes.place(first, meshes.replicated(mesh)), draws)
+    return people.People(place(tree, mesh, of_people(residency)), meshes.place(first, meshes.replicated(mesh)), draws)
+
+
+def of_people(residency: str) -> str:
+    """The setting where a record is a person: `auto` must not follow from the number of images."""
+    return "sharded" if residency == "auto" else residency
+
+
+def capacity(images: int) -> int:
+    """The rows that people's images take on the devices: rounded up by less than an eighth.
+
+    Most changes of one person's images leave it as it is, and with it the compiled step.
+
+    >>> [capacity(n) for n in (5, 17, 1000, 1024, 1025)]
+    [5, 18, 1024, 1024, 1152]
+    """
+    unit = 1 << max(0, (images - 1).bit_length() - 4)
+    return -(-images // unit) * unit
+
+
+def check_fit(dataset: Dataset, n_devices: int, residency: str, available: int) -> None:
+    """Refuses a sensitive set that the devices cannot hold, before a mechanism has spent anything.
+
+    Args:
+      dataset: the sensitive training images.
+      n_devices: of all processes.
+      residency: as in `place`.
+      available: bytes of memory of the smallest device.
+
+    Raises:
+      UserError: as `place`.
+    """
+    tree: Any = {"image": dataset.images, "label": dataset.labels}
+    if dataset.owners is not None:
+        rows = capacity(dataset.n)
+        tree = {name: jax.ShapeDtypeStruct((rows, *each.shape[1:]), each.dtype) for name, each in tree.items()}
+        residency = of_people(residency)
+    is_sharded(tree, n_devices, residency, available)
 
 
 def shapes(tree: Any, mesh: Mesh, residency: str, available: int, key: str = "config.data.residency") -> Any:
@@ -54,7 +97,9 @@ def shapes(tree: Any, mesh: Mesh, residency: str, available: int, key: str = "co
 
 
 def is_sharded(tree: Any, n_devices: int, residency: str, available: int, key: str = "config.data.residency") -> bool:
-    """Whether a device holds only its share; a function of public facts: shapes, devices and their memory.
+    """Whether a device holds only its share: by shapes, devices and their memory.
+
+    All of that is public where a record is an image. Where it is a person, `of_people` leaves nothing to decide.
 
     Args:
       tree: of arrays or shapes [n, ...].

@@ -276,7 +276,7 @@ def a_key_that_others_may_read(patch):
 
 def one_semantic_more_than_k1(patch):
     count = query.count_semantics
-    patch.setattr(query, "count_semantics", lambda logits, labels, n, k1: count(logits, labels, n, k1 + 1))
+    patch.setattr(query, "count_semantics", lambda logits, labels, n, k1, *own: count(logits, labels, n, k1 + 1, *own))
 
 
 def an_image_counted_with_its_mirror_image(patch):

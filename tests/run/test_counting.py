@@ -71,6 +71,16 @@ def test_rounding_decides_in_the_network_of_these_tests(classify):
     assert (one > other).any() and (one < other).any()
 
 
+def test_a_batch_of_another_size_would_turn_ties_over(classify, monkeypatch):
+    """So that the first test can fail: for one image on each device XLA has another product of matrices."""
+    images, found = dataset(*people([1] * 8)), []
+    for size in (1, 16):
+        monkeypatch.setattr(counting, "PER_DEVICE", size)
+        (rows, logits), *_ = counting.logits(classify, images, make_mesh(jax.devices()[:8]))
+        found.append(logits[np.argsort(images.owners[rows])])
+    assert (np.argsort(found[0])[:, -3:] != np.argsort(found[1])[:, -3:]).any()
+
+
 def test_the_compiled_program_knows_neither_the_number_of_images_nor_of_people(classify, monkeypatch):
     shapes, on_batch = set(), features.on_batch
 

@@ -55,7 +55,7 @@ def test_how_often_each_runs(config):
         "finetune": 6,
         "sample": 3,  # 6 images at a time
     }
-    assert made["query"].batch == 64 and made["sample"].batch == 8  # padded to all devices
+    assert made["query"].batch == 8 * 128 and made["sample"].batch == 8  # of all devices
 
 
 def test_steps_on_noisy_means_count_as_pre_training(config):

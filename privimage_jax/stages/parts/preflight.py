@@ -17,8 +17,9 @@ from privimage_jax.run.inputs import DataSets
 from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import enabled_stages
 from privimage_jax.settings import import_strings, units
-from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query
+from privimage_jax.stages import choose_sampler, evaluate, finetune, train_query, warmup
 from privimage_jax.stages.parts import utility
+from privimage_jax.training import residency
 
 Attempt = Callable[[Callable[[], Any]], Any]  # calls a check and returns what it does; it may keep its `UserError`
 
@@ -81,6 +82,8 @@ def check_sensitive(config: ConfigDict, sets: DataSets, attempt: Attempt) -> Non
     """The part of `check` that takes the sensitive training images alone: their number, and what the budget allows."""
     attempt(sets.check_counts)
     attempt(lambda: make_plan(config, sets.sensitive.n_records))
+    if warmup.STAGE.enabled(config) and sets.sensitive.owners is not None:
+        attempt(lambda: warmup.check_range(sets.sensitive.n, config.warmup.downscale))
 
 
 def check_models(config: ConfigDict, sets: DataSets, n_devices: int, available: int) -> int:
@@ -106,6 +109,8 @@ def check_models(config: ConfigDict, sets: DataSets, n_devices: int, available: 
         params = jax.eval_shape(generator.init, key)
         if finetune.STAGE.name in names:
             microbatch = finetune.choose_microbatch(config, generator, params, n_devices, available)
+    if finetune.STAGE.name in names:
+        residency.check_fit(sets.sensitive, n_devices, config.data.residency, available)
     jax.eval_shape(generator.private_state, params, key)
     classifiers = []
     if train_query.STAGE.name in names:
