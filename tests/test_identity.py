@@ -15,6 +15,7 @@ from commands import in_process, write_config
 from pipelines import release_bytes
 
 from privimage_jax import main
+from privimage_jax.privacy import sum_check
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run import inputs
 from privimage_jax.storage import workdir as disk
@@ -162,6 +163,14 @@ def test_a_run_that_was_taken_back_and_run_again_is_told(observed, copy, resume,
     drawn = ("computation", "artefacts", "previous")
     one, other = ([{**line, **dict.fromkeys(drawn)} for line in lines(folder)] for folder in (first, again))
     assert one == other, "but for what was drawn"
+
+
+def test_a_device_that_does_not_add_reserves_no_step(copy, resume, monkeypatch):
+    path = copy("before fine-tuning")
+    before = lines(path)
+    monkeypatch.setattr(sum_check, "error", lambda: 1e-7)
+    resume(path).refuses("sums of gradients on this device are off by 1e-07, above 1e-10", "fast-math")
+    assert lines(path) == before
 
 
 def test_a_run_from_before_the_ledger_is_a_run_of_its_own(observed, privimage):

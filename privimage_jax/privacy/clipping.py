@@ -73,9 +73,9 @@ def clipped_grad(
 
     Returns:
       `fn(params, batch, keys [m], mask bool [m]) -> (sum, norms [m], losses [m])`, all float32, where `sum` is a tree
-      like `params`: the sum over unmasked examples of g_i * min(1, C (1 - ETA) / |g_i|), rounded to float32. Norms are those before
-      clipping (at most float32's largest value). An example whose gradient is not finite counts as zero and has norm
-      NaN. Masked examples count as zero and have norm 0 and loss 0, whatever their values.
+      like `params`: the sum over unmasked examples of g_i * min(1, C (1 - ETA) / |g_i|), rounded to float32. Norms are
+      those before clipping (at most float32's largest value). An example whose gradient is not finite counts as zero
+      and has norm NaN. Masked examples count as zero and have norm 0 and loss 0, whatever their values.
 
       `norms` and `losses` are sensitive: they must stay internal.
 

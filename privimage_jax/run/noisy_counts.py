@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.errors import UserError
-from privimage_jax.metrics.features import operations
+from privimage_jax.metrics.features import operations_of
 from privimage_jax.privacy import noise, people
 from privimage_jax.privacy.events import SampledGaussian
+from privimage_jax.privacy.operations import SEE_THE_BATCH
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import Stage, mechanism_names, value
@@ -25,9 +26,6 @@ from privimage_jax.storage import reading
 LARGEST_STD = 2.0**58  # whose noise, and counts beside it, stay below 2^63
 Digests = dict[str, str]
 CountUnderKey = Callable[[np.ndarray], np.ndarray]
-
-# What `jax.vmap` may hand the whole batch to: code on the host, or of a library, and rules of one's own for a batch.
-SEE_THE_BATCH = frozenset({"pure_callback", "io_callback", "ffi_call", "custom_vmap_call"})
 
 
 def release(
@@ -186,7 +184,7 @@ def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], se
     Raises:
       UserError: if the network has such an operation.
     """
-    if found := sorted(SEE_THE_BATCH & operations(classify, image_shape)):
+    if found := sorted(SEE_THE_BATCH & operations_of(classify, image_shape)):
         raise UserError(
             f"{setting} uses {found[0]}, which may look at several images at once, so that one image could change the "
             "counts of others; give a classifier made of jax's own operations."

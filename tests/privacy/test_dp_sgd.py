@@ -248,6 +248,46 @@ def test_a_model_that_mixes_examples_is_refused(mix):
             check()
 
 
+def _on_the_host(values):
+    return jax.pure_callback(lambda x: x, values, values, vmap_method="expand_dims")
+
+
+@jax.custom_vjp
+def _backward_on_the_host(values):
+    return values
+
+
+_backward_on_the_host.defvjp(lambda values: (values, None), lambda _, slope: (_on_the_host(slope),))
+
+
+@jax.custom_batching.custom_vmap
+def _with_own_rule(values):
+    return values
+
+
+@_with_own_rule.def_vmap
+def _large_values_of_the_batch(size, is_batched, values):
+    return jnp.where(jnp.abs(values) > 10, values.mean(axis=0), values), True
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        (lambda values: _on_the_host(jax.lax.stop_gradient(values)) + values, "pure_callback"),
+        (_backward_on_the_host, "pure_callback"),
+        (lambda values: _with_own_rule(jax.lax.stop_gradient(values)) * values, "custom_vmap_call"),
+    ],
+)
+def test_a_loss_whose_code_may_see_the_batch_is_refused(operation, named):
+    """Although it keeps the examples of the check apart."""
+
+    def loss(params, batch, keys):
+        return operation(batch["row"] * params).sum(axis=1)
+
+    with pytest.raises(ValueError, match=f"the loss uses {named}, which may look at several examples at once"):
+        check_objective(loss, np.ones(5, np.float32), {"row": np.zeros((2, 5), np.float32)})
+
+
 def test_any_batch_can_be_checked():
     """Of a table, say; examples of several arrays, nested as one likes."""
     batch = {"row": (np.zeros((2, 5), np.float32), np.zeros(2, np.float16)), "class": np.arange(2)}

@@ -268,7 +268,7 @@ def a_key_that_stays(patch):
 
 def a_key_that_others_may_read(patch):
     write = mechanism.workdir.atomic_write_bytes
-    patch.setattr(mechanism.workdir, "atomic_write_bytes", lambda path, content, mode=0: write(path, content))
+    patch.setattr(mechanism.workdir, "atomic_write_bytes", lambda path, content, mode=0: write(path, content, 0o644))
 
 
 # Counts.

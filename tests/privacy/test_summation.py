@@ -125,4 +125,6 @@ def test_pairs_add_up_as_their_rows_do():
 
     found = exact(np.float64(total(values.reshape(31, 11, 3))))
     terms = np.linalg.norm(values.astype(np.float64), axis=1)
-    assert distance(found, exact(values)) <= U**2 * (3 * np.cumsum(terms)[10::11].sum() + np.log2(11) ** 2 * terms.sum())
+    assert distance(found, exact(values)) <= U**2 * (
+        3 * np.cumsum(terms)[10::11].sum() + np.log2(11) ** 2 * terms.sum()
+    )
