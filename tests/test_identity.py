@@ -191,6 +191,17 @@ def test_a_ledger_cut_short_is_noticed_without_its_head(copy, resume):
     resume(path).refuses(f"the stage finetune in {path} was done under another ledger than")
 
 
+def test_an_output_that_no_line_pays_for_is_not_drawn_anew(copy, resume):
+    """The ledger and its head were taken back, and no done mark tells of it."""
+    path = copy("finished")
+    ledger, head = path / "release" / "ledger.jsonl", path / "internal" / "ledger_head.json"
+    ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
+    head.write_text(json.dumps(Ledger.open(ledger).head))
+    shutil.rmtree(path / "internal" / "done")
+    resume(path).refuses("has no line that pays for the class histogram", "restore both from one copy")
+    assert len(lines(path)) == 1
+
+
 def test_a_release_of_another_run_does_not_verify(observed, copy, privimage):
     path = copy("finished")
     out = privimage("ledger", path, "--verify").succeeds().out

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 Pair = tuple[Any, Any]
 
 GROUP = 8  # rows that are added as the compiler likes
+MOST_TERMS = 2**16  # records of a sum that no record moves by more than the clip norm, see docs/guarantees.md
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

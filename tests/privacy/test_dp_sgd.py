@@ -195,6 +195,8 @@ def test_wrong_settings_are_named():
     for field, value in (("batch_size", 11), ("microbatch", 0), ("noise_multiplier", -1.0)):
         with pytest.raises(ValueError, match=field):
             DPSGD(**{**good, field: value})
+    with pytest.raises(ValueError, match="batch_size must be at most 60,000; it is 60,001"):
+        DPSGD(**{**good, "n": 2**16 + 1, "batch_size": 60_001})
     with pytest.raises(ValueError, match="method is"):
         dp_step(shifted_linear_loss, keep_gradient, DPSGD(**good, method="fast"), mesh_of(1))
     with pytest.raises(ValueError, match="clip_norm must"):
