@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from privimage_jax.privacy.people import group as group
     from privimage_jax.privacy.records import place as place
     from privimage_jax.privacy.sampling import poisson_rate as poisson_rate
-    from privimage_jax.privacy.sum_check import check as check_sum
+    from privimage_jax.privacy.sum_check import check_sum as check_sum
     from privimage_jax.privacy.verification import verify as verify
 
 _MODULE_OF = {

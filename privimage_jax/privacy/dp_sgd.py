@@ -28,8 +28,6 @@ from privimage_jax.privacy.noise import INDEPENDENT, Noise
 
 AXIS = records.AXIS
 
-LARGEST_BATCH = 60_000  # beyond it more than `summation.MOST_TERMS` may be drawn with a chance above 1e-100
-
 State = dict[str, Any]
 Stats = dict[str, jax.Array]
 Step = Callable[[State, Any, jax.Array, jax.Array, jax.Array], tuple[State, Stats]]
@@ -41,7 +39,8 @@ class DPSGD:
 
     Attributes:
       n: the true number of records.
-      batch_size: the expected batch size B over all devices, at most n; and at most `LARGEST_BATCH`, unless n is small.
+      batch_size: the expected batch size B over all devices, at most n; and at most `summation.LARGEST_BATCH`, unless n is
+        small.
       clip_norm: C.
       noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
       microbatch: examples whose gradients a device holds at once.
@@ -62,8 +61,8 @@ class DPSGD:
             raise ValueError(f"microbatch must be at least 1; it is {self.microbatch}.")
         if not self.noise_multiplier >= 0:
             raise ValueError(f"noise_multiplier must not be negative; it is {self.noise_multiplier}.")
-        if self.batch_size > LARGEST_BATCH and self.n > summation.MOST_TERMS:
-            raise ValueError(f"batch_size must be at most {LARGEST_BATCH:,}; it is {self.batch_size:,}.")
+        if self.batch_size > summation.LARGEST_BATCH and self.n > summation.MOST_TERMS:
+            raise ValueError(f"batch_size must be at most {summation.LARGEST_BATCH:,}; it is {self.batch_size:,}.")
         sampling.threshold(self.batch_size, self.n)
 
     @property

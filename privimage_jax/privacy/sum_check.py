@@ -39,7 +39,7 @@ def error() -> float:
     return float(np.max(np.abs((np.float64(high) + np.float64(low)) / exact - 1)))
 
 
-def check() -> None:
+def check_sum() -> None:
     """Checks it once, before budget is spent.
 
     Raises:

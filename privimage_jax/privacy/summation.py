@@ -26,6 +26,7 @@ Pair = tuple[Any, Any]
 
 GROUP = 8  # rows that are added as the compiler likes
 MOST_TERMS = 2**16  # records of a sum that no record moves by more than the clip norm, see docs/guarantees.md
+LARGEST_BATCH = 60_000  # expected; a larger one may draw more than MOST_TERMS with a chance above 1e-100
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -311,7 +311,7 @@ def _check_model(
     convolutions: convolution_choice.Choice,
 ) -> None:
     """Refuses a model that mixes the examples of a batch, or a device that does not add; warns of a slow model."""
-    sum_check.check()
+    sum_check.check_sum()
     config, rule = inputs.config, convolution_rule(convolutions, inputs.mesh)
     labels = np.arange(generator.n_classes, dtype=np.int32)
     batch = {"image": np.zeros((len(labels), *generator.image_shape), np.float32), "label": labels}
