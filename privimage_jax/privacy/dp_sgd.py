@@ -39,8 +39,8 @@ class DPSGD:
 
     Attributes:
       n: the true number of records.
-      batch_size: the expected batch size B over all devices, at most n; and at most `summation.LARGEST_BATCH`, unless n is
-        small.
+      batch_size: the expected batch size B over all devices, at most n, and above 2**16 records at most
+        `summation.LARGEST_BATCH`.
       clip_norm: C.
       noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
       microbatch: examples whose gradients a device holds at once.

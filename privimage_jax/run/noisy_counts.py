@@ -101,8 +101,8 @@ def _release(
     if output.exists():
         if not spent:  # never a crash's doing, as the line is on the disk before the output is written
             raise UserError(
-                f"{output} is there, but {inputs.workdir.ledger} has no line that pays for the {mechanism.name}: they are "
-                "of different moments; restore both from one copy, or start a new workdir."
+                f"{output} is there, but {inputs.workdir.ledger} has no line that pays for the {mechanism.name}: they "
+                "are of different moments; restore both from one copy, or start a new workdir."
             )
         mechanism.close()
         return
