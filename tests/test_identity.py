@@ -15,6 +15,7 @@ from commands import in_process, write_config
 from pipelines import release_bytes
 
 from privimage_jax import main
+from privimage_jax.privacy import sum_check
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run import inputs
 from privimage_jax.storage import workdir as disk
@@ -164,6 +165,14 @@ def test_a_run_that_was_taken_back_and_run_again_is_told(observed, copy, resume,
     assert one == other, "but for what was drawn"
 
 
+def test_a_device_that_does_not_add_reserves_no_step(copy, resume, monkeypatch):
+    path = copy("before fine-tuning")
+    before = lines(path)
+    monkeypatch.setattr(sum_check, "error", lambda: 1e-7)
+    resume(path).refuses("sums of gradients on this device are off by 1e-07, above 1e-10", "fast-math")
+    assert lines(path) == before
+
+
 def test_a_run_from_before_the_ledger_is_a_run_of_its_own(observed, privimage):
     one, other = observed / "finished", observed / "other"
     out = privimage("ledger", one, other, "--verify").succeeds().out
@@ -180,6 +189,17 @@ def test_a_ledger_cut_short_is_noticed_without_its_head(copy, resume):
     resume(path).refuses(f"{head} is missing, but", "inputs.json says that a mechanism has begun")
     head.write_text(json.dumps(Ledger.open(ledger).head))
     resume(path).refuses(f"the stage finetune in {path} was done under another ledger than")
+
+
+def test_an_output_that_no_line_pays_for_is_not_drawn_anew(copy, resume):
+    """The ledger and its head were taken back, and no done mark tells of it."""
+    path = copy("finished")
+    ledger, head = path / "release" / "ledger.jsonl", path / "internal" / "ledger_head.json"
+    ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
+    head.write_text(json.dumps(Ledger.open(ledger).head))
+    shutil.rmtree(path / "internal" / "done")
+    resume(path).refuses("has no line that pays for the class histogram", "restore both from one copy")
+    assert len(lines(path)) == 1
 
 
 def test_a_release_of_another_run_does_not_verify(observed, copy, privimage):

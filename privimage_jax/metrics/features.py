@@ -1,7 +1,7 @@
 """One padded, sharded pass of a network over many images: the features (or logits) that every measure starts from."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from privimage_jax.data.dataset import Subset
 from privimage_jax.data.pixels import to_float
+from privimage_jax.privacy import operations
 from privimage_jax.training.mesh import batch_sharded, make_mesh, place, replicated
 
 
@@ -60,7 +61,7 @@ def forward(module: nn.Module, variables: Any, method: str = "features") -> Call
     return jax.tree_util.Partial(_Forward(module, method), variables)
 
 
-def operations(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> set[str]:
+def operations_of(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> set[str]:
     """Names of jax's primitives in the program of one image; nothing is computed.
 
     Args:
@@ -69,19 +70,7 @@ def operations(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[int, 
     """
     partial_of: Any = bound
     image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-    return set(_primitives(jax.make_jaxpr(partial_of.func.of_one)(*partial_of.args, image)))
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield equation.primitive.name
-        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=_holds_program)
-        for program in filter(_holds_program, inner):
-            yield from _primitives(program)
-
-
-def _holds_program(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    return operations.of(partial_of.func.of_one, *partial_of.args, image)
 
 
 @dataclasses.dataclass(frozen=True)

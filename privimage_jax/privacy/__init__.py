@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from privimage_jax.privacy.people import group as group
     from privimage_jax.privacy.records import place as place
     from privimage_jax.privacy.sampling import poisson_rate as poisson_rate
+    from privimage_jax.privacy.sum_check import check_sum as check_sum
     from privimage_jax.privacy.verification import verify as verify
 
 _MODULE_OF = {
     "DPSGD": "dp_sgd",  # the public settings of DP-SGD
     "dp_step": "dp_sgd",  # one step: sampling, clipping, noise, update
     "check_objective": "dp_sgd",  # whether a loss keeps examples apart
+    "check_sum": "sum_check",  # whether this device's compiler keeps sums exact
     "with_noise_state": "dp_sgd",  # a state for noise that carries one
     "clipped_grad": "clipping",  # the sum of clipped per-example gradients
     "per_example_gradients": "clipping",

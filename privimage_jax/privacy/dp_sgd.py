@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from privimage_jax.privacy import clipping, people, records, sampling, summation, weight_gradients
+from privimage_jax.privacy import clipping, operations, people, records, sampling, summation, weight_gradients
 from privimage_jax.privacy.noise import INDEPENDENT, Noise
 
 AXIS = records.AXIS
@@ -39,7 +39,8 @@ class DPSGD:
 
     Attributes:
       n: the true number of records.
-      batch_size: the expected batch size B over all devices, at most n.
+      batch_size: the expected batch size B over all devices, at most n, and above 2**16 records at most
+        `summation.LARGEST_BATCH`.
       clip_norm: C.
       noise_multiplier: sigma; the noise on the sum has standard deviation sigma * C.
       microbatch: examples whose gradients a device holds at once.
@@ -60,6 +61,8 @@ class DPSGD:
             raise ValueError(f"microbatch must be at least 1; it is {self.microbatch}.")
         if not self.noise_multiplier >= 0:
             raise ValueError(f"noise_multiplier must not be negative; it is {self.noise_multiplier}.")
+        if self.batch_size > summation.LARGEST_BATCH and self.n > summation.MOST_TERMS:
+            raise ValueError(f"batch_size must be at most {summation.LARGEST_BATCH:,}; it is {self.batch_size:,}.")
         sampling.threshold(self.batch_size, self.n)
 
     @property
@@ -268,6 +271,9 @@ def check_objective(
     change, their derivatives with respect to the first must be exactly 0, and the clipped sum over all four with the
     NaN example must be finite and equal the sum over the rest.
 
+    Before that the gradient of one example is traced. It must have no operation that `jax.vmap` may hand the whole
+    batch to: such code could mix examples on other inputs than these.
+
     Args:
       per_example_loss: `(params, batch, keys) -> [B]`.
       params: all parameters.
@@ -277,7 +283,8 @@ def check_objective(
       convolution: as `dp_step` is going to be told.
 
     Raises:
-      ValueError: when examples are mixed (batch statistics, attention over the batch, …), or nothing is a float.
+      ValueError: when examples are mixed (batch statistics, attention over the batch, …) or may be (code on the host),
+        or nothing is a float.
     """
     size = 4
     floats, others, restore = _parted(example_batch, size + 1)
@@ -314,6 +321,7 @@ def check_objective(
     shape = jax.eval_shape(per_example_loss, params, restore(*first[:2]), first[2]).shape
     if shape != (size,):
         refuse(f"it has shape {shape} for {size} examples")
+    _check_operations(per_example_loss, params, restore(*first[:2]), first[2])
     probe = jax.jit(losses_and_influence, compiler_options=options)
     close = partial(np.allclose, rtol=1e-5, atol=1e-6)
     expected, influence = probe(params, *first)
@@ -331,6 +339,16 @@ def check_objective(
     same = jax.tree.map(close, alone, together)
     if np.isfinite(norms[0]) or not all(jax.tree.leaves(same)):
         refuse("a NaN in the first example reaches the gradients of the others")
+
+
+def _check_operations(per_example_loss: clipping.PerExampleLoss, params: Any, batch: Any, keys: jax.Array) -> None:
+    gradient = jax.value_and_grad(clipping.loss_of_one(per_example_loss))
+    row = jax.tree.map(lambda leaf: leaf[0], (batch, keys))
+    if found := sorted(operations.SEE_THE_BATCH & operations.of(gradient, params, row)):
+        raise ValueError(
+            f"the loss uses {found[0]}, which may look at several examples at once, so that clipping each example's "
+            "gradient would not bound its influence; use a model made of jax's own operations."
+        )
 
 
 def _parted(batch: Any, size: int) -> tuple[list[jax.Array], list[jax.Array], Callable[[Any, Any], Any]]:

@@ -13,8 +13,8 @@ the rounding error of an addition exactly, and the pair keeps it. With u = 2**-2
 - `parts`, summed over devices, and `joined` add less than 1e-5 C up to 256 devices, 2**16 records and 2**24 parameters.
 
 The errors hold for any order in which a compiler adds, but not if it simplifies (a + b) - a to b, or contracts a
-product into an addition. XLA does not do the first, and `optimization_barrier` keeps products out. On devices that take
-subnormal values for zero an addition may lose another 2**-126.
+product into an addition. XLA does not do the first, unless flags allow it (`sum_check`), and `optimization_barrier`
+keeps products out. On devices that take subnormal values for zero an addition may lose another 2**-126.
 """
 
 from typing import Any
@@ -25,6 +25,8 @@ import jax.numpy as jnp
 Pair = tuple[Any, Any]
 
 GROUP = 8  # rows that are added as the compiler likes
+MOST_TERMS = 2**16  # records of a sum that no record moves by more than the clip norm, see docs/guarantees.md
+LARGEST_BATCH = 60_000  # expected; a larger one may draw more than MOST_TERMS with a chance above 1e-100
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,9 +123,9 @@ def joined(summed: tuple[Any, ...]) -> Pair:
 def _on_grid(values: jax.Array, top: jax.Array) -> jax.Array:
     """Values of at most top / 2, a power of two, rounded to multiples of 2**-23 top.
 
-    Sums of such multiples are exact up to 2 top.
+    Sums of such multiples are exact up to 2 top. The compiler would simplify this where it knows `top` as a constant.
     """
-    return (values + 1.5 * top) - 1.5 * top
+    return jax.lax.optimization_barrier(values + 1.5 * top) - 1.5 * top
 
 
 def _power_of_two_below(value: jax.Array) -> jax.Array:

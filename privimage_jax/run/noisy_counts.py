@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.errors import UserError
-from privimage_jax.metrics.features import operations
+from privimage_jax.metrics.features import operations_of
 from privimage_jax.privacy import noise, people
 from privimage_jax.privacy.events import SampledGaussian
+from privimage_jax.privacy.operations import SEE_THE_BATCH
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import Stage, mechanism_names, value
 from privimage_jax.storage import reading
 
-LARGEST_STD = 2.0**58  # whose noise, and counts beside it, stay below 2^63
+# Of noise on whole counts. A float64 has 53 bits, so that noise from 2^53 on is even, from 2^54 on a multiple of four:
+# the low bits of the counts would be bare. Below this, values of 2^7 standard deviations still have all their bits.
+LARGEST_STD = 2.0**45
+LARGEST_IN_UNITS = 2.0**58  # whose noise, and counts beside it, stay below 2^63
 Digests = dict[str, str]
 CountUnderKey = Callable[[np.ndarray], np.ndarray]
-
-# What `jax.vmap` may hand the whole batch to: code on the host, or of a library, and rules of one's own for a batch.
-SEE_THE_BATCH = frozenset({"pure_callback", "io_callback", "ffi_call", "custom_vmap_call"})
 
 
 def release(
@@ -48,7 +49,8 @@ def release(
       save: writes `output` from the noisy counts, int64.
 
     Raises:
-      UserError: if the budget is spent and the output was lost, or the inputs changed since the budget was spent.
+      UserError: if the budget is spent and the output was lost, the inputs changed since the budget was spent, or the
+        output is there and no budget was spent.
     """
 
     def counted_first() -> tuple[Digests, Callable[[], CountUnderKey]]:
@@ -96,7 +98,12 @@ def _release(
     """The order of writes: `prepare` gives what is done before budget is spent, and that what is done with the key."""
     mechanism = Mechanism(inputs)
     spent = mechanism.generation >= 0
-    if spent and output.exists():
+    if output.exists():
+        if not spent:  # never a crash's doing, as the line is on the disk before the output is written
+            raise UserError(
+                f"{output} is there, but {inputs.workdir.ledger} has no line that pays for the {mechanism.name}: they "
+                "are of different moments; restore both from one copy, or start a new workdir."
+            )
         mechanism.close()
         return
     determinants, count = prepare()
@@ -108,7 +115,7 @@ def _release(
         )
     unit = 1 if weights(inputs) is None else 1 << people.BITS
     std = unit * noise_std(inputs, mechanism.stage)
-    if not std < LARGEST_STD and (record := mechanism.stage.mechanism):
+    if is_too_large(std, unit) and (record := mechanism.stage.mechanism):
         raise UserError(f"config.{record.noise_multiplier} is noise that passes whole numbers of 64 bits; give less.")
     count_under = count()
     key = mechanism.key(0)
@@ -117,6 +124,14 @@ def _release(
     noisy = add_noise(mechanism.name, key, count_under(key), std)
     save(noisy if unit == 1 else people.rounded(noisy))
     mechanism.close()
+
+
+def is_too_large(std: float, unit: int) -> bool:
+    """Whether noise of this standard deviation, on counts in units of 1 / `unit`, leaves low bits of counts bare.
+
+    The units themselves may be finer than the noise: their low bits are rounded away in the end.
+    """
+    return not (std / unit < LARGEST_STD and std < LARGEST_IN_UNITS)
 
 
 def weights(inputs: Inputs) -> np.ndarray | None:
@@ -186,7 +201,7 @@ def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], se
     Raises:
       UserError: if the network has such an operation.
     """
-    if found := sorted(SEE_THE_BATCH & operations(classify, image_shape)):
+    if found := sorted(SEE_THE_BATCH & operations_of(classify, image_shape)):
         raise UserError(
             f"{setting} uses {found[0]}, which may look at several images at once, so that one image could change the "
             "counts of others; give a classifier made of jax's own operations."

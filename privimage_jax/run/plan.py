@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import accounting, sampling
+from privimage_jax.privacy import accounting, sampling, summation
 from privimage_jax.privacy.noise import INDEPENDENT
 from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.stage import Mechanism, counting, solved_mechanism, symbol, value
@@ -73,9 +73,14 @@ def make_plan(config: ConfigDict, n: int, begun: float | None = None) -> Plan:
       begun: the delta of the run's ledger, if that was opened: see `derived.delta`.
 
     Raises:
-      UserError: if the others alone exceed epsilon, or one draws more records than there are.
+      UserError: if the others alone exceed epsilon, one draws more records than there are, or a batch is too large.
     """
     derived.check_against_n(config, n)
+    if config.finetune.enabled and config.finetune.batch_size > summation.LARGEST_BATCH and n > summation.MOST_TERMS:
+        raise UserError(
+            f"config.finetune.batch_size={config.finetune.batch_size} is more than the sum of gradients is proven for; "
+            f"give at most {summation.LARGEST_BATCH}."
+        )
     return _solve(
         epsilon=float(config.privacy.epsilon),
         delta=derived.delta(config, n, begun),

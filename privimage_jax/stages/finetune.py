@@ -15,7 +15,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.base import Generator, Params, draws_of
 from privimage_jax.generators.sampler import Sampler
-from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
+from privimage_jax.privacy import clipping, dp_sgd, sum_check, weight_gradients
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
@@ -310,7 +310,8 @@ def _check_model(
     params: Params,
     convolutions: convolution_choice.Choice,
 ) -> None:
-    """Refuses a model that mixes the examples of a batch, and warns of a slow one."""
+    """Refuses a model that mixes the examples of a batch, or a device that does not add; warns of a slow model."""
+    sum_check.check_sum()
     config, rule = inputs.config, convolution_rule(convolutions, inputs.mesh)
     labels = np.arange(generator.n_classes, dtype=np.int32)
     batch = {"image": np.zeros((len(labels), *generator.image_shape), np.float32), "label": labels}

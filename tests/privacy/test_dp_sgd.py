@@ -195,6 +195,8 @@ def test_wrong_settings_are_named():
     for field, value in (("batch_size", 11), ("microbatch", 0), ("noise_multiplier", -1.0)):
         with pytest.raises(ValueError, match=field):
             DPSGD(**{**good, field: value})
+    with pytest.raises(ValueError, match="batch_size must be at most 60,000; it is 60,001"):
+        DPSGD(**{**good, "n": 2**16 + 1, "batch_size": 60_001})
     with pytest.raises(ValueError, match="method is"):
         dp_step(shifted_linear_loss, keep_gradient, DPSGD(**good, method="fast"), mesh_of(1))
     with pytest.raises(ValueError, match="clip_norm must"):
@@ -246,6 +248,46 @@ def test_a_model_that_mixes_examples_is_refused(mix):
     else:
         with pytest.raises(ValueError, match="the loss mixes the examples"):
             check()
+
+
+def _on_the_host(values):
+    return jax.pure_callback(lambda x: x, values, values, vmap_method="expand_dims")
+
+
+@jax.custom_vjp
+def _backward_on_the_host(values):
+    return values
+
+
+_backward_on_the_host.defvjp(lambda values: (values, None), lambda _, slope: (_on_the_host(slope),))
+
+
+@jax.custom_batching.custom_vmap
+def _with_own_rule(values):
+    return values
+
+
+@_with_own_rule.def_vmap
+def _large_values_of_the_batch(size, is_batched, values):
+    return jnp.where(jnp.abs(values) > 10, values.mean(axis=0), values), True
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        (lambda values: _on_the_host(jax.lax.stop_gradient(values)) + values, "pure_callback"),
+        (_backward_on_the_host, "pure_callback"),
+        (lambda values: _with_own_rule(jax.lax.stop_gradient(values)) * values, "custom_vmap_call"),
+    ],
+)
+def test_a_loss_whose_code_may_see_the_batch_is_refused(operation, named):
+    """Although it keeps the examples of the check apart."""
+
+    def loss(params, batch, keys):
+        return operation(batch["row"] * params).sum(axis=1)
+
+    with pytest.raises(ValueError, match=f"the loss uses {named}, which may look at several examples at once"):
+        check_objective(loss, np.ones(5, np.float32), {"row": np.zeros((2, 5), np.float32)})
 
 
 def test_any_batch_can_be_checked():

@@ -14,6 +14,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.metrics import features
 from privimage_jax.metrics.features import extract, forward
 from privimage_jax.models import registry
+from privimage_jax.privacy import noise, people
 from privimage_jax.run import noisy_counts
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.stages import choose_sampler, query
@@ -100,3 +101,26 @@ def test_one_image_exchanged_moves_the_counts_of_a_run_by_its_own(tmp_path):
     one, two = (query.load_exact(make_inputs(config, workdir)) for workdir in (first, second))
     moved = np.delete(one - two, 0, axis=0)
     assert not moved.any() and np.abs(one - two).sum() <= 2 * 2
+
+
+def test_the_largest_noise_has_all_its_low_bits():
+    """Noise of 2^58 is nearly always even, and would leave the low bits of the counts as they are."""
+    key = np.arange(8, dtype=np.uint32)
+    drawn = noise.rounded_gaussian(key, (4000,), noisy_counts.LARGEST_STD)
+    assert abs(np.mean(drawn % 2) - 0.5) < 0.05 and abs(np.mean(drawn % 32) - 15.5) < 1
+    bare = noise.rounded_gaussian(key, (4000,), noisy_counts.LARGEST_IN_UNITS)
+    assert np.mean(bare % 2) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("std", "unit", "too_large"),
+    [
+        (0.99 * 2.0**45, 1, False),
+        (2.0**45, 1, True),
+        (0.99 * 2.0**58, 1 << people.BITS, False),
+        (2.0**58, 1 << people.BITS, True),
+        (float("nan"), 1, True),
+    ],
+)
+def test_noise_that_leaves_low_bits_bare_is_too_large(std, unit, too_large):
+    assert noisy_counts.is_too_large(std, unit) == too_large

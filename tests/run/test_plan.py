@@ -37,6 +37,13 @@ def test_both_accountants_find_the_published_noise(epsilon, pld, rdp):
     assert noise_by_accountant(config, N) == pytest.approx({"pld": pld, "rdp": rdp}, rel=5e-4)
 
 
+def test_a_batch_beyond_the_proof_of_its_sum_is_refused():
+    config = make_config(10.0, "rdp")
+    config.finetune.batch_size = 60_001
+    with pytest.raises(UserError, match=r"config.finetune.batch_size=60001 is more than .* give at most 60000"):
+        make_plan(config, 2**16 + 1)
+
+
 def test_the_budget_shows_both_and_which_is_used():
     lines = describe(make_plan(make_config(10.0, "rdp"), N), make_config(10.0, "rdp")).splitlines()
     table = [line.split() for line in lines[lines.index("") :]]
