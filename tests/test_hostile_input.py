@@ -250,6 +250,11 @@ def test_a_list_of_entries_that_would_fill_memory_is_not_read(tmp_path, monkeypa
     )
 
 
+def test_an_entry_without_a_name_is_damage(tmp_path):
+    nameless = patched(hostile.zip_bytes({"a": b""}), LISTED, 28, struct.pack("<HH", 0, 1))  # its letter is no name
+    refuses(lambda: read_set("zip", hostile.written(tmp_path / "set.zip", nameless)), "holds an entry without a name")
+
+
 @many
 @given(seed=seeds)
 def test_spoilt_zip_files(tmp_path, seed):

@@ -221,6 +221,8 @@ def _check_entries(archive: zipfile.ZipFile) -> None:
     for entry in entries:
         name = entry.filename
         parts = name.split("/")
+        if not name:
+            raise reading.Unreadable("holds an entry without a name")
         if "\\" in name and ".." not in re.split(r"[/\\\\]", name):
             raise reading.Unreadable(f"holds {name!r}, a name with a backslash beside others with slashes")
         if name.startswith("/") or "\\" in name or ":" in parts[0] or ".." in parts:
