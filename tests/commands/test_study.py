@@ -107,6 +107,9 @@ def test_every_run_has_a_row_with_all_that_is_known_of_it(made):
         assert float(row["peak_host_bytes"]) > 2**20
         assert int(row["parameters"]) == 64 * 16 + 16 + 4 * 16 + 2 * 16 + 16 * 64 + 64
     assert settings["public_cache"] == str(folder / "public_cache")
+    assert settings["private_cache"] == str(folder / "internal" / "cache")
+    kept = {path.name.split("-")[0] for path in (folder / "internal" / "cache").iterdir()}
+    assert kept == {"npz", "features", "accuracy"}, "what all runs find of real images"
 
 
 def test_methods_are_compared_by_means_and_spreads_over_seeds(made):

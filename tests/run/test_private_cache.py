@@ -1,10 +1,10 @@
 """A private cache saves work, changes no result, and is its owner's alone."""
 
-import json
+import dataclasses
 
 import jax
 import pytest
-from pipelines import run, tiny_config
+from pipelines import tiny_config
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
@@ -15,53 +15,45 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A folder with data, a config with a private cache, and the results of a first run with it."""
-    folder = tmp_path_factory.mktemp("shared")
-    config = tiny_config(folder)
-    config.privacy.accountant = "rdp"
-    config.private_cache = str(folder / "cache")
-    return config, folder, results_of(run(config, folder / "first"))
-
-
-def results_of(done: Workdir) -> dict:
-    return json.loads((done.internal / "evaluation.json").read_text())
-
-
-def trained_on(monkeypatch) -> list[str]:
-    """What classifiers learn from, from now on."""
-    names, real = [], utility.train_and_score
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """A config with a private cache, `measure(config, run)`, and what classifiers have learnt from."""
+    config, learnt_from, train_and_score = tiny_config(tmp_path), [], utility.train_and_score
+    config.private_cache = str(tmp_path / "cache")
 
     def noted(model, train, *args, **kwargs):
-        names.append(train.name)
-        return real(model, train, *args, **kwargs)
+        learnt_from.append(train.name)
+        return train_and_score(model, train, *args, **kwargs)
+
+    def measure(config, run):
+        inputs = make_inputs(configs.check(config), Workdir(tmp_path / run), make_mesh(jax.devices()[:1]))
+        inputs.workdir.create()
+        private_cache.check(inputs.config, inputs.workdir)
+        synthetic = dataclasses.replace(inputs.held_out, name="synthetic")
+        return utility.measure(inputs, synthetic, inputs.workdir.internal / "accuracies.json")
 
     monkeypatch.setattr(utility, "train_and_score", noted)
-    return names
+    return config, measure, learnt_from
 
 
-def test_another_run_learns_from_its_own_images_alone(shared, monkeypatch):
-    config, folder, first = shared
-    names = trained_on(monkeypatch)
-    second = run(config, folder / "second")
-    assert names == ["synthetic"]
-    assert results_of(second)["accuracy_real"] == first["accuracy_real"]
-    kinds = {path.name.split("-")[0] for path in (folder / "cache").iterdir()}
-    assert {"accuracy", "features"} <= kinds, "decoded images are there where the source is worth it"
-    assert [path for path in second.cache.iterdir()] == []
-    files = [path for path in (folder / "cache").iterdir() if path.is_file() and path.stat().st_size]
-    assert {path.stat().st_mode & 0o077 for path in files} == {0}
+def test_another_run_learns_from_its_own_images_alone(shared, tmp_path):
+    config, measure, learnt_from = shared
+    first = measure(config, "first")
+    real = learnt_from[1]
+    second = measure(config, "second")
+    assert learnt_from == ["synthetic", real, "synthetic"] and second == first
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"npz", "accuracy"}
+    assert list((tmp_path / "second" / "internal" / "cache").iterdir()) == []
+    (entry,) = (tmp_path / "cache").glob("accuracy-*.json")
+    assert entry.stat().st_mode & 0o077 == 0
 
 
-def test_other_settings_are_other_entries(shared, monkeypatch, tmp_path):
-    config, _, _ = shared
-    changed = config.copy_and_resolve_references()
-    changed.evaluate.classifier_steps += 1
-    names = trained_on(monkeypatch)
-    inputs = make_inputs(configs.check(changed), Workdir(tmp_path / "other"), make_mesh(jax.devices()[:1]))
-    utility.measure(inputs, inputs.held_out, tmp_path / "accuracies.json")
-    assert len(names) == 2
+def test_other_settings_are_other_entries(shared):
+    config, measure, learnt_from = shared
+    measure(config, "first")
+    config.evaluate.classifier_steps += 1
+    measure(config, "other")
+    assert len(learnt_from) == 4
 
 
 def test_a_folder_that_others_may_read_is_refused(tmp_path):
