@@ -86,14 +86,18 @@ def show(paths: Sequence[str], verified: bool) -> None:
             checked.append(f"every epsilon is what dp-accounting ({accountant}) computes from the lines")
             names, elsewhere = verify_artefacts(ledger, each.folders)
             if names:
-                checked.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} what it closes with")
+                checked.append(f"{', '.join(names)} {_is(names)} what it closes with")
             if elsewhere:
-                checked.append(f"{', '.join(elsewhere)} could not be compared, as only the ledger is here")
+                checked.append(f"{', '.join(elsewhere)} {_is(elsewhere)} in no folder at hand, and not compared")
         print(_verdict(ledger.entries, checked))
     if len(found) > 1:
         print(printable(describe_joint(lines, paths, warns=False)))
         if conflicts := kinship.between(lines, paths).conflicts:
             raise UserError(f"{conflicts[0]}.")
+
+
+def _is(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _fields(line: dict[str, Any]) -> str:
