@@ -4,15 +4,14 @@ The same check passes without the mistake. `pytest -s tests/privacy/test_planted
 """
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import mixing_networks
 import numpy as np
+import planted
 import pytest
 import small_models
 from audits import (
@@ -39,11 +38,11 @@ from audits import (
     recorded_draws,
 )
 from pipelines import release_bytes, tiny_config, write_npz
+from planted import Bug
 from small_models import SmallClassifier, use_small_models
 
 from privimage_jax import config as configs
 from privimage_jax import generators
-from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.edm import EDM, make_per_example_loss
 from privimage_jax.metrics import features
@@ -525,15 +524,6 @@ def a_ledger_line_after_use(patch):
     patch.setattr(mechanism.Mechanism, "close", late)
 
 
-@dataclasses.dataclass(frozen=True)
-class Bug:
-    """A mistake, the check that catches it, and what that check says."""
-
-    plant: Callable
-    check: Callable
-    says: str
-
-
 BUGS = (
     # Mistakes that published code has made, or that pass unnoticed.
     Bug(clip_skipped_for_one_layer, clipping_of_a_linear_model, "a clipped gradient has norm"),
@@ -577,25 +567,4 @@ BUGS = (
     Bug(samples_drawn_before_the_ledger_line, samples_spent_before_use, "came before its ledger line"),
     Bug(a_ledger_line_after_use, spent_before_use, "came before its ledger line"),
 )
-CHECKS = tuple(dict.fromkeys(bug.check for bug in BUGS))
-
-
-@pytest.fixture(scope="module")
-def score():
-    """Counts the bugs that were caught and prints the sum."""
-    caught = []
-    yield caught
-    print(f"\nplanted bugs caught: {len(caught)} of {len(BUGS)}")
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_check_passes_without_the_bug(check, tmp_path):
-    check(tmp_path)
-
-
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.plant.__name__)
-def test_the_bug_is_caught(bug, tmp_path, monkeypatch, score):
-    bug.plant(monkeypatch)
-    with pytest.raises((AssertionError, UserError, ValueError), match=bug.says):
-        bug.check(tmp_path)
-    score.append(bug)
+score, test_the_check_passes_without_the_bug, test_the_bug_is_caught = planted.tests_of(BUGS)

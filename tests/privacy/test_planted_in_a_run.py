@@ -6,14 +6,14 @@ passes without it. `pytest -s tests/privacy/test_planted_in_a_run.py` prints the
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+import planted
 import run_audits as checks
 from audits import check_clipping, check_query_sensitivity, check_step, linear_loss, linear_problem, linear_step
+from planted import Bug
 
 from privimage_jax import config as configs
 from privimage_jax import generators
@@ -478,15 +478,6 @@ def held_out_images_are_trained_on(patch):
     patch.setattr(loading, "choose", everything)
 
 
-@dataclasses.dataclass(frozen=True)
-class Bug:
-    """A mistake, the check that catches it, and what that check says."""
-
-    plant: Callable
-    check: Callable
-    says: str
-
-
 OFF = "is off"
 BUGS = (
     # Five that an audit planted and that passed the suite of that day.
@@ -552,25 +543,4 @@ BUGS = (
     Bug(copies_are_dropped, checks.check_images_apart, "N or the classes depend on the images"),
     Bug(held_out_images_are_trained_on, checks.check_parts_apart, "an image is in two parts"),
 )
-CHECKS = tuple(dict.fromkeys(bug.check for bug in BUGS))
-
-
-@pytest.fixture(scope="module")
-def score():
-    """Counts the bugs that were caught and prints the sum."""
-    caught = []
-    yield caught
-    print(f"\nplanted bugs caught: {len(caught)} of {len(BUGS)}")
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_check_passes_without_the_bug(check, tmp_path):
-    check(tmp_path)
-
-
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.plant.__name__)
-def test_the_bug_is_caught(bug, tmp_path, monkeypatch, score):
-    bug.plant(monkeypatch)
-    with pytest.raises((AssertionError, UserError, ValueError), match=bug.says):
-        bug.check(tmp_path)
-    score.append(bug)
+score, test_the_check_passes_without_the_bug, test_the_bug_is_caught = planted.tests_of(BUGS)
