@@ -113,7 +113,7 @@ def _release(
             f"the {mechanism.name} in {inputs.workdir.root} has spent its budget, but its key or its output was "
             "deleted; start a new workdir."
         )
-    unit = 1 if weights(inputs) is None else 1 << people.BITS
+    unit = 1 if inputs.sensitive.owners is None else 1 << people.BITS
     std = unit * noise_std(inputs, mechanism.stage)
     if is_too_large(std, unit) and (record := mechanism.stage.mechanism):
         raise UserError(f"config.{record.noise_multiplier} is noise that passes whole numbers of 64 bits; give less.")
