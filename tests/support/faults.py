@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-import kills
+import killed_runs
 import quick
 
 from privimage_jax.errors import UserError
@@ -31,11 +31,11 @@ KINDS = ("lost", "clock", "full")
 SENTENCE = 2  # the exit status of a run that ended with one
 
 
-class Faults(kills.Runs):
+class Faults(killed_runs.Runs):
     """Runs of one config on a folder, `mount/killed`, to which faults happen."""
 
     def __init__(self, folder: pathlib.Path):
-        super().__init__(folder, 7, "diffusion")
+        super().__init__(folder, 7, killed_runs.Kind())
         self.mount = folder / "mount"
         self.mount.mkdir()
         self.root = self.mount / "killed"
@@ -65,12 +65,12 @@ class Faults(kills.Runs):
 
             return wrapped
 
-        original = kills.pipelines.run
-        kills.pipelines.run = explained(original)
+        original = killed_runs.pipelines.run
+        killed_runs.pipelines.run = explained(original)
         try:
-            status = kills.status_of(self._start(self.root, note))
+            status = killed_runs.status_of(self._start(self.root, note))
         finally:
-            kills.pipelines.run = original
+            killed_runs.pipelines.run = original
         return status, told.read_text() if told.exists() else ""
 
     def lost(self) -> None:
@@ -117,7 +117,7 @@ class Faults(kills.Runs):
         if status and (again := self.finish()):
             found.append(f"the run could not be finished: status {again}")
         if not found:
-            found = self.differences(kills.released)
+            found = self.differences(killed_runs.released)
         where = f"{fault} after step {number} ({self.steps[number - 1]})"
         return [f"{where}: {one}; it said {sentence!r}" for one in found]
 

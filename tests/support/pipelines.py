@@ -120,10 +120,10 @@ def tiny_config(folder: pathlib.Path):
     return config
 
 
-def run(config, workdir: pathlib.Path, last: str | None = None) -> Workdir:
-    """Runs the pipeline in this process on one device and returns its workdir."""
+def run(config, workdir: pathlib.Path, last: str | None = None, n_devices: int = 1) -> Workdir:
+    """Runs the pipeline in this process, on the first devices of all processes, and returns its workdir."""
     result = Workdir(workdir)
-    pipeline.run(make_inputs(configs.check(config), result, make_mesh(jax.devices()[:1])), last)
+    pipeline.run(make_inputs(configs.check(config), result, make_mesh(jax.devices()[:n_devices])), last)
     return result
 
 
