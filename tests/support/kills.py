@@ -59,7 +59,7 @@ def at_random_points(folder: pathlib.Path, kind: Kind, kills: int, numbers: rand
     while tally.kills.total() < kills and not tally.differences:
         status = KILLED
         while status == KILLED and tally.kills.total() < kills:
-            number, victim = numbers.randint(1, len(runs.steps) // 4), numbers.randrange(kind.processes)
+            number, victim = numbers.randint(1, len(runs.steps) // 8), numbers.randrange(kind.processes)
             status = runs.kill_around(number, numbers.choice((0.0, numbers.uniform(0, LONGEST_PAUSE))), victim)
             if status == KILLED:
                 tally.kill(runs.stage(), victim)
