@@ -23,7 +23,7 @@ import time
 import killed_runs
 import quick
 
-from privimage_jax.errors import UserError
+from privimage_jax.cli import streams
 
 HOUR = 3600.0
 ROOM = 4 << 20  # bytes of the memory disk
@@ -55,22 +55,12 @@ class Faults(killed_runs.Runs):
             if steps == number:
                 getattr(self, fault)()
 
-        def explained(run):
-            def wrapped(*args):
-                try:
-                    return run(*args)
-                except UserError as error:
-                    told.write_text(str(error))
-                    os._exit(SENTENCE)
-
-            return wrapped
-
-        original = killed_runs.pipelines.run
-        killed_runs.pipelines.run = explained(original)
+        complain = streams.complain
+        streams.complain = told.write_text
         try:
             status = killed_runs.status_of(self._start(self.root, note))
         finally:
-            killed_runs.pipelines.run = original
+            streams.complain = complain
         return status, told.read_text() if told.exists() else ""
 
     def lost(self) -> None:
