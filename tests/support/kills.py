@@ -71,7 +71,7 @@ def at_random_points(folder: pathlib.Path, kind: Kind, kills: int, numbers: rand
         tally.differences += runs.differences(killed_runs.released)
         if not tally.differences:
             shutil.rmtree(runs.root)
-        print(f"{tally.kills.total()} kills so far", flush=True)
+        print(f"so far {tally}", flush=True)
     return tally
 
 
@@ -106,7 +106,7 @@ def around_keys(folder: pathlib.Path, kind: Kind, kills: int, numbers: random.Ra
         if not tally.differences:
             shutil.rmtree(runs.root)
             shutil.rmtree(before)
-        print(f"{tally.kills.total()} kills so far", flush=True)
+        print(f"so far {tally}", flush=True)
     return tally
 
 
