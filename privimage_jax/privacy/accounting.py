@@ -11,6 +11,7 @@ Every epsilon is rounded up and every solved noise multiplier too, and the round
 """
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,13 +25,21 @@ from privimage_jax.privacy.events import Event, Gaussian, SampledGaussian
 
 ACCOUNTANTS = ("pld", "rdp")
 
+_Merged = tuple[tuple[tuple[float, float], int], ...]  # (noise multiplier, sampling rate), and how many times
+
 _EPSILON_DECIMALS = 6
 _NOISE_DECIMALS = 4
 _MAX_NOISE_MULTIPLIER = 1e6
 # Of a search: its longest step up (in logarithms); how far beyond the answer that it expects it looks, to have it
 # between two points; how many steps in a row may fail to halve the bracket.
 _FARTHEST, _BEYOND, _SLOW = 10.0, 1.05, 4
-_PLD_INTERVAL = 1e-4  # of the discretised privacy loss, which dp-accounting rounds up
+_RELATION = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+_ORDERS = tuple(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
+# Upper bounds that cost less: fewer Rényi orders, and longer intervals of the discretised privacy loss, which
+# dp-accounting rounds up.
+_FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 63, 128, 512)
+_INTERVALS = {"pld": 1e-4, "coarse pld": 1e-3, "coarsest pld": 1e-2}
+_Accountant = str | tuple[float, ...]  # a name; "rdp" of so many orders
 
 
 def events_from(spent: Iterable[Mapping[str, Any]]) -> list[Event]:
@@ -85,18 +94,32 @@ def solve_noise_multiplier(
             "their noise multipliers."
         )
 
-    @functools.cache
-    def cost(grid: int, by: str) -> float:
-        own = event(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)
-        return unchecked_epsilon([*other_events, own], delta, by)
+    def with_own(grid: int) -> list[Event]:
+        return [*other_events, event(grid / 10**_NOISE_DECIMALS, sampling_rate, steps)]
 
-    # RDP costs milliseconds whatever the noise; PLD's cost explodes far below the answer. So each accountant starts at
-    # the answer of a cheaper one.
-    largest = int(_MAX_NOISE_MULTIPLIER * 10**_NOISE_DECIMALS)
-    high: int | None = 10**_NOISE_DECIMALS
-    for by in ("rdp", "coarse pld", "pld") if accountant == "pld" else ("rdp",):
+    @functools.cache
+    def cost(grid: int, by: _Accountant) -> float:
+        return unchecked_epsilon(with_own(grid), delta, by)
+
+    def search(by: _Accountant, guess: int) -> int | None:
         least = unchecked_epsilon(other_events, delta, by)
-        high = _smallest(functools.partial(cost, by=by), target_epsilon, least, high or largest, largest)
+        if least > target_epsilon:
+            return None
+        return _smallest(functools.partial(cost, by=by), target_epsilon, least, guess, largest)
+
+    # PLD costs most, and explodes far below the answer: each search starts at what a cheaper one found.
+    largest, start = int(_MAX_NOISE_MULTIPLIER * 10**_NOISE_DECIMALS), 10**_NOISE_DECIMALS
+    enough = search(_FEW_ORDERS, start)
+    if accountant == "rdp":
+        orders = _near_the_best_order(with_own(enough or largest), delta)
+        high = search(orders, enough or start)
+        if high is None or cost(high - 1, "rdp") <= target_epsilon:
+            high = search("rdp", high or start)
+    else:
+        enough = enough or largest
+        for by in ("coarsest pld", "estimated pld"):
+            enough = min(enough, search(by, enough) or largest)
+        high = enough if _is_settled(cost, enough, target_epsilon) else search("pld", enough)
     if high is None:
         raise ValueError(
             f"no noise multiplier keeps {steps} steps within epsilon = {target_epsilon:g} beside the other mechanisms "
@@ -105,24 +128,45 @@ def solve_noise_multiplier(
     return high / 10**_NOISE_DECIMALS
 
 
-def unchecked_epsilon(events: Sequence[Event], delta: float, accountant: str) -> float:
-    """`epsilon` without its checks; also takes "coarse pld", a quick upper bound on "pld"."""
+def unchecked_epsilon(events: Sequence[Event], delta: float, accountant: _Accountant) -> float:
+    """`epsilon` without its checks; also takes what is a quick upper bound, and "estimated pld", which is none."""
+    if accountant == "estimated pld":
+        return _estimated(_merged(events), delta)
     return _composed(_merged(events), delta, accountant)
 
 
-@functools.lru_cache(maxsize=1024)  # a run asks for some sums again and again, and each takes seconds
-def _composed(merged: tuple[tuple[tuple[float, float], int], ...], delta: float, accountant: str) -> float:
+def _estimated(merged: _Merged, delta: float) -> float:
+    """What "pld" would say, nearly: what an interval adds grows with its square, until it is too long to tell."""
+    coarse, coarsest = (_composed(merged, delta, by) for by in ("coarse pld", "coarsest pld"))
+    return coarse - min(coarsest - coarse, coarse) / 100 if coarse < math.inf else coarse
+
+
+@functools.lru_cache(maxsize=1024)  # a run asks for some sums again and again, and each takes a second
+def _composed(merged: _Merged, delta: float, accountant: _Accountant) -> float:
     """The epsilon of (noise multiplier, sampling rate), so many times each."""
-    relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
-    if accountant == "rdp":
-        counter = rdp.RdpAccountant(neighboring_relation=relation)
-    else:
-        counter = pld.PLDAccountant(relation, _PLD_INTERVAL if accountant == "pld" else 10 * _PLD_INTERVAL)
     with _without_warnings():
-        for (noise, rate), count in merged:
-            gaussian = dp_accounting.GaussianDpEvent(noise)
-            counter.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian, count)
-    return round_up(float(counter.get_epsilon(delta)), _EPSILON_DECIMALS)
+        return round_up(float(_counter(merged, accountant).get_epsilon(delta)), _EPSILON_DECIMALS)
+
+
+@functools.lru_cache(maxsize=16)  # of megabytes each; a sum's first terms are often asked for alone
+def _counter(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyAccountant:
+    """An accountant that has composed (noise multiplier, sampling rate), so many times each."""
+    if not merged:
+        if accountant in _INTERVALS:
+            return pld.PLDAccountant(_RELATION, _INTERVALS[accountant])
+        return rdp.RdpAccountant(_ORDERS if accountant == "rdp" else accountant, _RELATION)
+    *first, ((noise, rate), count) = merged
+    gaussian = dp_accounting.GaussianDpEvent(noise)
+    event = dp_accounting.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian
+    return copy.deepcopy(_counter(tuple(first), accountant)).compose(event, count)
+
+
+def _near_the_best_order(events: Sequence[Event], delta: float) -> tuple[float, ...]:
+    """The Rényi orders that matter to costs like that of `events`."""
+    with _without_warnings():
+        _, best = _counter(_merged(events), "rdp").get_epsilon_and_optimal_order(delta)
+    at = _ORDERS.index(best)
+    return _ORDERS[max(at - 2, 0) : at + 3]
 
 
 @contextlib.contextmanager
@@ -136,7 +180,16 @@ def _without_warnings() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _merged(events: Sequence[Event]) -> tuple[tuple[tuple[float, float], int], ...]:
+def _is_settled(cost: Callable[[int, _Accountant], float], enough: int, budget: float) -> bool:
+    """Whether what seems the smallest is so by "pld", told from one evaluation by it.
+
+    Neighbours are estimated equally well: where twice the error leaves the one below too dear, it is.
+    """
+    error = abs(cost(enough, "estimated pld") - cost(enough, "pld")) + 10**-_EPSILON_DECIMALS
+    return cost(enough, "pld") <= budget < cost(enough - 1, "estimated pld") - 2 * error
+
+
+def _merged(events: Sequence[Event]) -> _Merged:
     """(noise multiplier, sampling rate) with counts, equal ones merged, in an order of their own."""
     counts: dict[tuple[float, float], int] = {}
     for event in events:

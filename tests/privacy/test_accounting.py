@@ -84,15 +84,15 @@ def test_a_solution_is_affordable_and_smallest(target, rate, steps, accountant):
     assert epsilon([*QUERY, SampledGaussian(solved - 1e-4, rate, steps)], 1e-5, accountant) > target
 
 
-@pytest.mark.parametrize(("share", "most"), [(0.0, 12), (0.5, 25), (0.999, 50), (0.99999, 50)])
-def test_others_may_leave_much_or_next_to_nothing(share, most, monkeypatch):
-    """The answer is found in a few evaluations; in more where epsilon, as rounded, hardly depends on the noise."""
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999, 0.99999])
+def test_others_may_leave_much_or_next_to_nothing(share, monkeypatch):
+    """The answer is found in a few evaluations by the accountant itself, and some by its quick upper bounds."""
     asked, unchecked = [], accounting.unchecked_epsilon
     others = QUERY if share else []
     target = epsilon(QUERY, DELTA, "rdp") / (share or 1)
     monkeypatch.setattr(accounting, "unchecked_epsilon", lambda *given: asked.append(given) or unchecked(*given))
     solved = accounting.solve_noise_multiplier(target, DELTA, RATE, STEPS, others, "rdp")
-    assert len(asked) <= most
+    assert sum(by == "rdp" for _, _, by in asked) <= 3 and len(asked) <= 60
 
     def cost(noise):
         return epsilon([*others, SampledGaussian(noise, RATE, STEPS)], DELTA, "rdp")
