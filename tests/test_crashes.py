@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from commands import PYTHONPATH
 from crashes import WriteLog, files_of, is_partial, problems, rebuild, states
 from kept import keep_programs, kept
 from pipelines import release_bytes, run, tiny_config
@@ -26,7 +27,6 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import MANIFEST, restore_tree
 from privimage_jax.training.state import tree_digest
 
-ROOT = pathlib.Path(__file__).parents[1]
 KEY = np.arange(8, dtype=np.uint32)
 EVERY = 10  # of the states outside of the mechanisms, one in so many is run to its end
 
@@ -254,19 +254,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(recorded, tmp_path, c
         assert release_bytes(result) == release_bytes(Workdir(folder)), (stage, damage)
 
 
-def start(*command: str) -> str:
-    """What a script of tests/support prints; it must find nothing wrong."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+ONE_AFTER_ANOTHER = """
+import sys, faults, kills
+for script, arguments in ((kills, {of_kills}), (faults, {of_faults})):
+    sys.argv = [script.__name__, *arguments]
+    if script.main():
+        sys.exit(1)
+"""
 
 
 def test_ten_real_kills_and_other_faults(tmp_path):
-    """By the commands that docs/recovery.md names, at a smaller number."""
+    """By the scripts that docs/recovery.md names, at a smaller number, in one process: imports take long."""
     folder = f"--folder={tmp_path}"
-    said = start("tests/support/kills.py", "--kills=7", "--entropy_kills=3", folder)
+    program = ONE_AFTER_ANOTHER.format(
+        of_kills=["--kills=7", "--entropy_kills=3", folder], of_faults=["--points=1", "--kinds=lost,clock", folder]
+    )
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    said = done.stdout
+    assert done.returncode == 0, said + done.stderr
     kills = dict(re.findall(r"(fixed seed|real entropy): (\d+) kills", said))  # more where a run is hit twice
     assert int(kills["fixed seed"]) >= 7 and int(kills["real entropy"]) >= 3, said
-    said = start("tests/support/faults.py", "--points=1", "--kinds=lost,clock", folder)
-    assert said.splitlines()[:2] == [f"{kind}: 1 faults, 0 of them wrong" for kind in ("lost", "clock")]
+    assert said.splitlines()[-2:] == [f"{kind}: 1 faults, 0 of them wrong" for kind in ("lost", "clock")], said
