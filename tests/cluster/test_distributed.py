@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import stat
@@ -88,12 +87,6 @@ def python(started, tmp_path_factory):
     return started.program(tmp_path_factory.mktemp("program") / "bin")
 
 
-def share_programs(folder: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Gives a run of two processes what those before it have compiled."""
-    for programs in folder.glob("*/internal/compilation_cache"):
-        shutil.copytree(programs, workdir / "internal" / "compilation_cache", dirs_exist_ok=True)
-
-
 @pytest.fixture
 def start(folder, tmp_path, started):
     """`start("--process_id=0", …) -> Fork`, one process of a run in `tmp_path / "run"` that only fine-tunes."""
@@ -129,7 +122,6 @@ def spent(workdir):
 @pytest.mark.parametrize("residency", ["replicated", "sharded"])
 def test_two_processes_release_what_one_does(folder, by_one_process, python, residency):
     """All stages; the launcher; batches and noise are the same, so that only the order of float32 sums differs."""
-    share_programs(folder, folder / residency)
     place = [f"--config.{section}.residency={residency}" for section in ("data", "public")]
     command = ["run", "--config", folder / "tiny.py", "--workdir", folder / residency, *SHORT, *place]
     launch = [python, LAUNCHER, "--processes", "2", "--", *command]
@@ -178,7 +170,6 @@ def test_a_process_that_does_not_come(start):
 def test_a_killed_process_ends_the_others(folder, tmp_path, start):
     """With a real key, in the middle of fine-tuning; what was reached is intact, and one process goes on with it."""
     port, workdir = free_port(), Workdir(tmp_path / "run")
-    share_programs(folder, workdir.root)
     settings = ("--config.privacy.fixed_seed=-1", "--config.finetune.steps=100", "--config.finetune.block=100")
     children = [start(*place(index, port), *settings) for index in (0, 1)]
     deadline = time.monotonic() + 100
