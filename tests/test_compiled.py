@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import quick
 from commands import PYTHONPATH
 from jax._src import compilation_cache
 from pipelines import SIDE, tiny_config, write_npz
@@ -90,7 +91,7 @@ def compiled(tmp_path_factory):
     np.savez(folder / "sensitive.npz", **arrays)
     flags = (
         f"--xla_dump_to={folder / 'dump'} --xla_dump_hlo_as_text --xla_dump_large_constants=true "
-        "--xla_cpu_enable_concurrency_optimized_scheduler=false --xla_backend_optimization_level=0"
+        f"--xla_cpu_enable_concurrency_optimized_scheduler=false {' '.join(quick.FLAGS)}"
     )
     subprocess.run(
         [sys.executable, "-c", f"import pathlib, test_compiled; test_compiled.program(pathlib.Path({str(folder)!r}))"],

@@ -231,7 +231,6 @@ def variables_from_torch(weights: Mapping[str, np.ndarray], source: str) -> dict
     Raises:
       UserError: if an array is missing or has another shape.
     """
-    shapes = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
     def load(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         collection, *names = (key.key for key in path)
@@ -245,7 +244,13 @@ def variables_from_torch(weights: Mapping[str, np.ndarray], source: str) -> dict
             )
         return array.transpose(axes)
 
-    return jax.tree_util.tree_map_with_path(load, shapes)
+    return jax.tree_util.tree_map_with_path(load, shapes())
+
+
+@functools.cache
+def shapes() -> dict[str, dict]:
+    """The shapes of the variables; tracing the network takes a second."""
+    return jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
 def _torch_name(collection: str, names: list[str]) -> tuple[str, tuple[int, ...]]:

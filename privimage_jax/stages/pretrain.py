@@ -102,6 +102,11 @@ def lessons(inputs: Inputs) -> Iterator[Lesson]:
         yield Lesson(*names, of_means, "config.warmup.learning_rate", folder / MEANS, *warmup.load(inputs))
 
 
+def compiled_loss(generator: Generator) -> jax.stages.Wrapped:
+    """The loss that fine-tuning is going to minimise, of each example."""
+    return jax.jit(generator.per_example_loss)
+
+
 def public_loss(generator: Generator, images: Images, labels: Images, mesh: Mesh) -> Callable[[Params], float]:
     """The loss that fine-tuning is going to minimise, as a mean over some of the images; a function of parameters.
 
@@ -110,7 +115,7 @@ def public_loss(generator: Generator, images: Images, labels: Images, mesh: Mesh
     """
     rows = np.linspace(0, len(labels) - 1, min(COMPARED, len(labels))).astype(int)
     rows = np.resize(rows, -(-len(rows) // PIECE) * PIECE)  # one shape is compiled, however few images there are
-    per_example_loss = jax.jit(generator.per_example_loss)
+    per_example_loss = compiled_loss(generator)
 
     def loss(params: Params) -> float:
         losses = []

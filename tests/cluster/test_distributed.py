@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
 
 import forks
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import quick
 from commands import PYTHONPATH, ROOT, Result, write_config
+from kept import keep_programs
 from pipelines import release_bytes, run, tiny_config
 
 from privimage_jax import config as configs
@@ -76,9 +76,15 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def started():
-    """Where processes come from that need no interpreter of their own; the launcher's have one."""
+    """Where processes come from, which need no interpreter of their own."""
     with forks.forks(ENVIRONMENT) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def python(started, tmp_path_factory):
+    """A Python beside a `privimage` that is such a process: the launcher looks there for the program."""
+    return started.program(tmp_path_factory.mktemp("program") / "bin")
 
 
 @pytest.fixture
@@ -114,13 +120,12 @@ def spent(workdir):
 
 
 @pytest.mark.parametrize("residency", ["replicated", "sharded"])
-def test_two_processes_release_what_one_does(folder, by_one_process, residency):
+def test_two_processes_release_what_one_does(folder, by_one_process, python, residency):
     """All stages; the launcher; batches and noise are the same, so that only the order of float32 sums differs."""
     place = [f"--config.{section}.residency={residency}" for section in ("data", "public")]
     command = ["run", "--config", folder / "tiny.py", "--workdir", folder / residency, *SHORT, *place]
-    done = subprocess.run(
-        [sys.executable, LAUNCHER, "--processes", "2", "--", *command], env=ENVIRONMENT, capture_output=True, text=True
-    )
+    launch = [python, LAUNCHER, "--processes", "2", "--", *command]
+    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finetune        done") == 1  # one process speaks
     two, one = Workdir(folder / residency), by_one_process
@@ -187,32 +192,45 @@ def test_a_killed_process_ends_the_others(folder, tmp_path, start):
     assert lines[-1]["kind"] == "closed" and not list((workdir.internal / "keys").iterdir())
 
 
-def finetuned(config, root: pathlib.Path, n_devices: int) -> dict[str, np.ndarray]:
-    """The released parameters of a run on some of this process's simulated devices."""
-    workdir = Workdir(root)
-    pipeline.run(make_inputs(configs.check(config), workdir, make_mesh(jax.devices()[:n_devices])), "finetune")
-    return released(workdir)
+@pytest.fixture(scope="module")
+def finetuned():
+    """`finetuned(config, root, n_devices)`: the released parameters of a run on some of this process's devices.
+
+    Programs are kept for the next run on as many devices with the images in the same place.
+    """
+    programs: dict[tuple, dict] = {}
+
+    def finetuned(config, root: pathlib.Path, n_devices: int) -> dict[str, np.ndarray]:
+        workdir = Workdir(root)
+        with pytest.MonkeyPatch.context() as patch:
+            keep_programs(patch, programs.setdefault((n_devices, config.data.residency), {}))
+            pipeline.run(make_inputs(configs.check(config), workdir, make_mesh(jax.devices()[:n_devices])), "finetune")
+        return released(workdir)
+
+    return finetuned
 
 
 @pytest.fixture(scope="module")
-def on_one_device(folder):
+def on_one_device(folder, finetuned):
     return finetuned(short_config(folder, only_finetuning=True), folder / "devices_1", 1)
 
 
 @pytest.mark.parametrize("n_devices", [2, 8])
-def test_the_devices_change_nothing_but_rounding(folder, tmp_path, on_one_device, n_devices):
+def test_the_devices_change_nothing_but_rounding(folder, tmp_path, finetuned, on_one_device, n_devices):
     assert_close(finetuned(short_config(folder, only_finetuning=True), tmp_path / "run", n_devices), on_one_device)
 
 
 @pytest.mark.parametrize("n_devices", [2, 8])
-def test_where_the_images_lie_changes_nothing_but_rounding(folder, tmp_path, on_one_device, n_devices):
+def test_where_the_images_lie_changes_nothing_but_rounding(folder, tmp_path, finetuned, on_one_device, n_devices):
     config = short_config(folder, only_finetuning=True)
     config.data.residency = "sharded"
     assert_close(finetuned(config, tmp_path / "run", n_devices), on_one_device)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 2)])
-def test_a_run_goes_on_with_another_number_of_devices(folder, tmp_path, on_one_device, monkeypatch, before, after):
+def test_a_run_goes_on_with_another_number_of_devices(
+    folder, tmp_path, finetuned, on_one_device, monkeypatch, before, after
+):
     save = Checkpoints.save
 
     def interrupted(self, step, state):

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import quick
 from commands import PYTHONPATH
 from small_models import use_small_models
 
@@ -163,7 +164,7 @@ def test_steps_replay_and_resume_bit_for_bit_in_real_processes(privimage, tmp_pa
         "    return config\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    monkeypatch.setenv("XLA_FLAGS", " ".join([*quick.FLAGS, "--xla_force_host_platform_device_count=2"]))
     monkeypatch.setattr(
         parts, "make", lambda *given: [part for part in make(*given) if part.name in ("replay", "resume")]
     )

@@ -1,6 +1,7 @@
 """A classifier learns from one set what another set confirms, the same from the same seed."""
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -11,6 +12,14 @@ from privimage_jax.metrics import downstream
 from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
 from privimage_jax.models.registry import build_classifier
 from privimage_jax.training.classifier import Recipe
+from privimage_jax.training.mesh import make_mesh
+
+
+@pytest.fixture(autouse=True)
+def mesh(monkeypatch):
+    """One device: each of several that are simulated takes as long."""
+    mesh = make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(downstream, "make_mesh", lambda: mesh)
 
 
 @pytest.fixture(scope="module")

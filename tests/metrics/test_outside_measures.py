@@ -1,6 +1,7 @@
 """The guide's measure from elsewhere is computed, shown and compared; wrong ones are told in a sentence."""
 
 import json
+import shutil
 
 import pytest
 from guides import extended
@@ -16,6 +17,7 @@ from privimage_jax.metrics.measures import MEASURES, with_outside
 def config(tmp_path, monkeypatch):
     config = extended("A measure", "spread", tmp_path, monkeypatch)
     config.privacy.accountant = "rdp"
+    config.selection.method, config.pretrain.steps, config.finetune.enabled = "random", 0, False
     return config
 
 
@@ -27,10 +29,10 @@ def best_of(page: str, title: str) -> int:
 
 
 def test_it_is_computed_shown_and_compared(config, tmp_path):
-    workdirs = []
-    for name, more in (("one", {}), ("two", {"max_images": 8})):
-        config.evaluate.update(more)
-        workdirs.append(run(config, tmp_path / name))
+    workdirs = [run(config, tmp_path / "one")]
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    config.evaluate.max_images = 8
+    workdirs.append(run(config, tmp_path / "two"))
     found = json.loads((workdirs[0].internal / "evaluation.json").read_text())
     assert found["spread"] > 0
     page = (workdirs[0].internal / "evaluation.html").read_text()
@@ -82,7 +84,6 @@ def test_a_name_that_is_no_import_string_is_told(config):
 def test_a_measure_that_fails_is_told(config, tmp_path, body, culprit):
     path = tmp_path / "spread.py"
     path.write_text(path.read_text().replace("sets.synthetic.features.std() / sets.test.features.std()", body))
-    config.selection.method, config.pretrain.steps, config.finetune.enabled = "random", 0, False
     with pytest.raises(UserError, match=culprit):
         run(config, tmp_path / "run")
 

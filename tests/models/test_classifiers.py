@@ -37,7 +37,13 @@ def test_logits_features_and_state(name, side, channels, kwargs):
     model = build_classifier(name, 5, **kwargs)
     variables = init_classifier(model, jax.random.key(0), (side, side, channels))
     x = jax.random.normal(jax.random.key(1), (4, side, side, channels))
-    logits, features = model.apply(variables, x), model.apply(variables, x, method="features")
+
+    def apply(variables, x):
+        rngs = {"dropout": jax.random.key(2)}
+        _, state = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
+        return model.apply(variables, x), model.apply(variables, x, method="features"), state
+
+    logits, features, state = jax.jit(apply)(variables, x)
     assert logits.shape == (4, 5) and logits.dtype == features.dtype == jnp.float32
     head = variables["params"]["head"]
     np.testing.assert_allclose(logits, features @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-5)
@@ -45,8 +51,6 @@ def test_logits_features_and_state(name, side, channels, kwargs):
     has_state = "batch_stats" in variables
     assert has_state == (name != "cnn")
     if has_state:
-        rngs = {"dropout": jax.random.key(2)}
-        _, state = model.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
         old, new = jax.tree.leaves(variables["batch_stats"])[0], jax.tree.leaves(state["batch_stats"])[0]
         assert (old != new).any()
 

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import pathlib
 import select
 import signal
 import socket
@@ -84,15 +85,41 @@ class Forks:
 
     def start(self, arguments: Sequence, environment: dict[str, str]) -> Fork:
         """Runs `privimage` with these arguments in an environment; standard input is empty."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._path)
         out, err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115, as `communicate` closes them
         with open(os.devnull) as nothing:
-            request = json.dumps({"arguments": [*map(str, arguments)], "environment": environment}).encode()
-            descriptors = [file.fileno() for file in (nothing, out, err)]
-            socket.send_fds(connection, [len(request).to_bytes(4, "big")], descriptors)
-            connection.sendall(request)
-        return Fork(connection, out, err)
+            return _asked(self._path, arguments, environment, nothing, out, err)
+
+    def program(self, folder: pathlib.Path) -> pathlib.Path:
+        """Writes a `privimage` that runs as such a process, and beside it a Python; returns the Python.
+
+        The program has its starter's arguments, environment and standard streams.
+        """
+        folder.mkdir()
+        program, python = folder / "privimage", folder / "python"
+        support = str(pathlib.Path(__file__).parent)
+        program.write_text(
+            f"#!{sys.executable}\nimport sys; sys.path.append({support!r})\n"
+            f"import forks; sys.exit(forks.relay({self._path!r}))\n"
+        )
+        program.chmod(0o755)
+        python.symlink_to(sys.executable)
+        return python
+
+
+def _asked(path: str, arguments: Sequence, environment: dict[str, str], *streams) -> Fork:
+    """Asks the process that is forked, at its socket, for a fork with these standard streams."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    request = json.dumps({"arguments": [*map(str, arguments)], "environment": environment}).encode()
+    descriptors = [stream.fileno() for stream in streams]
+    socket.send_fds(connection, [len(request).to_bytes(4, "big")], descriptors)
+    connection.sendall(request)
+    return Fork(connection, *streams[1:])
+
+
+def relay(path: str) -> int:
+    """Has this process's command run as a fork, and waits for its end; returns the status."""
+    return _asked(path, sys.argv[1:], dict(os.environ), sys.stdin, sys.stdout, sys.stderr).wait()
 
 
 @contextlib.contextmanager
@@ -137,12 +164,26 @@ def serve(path: str) -> dict[str, Any]:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     return request
+
+
+def solve_budget() -> None:
+    """Solves the budget of the smallest experiment by all accountants, which is kept for this process and its forks."""
+    configs, pipelines, plan = map(
+        importlib.import_module, ("privimage_jax.config", "pipelines", "privimage_jax.run.plan")
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = pipelines.tiny_config(pathlib.Path(folder))
+        config.privacy.accountant = "rdp"
+        config = configs.check(config)
+    plan.noise_by_accountant(config, pipelines.IMAGES, plan.make_plan(config, pipelines.IMAGES).delta)
 
 
 def main() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
+    solve_budget()
     quick.collect_rarely()
     request = serve(sys.argv[1])
     os.environ.clear()

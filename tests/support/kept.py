@@ -44,6 +44,7 @@ def keep_programs(patch: pytest.MonkeyPatch, results: dict[str, dict] | None = N
         (loop, "make_runner", lambda step: (step.__module__, step.__qualname__)),
         *((owner, "Sampler", lambda generator, mesh: "") for owner in (finetune, pretrain, sample)),
         (registry, "init_denoiser", lambda *arguments: None),
+        (pretrain, "compiled_loss", lambda generator: ""),
         (artefact, "shapes", lambda generator: ""),
         (train_query, "shapes", lambda *arguments: None),
         (query, "forward", lambda model, variables: tree_digest(variables)),

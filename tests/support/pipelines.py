@@ -15,6 +15,7 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
 SIDE, CLASSES, SEMANTICS = 8, 3, 6
+IMAGES = 60  # sensitive ones, and public ones
 
 
 class Denoiser(nn.Module):
@@ -87,7 +88,7 @@ def tiny_config(folder: pathlib.Path):
     for name, classes, seed in (("data", CLASSES, 1), ("public", SEMANTICS, 2)):
         path = folder / f"{name}.npz"
         config[name].source = "npz"
-        config[name].path = str(path if path.exists() else write_npz(path, 60, classes, seed))
+        config[name].path = str(path if path.exists() else write_npz(path, IMAGES, classes, seed))
     config.data.class_names = ("left", "middle", "right")
     config.data.image_size = SIDE
     config.data.channels = 1

@@ -1,14 +1,14 @@
 """Weights of networks, images for them, and files of weights as strangers make them."""
 
+import functools
 import json
 import struct
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from privimage_jax.models.inception import InceptionV3
+from privimage_jax.models.inception import shapes
 
 RECORDED_PLACES = slice(None, None, 8)  # the features that tests/metrics/inception_features.npz holds
 
@@ -22,9 +22,13 @@ def random_images():
 
 def random_weights():
     """Weights under pytorch-fid's names, drawn per name by numpy, so large that features vary from image to image."""
-    shapes = jax.eval_shape(InceptionV3().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return dict(_drawn())
+
+
+@functools.cache
+def _drawn():
     weights = {}
-    for path, shape in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+    for path, shape in jax.tree_util.tree_flatten_with_path(shapes())[0]:
         *modules, leaf = [key.key for key in path if key.key not in ("params", "batch_stats", "trunk")]
         name = ".".join(modules)
         rng = np.random.default_rng(zlib.crc32(f"{name}.{leaf}".encode()))
