@@ -192,7 +192,7 @@ def linear_image_loss(params, batch, keys):
 @pytest.mark.parametrize(
     ("how", "image_shape"),
     [
-        ("as images", (32, 32, 3)),
+        ("as images", (28, 28, 1)),
         ("replicated", (32, 32, 3)),
         ("sharded", (32, 32, 3)),
         ("replicated", (28, 28, 1)),  # neither its bytes nor its sides suit a tile

@@ -526,12 +526,12 @@ def check_records_are_delivered(counts: tuple[int, ...] = (1, 5, 53), devices: t
         mesh = make_mesh(jax.devices()[:n_devices])
         placed = records.place(tree, mesh, sharded)
         fetch = jax.jit(lambda data, ids, mesh=mesh: records.batch(data, ids, mesh), compiler_options=OPTIONS)
-        for ids in (np.arange(n), rng.integers(0, n, 7)):
-            fetched = jax.device_get(fetch(placed, ids.astype(np.int32)))
-            for name, values in tree.items():
-                same = fetched[name].dtype == values.dtype and fetched[name].tobytes() == values[ids].tobytes()
-                where = f"{n_devices} devices, {'sharded' if sharded else 'replicated'}"
-                assert same, f"the records asked for and those delivered differ in {name} ({n} records, {where})"
+        ids = np.concatenate([np.arange(n), rng.integers(0, n, 6)])
+        fetched = jax.device_get(fetch(placed, ids.astype(np.int32)))
+        for name, values in tree.items():
+            same = fetched[name].dtype == values.dtype and fetched[name].tobytes() == values[ids].tobytes()
+            where = f"{n_devices} devices, {'sharded' if sharded else 'replicated'}"
+            assert same, f"the records asked for and those delivered differ in {name} ({n} records, {where})"
 
 
 def check_sum_sensitivity(microbatch: int, n_devices: int, n: int = 4096) -> None:
