@@ -14,10 +14,12 @@ from audits import KEY, LOSS_KEY, OPTIONS, check_records_are_delivered, keep_gra
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from privimage_jax.privacy import records
+from privimage_jax.privacy import noise, records
 from privimage_jax.privacy.dp_sgd import DPSGD, dp_step
 from privimage_jax.training.mesh import make_mesh
 
+# A program with the noise takes half as long again to compile, and no record depends on it.
+NO_NOISE = noise.Noise(lambda params: {}, lambda total, state, *_: (total, state), None, True)
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
 
 
@@ -64,14 +66,24 @@ def test_arrays_of_different_lengths_are_refused():
 
 def linear_loss(params, batch, keys):
     """Its gradient holds the record itself, and the record's own unit vector: a wrong or a missing one shows."""
-    draws = jax.vmap(jax.random.normal)(keys)
+    draws = jax.random.key_data(keys)[:, 1] * 2.0**-31 - 1
     seen = batch["image"].reshape(len(keys), -1).astype(jnp.float32)
     return seen @ params["w"] * (1 + batch["label"]) * draws + params["seen"][batch["id"]]
 
 
+def step_of(settings, n_devices, added=NO_NOISE):
+    return dp_step(linear_loss, keep_gradient, settings, mesh_of(n_devices), noise=added)
+
+
 @functools.cache
 def compiled(settings, n_devices):
-    return jax.jit(dp_step(linear_loss, keep_gradient, settings, mesh_of(n_devices)), compiler_options=OPTIONS)
+    """A step on replicated records and the same one on sharded records, in one program."""
+    step = step_of(settings, n_devices)
+
+    def both(state, replicated, sharded, t):
+        return step(state, replicated, KEY, LOSS_KEY, t), step(state, sharded, KEY, LOSS_KEY, t)
+
+    return jax.jit(both, compiler_options=OPTIONS)
 
 
 def tree_of(n):
@@ -87,10 +99,11 @@ def state_of(n):
     return {"params": {"w": np.zeros(4, np.float32), "seen": np.zeros(n, np.float32)}}
 
 
-def outcome(settings, n_devices, sharded, t):
-    data = records.place(tree_of(settings.n), mesh_of(n_devices), sharded)
-    state, stats = compiled(settings, n_devices)(state_of(settings.n), data, KEY, LOSS_KEY, t)
-    return jax.device_get((state["gradient"], stats))
+def outcomes(settings, n_devices, t):
+    """(the gradient, figures) of a step on replicated records, and on sharded ones."""
+    places = [records.place(tree_of(settings.n), mesh_of(n_devices), sharded) for sharded in (False, True)]
+    results = jax.device_get(compiled(settings, n_devices)(state_of(settings.n), *places, t))
+    return [(state["gradient"], stats) for state, stats in results]
 
 
 @pytest.mark.parametrize(("n", "batch_size", "microbatch"), [(3, 1, 2), (17, 17, 3), (40, 5, 2)])
@@ -99,9 +112,9 @@ def test_a_step_is_the_same_wherever_the_records_lie(n, batch_size, microbatch, 
     """Small batches leave devices without a member, and some are empty; large ones take several rounds."""
     settings = DPSGD(n, batch_size, clip_norm=1e9, noise_multiplier=0.0, microbatch=microbatch)
     for t in range(6):
-        replicated, sharded = (outcome(settings, n_devices, is_sharded, t) for is_sharded in (False, True))
+        replicated, sharded = outcomes(settings, n_devices, t)
         jax.tree.map(np.testing.assert_array_equal, sharded, replicated)
-        alone = outcome(settings, 1, False, t)
+        alone = outcomes(settings, 1, t)[0]
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3), sharded, alone)
         members = members_of(t, settings)
         np.testing.assert_allclose(sharded[0]["seen"] * batch_size, members, rtol=1e-5)
@@ -118,7 +131,7 @@ def test_a_record_that_is_not_the_one_asked_for_is_not_processed(monkeypatch):
     monkeypatch.setattr(records, "rows_of", spoilt)
     settings = DPSGD(n=40, batch_size=20, clip_norm=1e9, noise_multiplier=0.0, microbatch=5)
     state, data = state_of(40), records.place(tree_of(40), mesh_of(2), True)
-    step = jax.jit(dp_step(linear_loss, keep_gradient, settings, mesh_of(2)), compiler_options=OPTIONS)
+    step = jax.jit(step_of(settings, 2), compiler_options=OPTIONS)
     state, stats = step(state, data, KEY, LOSS_KEY, 0)
     rest = members_of(0, settings) & (np.arange(40) % 5 > 0)
     assert stats["processed"] == rest.sum() < stats["drawn"]
@@ -126,9 +139,9 @@ def test_a_record_that_is_not_the_one_asked_for_is_not_processed(monkeypatch):
 
 
 def test_an_empty_batch_of_sharded_records():
-    settings = DPSGD(n=40, batch_size=1, clip_norm=1e9, noise_multiplier=0.0, microbatch=3)
+    settings = DPSGD(n=3, batch_size=1, clip_norm=1e9, noise_multiplier=0.0, microbatch=2)  # as above
     t = next(t for t in range(50) if not members_of(t, settings).any())
-    gradient, stats = outcome(settings, 8, True, t)
+    gradient, stats = outcomes(settings, 8, t)[1]
     assert stats["drawn"] == stats["processed"] == 0 and not gradient["w"].any()
 
 
@@ -136,7 +149,8 @@ def test_the_collectives_of_a_step_on_sharded_records():
     """In the loop the ids and the rows are exchanged; after it all is summed once. Nothing gathers the set."""
     settings = DPSGD(n=40, batch_size=12, clip_norm=1.0, noise_multiplier=1.0, microbatch=3)
     data = records.place(tree_of(40), mesh_of(8), True)
-    text = compiled(settings, 8).lower(state_of(40), data, KEY, LOSS_KEY, 0).compile().as_text()
+    step = jax.jit(step_of(settings, 8, noise.INDEPENDENT), compiler_options=OPTIONS)
+    text = step.lower(state_of(40), data, KEY, LOSS_KEY, 0).compile().as_text()
     entry = text[text.index("\nENTRY") :]
     assert COLLECTIVE.findall(entry) == ["all-reduce"]
     in_loop = [line for line in text[: text.index("\nENTRY")].splitlines() if COLLECTIVE.search(line)]
@@ -172,13 +186,13 @@ def tpu():
 
 def linear_image_loss(params, batch, keys):
     images = batch["image"].reshape(len(keys), -1).astype(jnp.float32)
-    return images @ params["w"] * batch["label"] * jax.vmap(jax.random.normal)(keys)
+    return images @ params["w"] * batch["label"]
 
 
 @pytest.mark.parametrize(
     ("how", "image_shape"),
     [
-        ("as images", (32, 32, 3)),
+        ("as images", (28, 28, 1)),
         ("replicated", (32, 32, 3)),
         ("sharded", (32, 32, 3)),
         ("replicated", (28, 28, 1)),  # neither its bytes nor its sides suit a tile
@@ -194,7 +208,7 @@ def test_a_tpu_copies_no_image_set(tpu, how, image_shape):
 
     tree = {"image": shaped((n, *image_shape), jnp.uint8), "label": shaped((n,), jnp.int32)}
     data = tree if how == "as images" else records.shapes(tree, tpu, how == "sharded")
-    step = dp_step(linear_image_loss, keep_gradient, DPSGD(n, 100, 1.0, 1.0, 8), tpu)
+    step = dp_step(linear_image_loss, keep_gradient, DPSGD(n, 100, 1.0, 0.0, 8), tpu, noise=NO_NOISE)
     state = {"params": {"w": shaped((np.prod(image_shape),), jnp.float32)}}
     loss_key = shaped((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     program = jax.jit(step).lower(state, data, shaped((8,), jnp.uint32), loss_key, shaped((), jnp.int32)).compile()

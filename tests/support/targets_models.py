@@ -1,4 +1,4 @@
-"""Classifiers for the tests of forecasts: with an operation that only CPUs and GPUs have, and one for TPUs."""
+"""Networks for the tests of targets: one with an operation that only CPUs and GPUs have, and two for TPUs."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -35,3 +35,21 @@ class GroupNormResNet(nn.Module):
 
     def __call__(self, x, train=False):
         return self.head(self.features(x, train))
+
+
+class Convolutions(nn.Module):
+    """A denoiser of three convolutions and one each of the other layers of a UNet without attention."""
+
+    n_classes: int
+    channels: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, c_noise, label):
+        told = nn.Dense(16)(c_noise[:, None]) + nn.Embed(self.n_classes + 1, 16)(label)
+        h = self.conv(16)(x) + told[:, None, None]
+        h = self.conv(16)(nn.silu(nn.GroupNorm(2, dtype=self.dtype)(h)))
+        return self.conv(self.channels)(nn.silu(h)).astype(jnp.float32)
+
+    def conv(self, channels):
+        return nn.Conv(channels, (3, 3), dtype=self.dtype)
