@@ -18,6 +18,7 @@ from audits import (
     MEMBERSHIP,
     NAN_MARK,
     NULL_MARK,
+    Programs,
     Trace,
     check_blocks_are_used_once,
     check_query_sensitivity,
@@ -27,10 +28,12 @@ from audits import (
     vector64,
 )
 from pipelines import SIDE, release_bytes, run, tiny_config, write_npz
-from small_models import use_small_models
+from small_models import use_small_gan, use_small_models
 
+from privimage_jax.models import gan
 from privimage_jax.privacy import chacha, sampling
 from privimage_jax.stages import choose_sampler, query
+from privimage_jax.storage.workdir import Workdir
 
 NAMES = ("circle", "square", "triangle")
 N, STEPS, BATCH, CLIP_NORM, K1 = 60, 4, 40, 1e-3, 2
@@ -61,10 +64,8 @@ def make_config(folder):
 
 def make_gan_config(folder):
     """The same with a GAN, whose generator learns beside what DP-SGD trains."""
-    config = make_config(folder)
-    config.generator, config.sampler_choice.enabled, config.warmup.enabled = "gan", False, False
-    config.gan.noise, config.gan.embedding, config.gan.generator_width = 8, 4, 8
-    config.gan.discriminator_width, config.gan.batch_size, config.gan.discriminator_steps = 8, 8, 2
+    config = use_small_gan(make_config(folder))
+    config.sampler_choice.enabled = config.warmup.enabled = False
     return config
 
 
@@ -99,6 +100,8 @@ NEIGHBOURS = {
     "a huge gradient nulled": Neighbour(HUGE),
     "another image": Neighbour(COMMON, np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE, 1) * 4),
 }
+# Where other pixels, or a class without an image, would change a program, it must not be that of the run on D.
+WITH_PROGRAMS_OF_THEIR_OWN = ("the only image of its class nulled", "another image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,7 @@ def run_on(
     replay: Trace | None = None,
     make_config=make_config,
     held_out=None,
+    programs: Programs | None = None,
 ) -> Run:
     arrays, null = sensitive_arrays(folder) | (held_out or {}), None
     if neighbour is not None:
@@ -127,7 +131,7 @@ def run_on(
     config = make_config(folder)
     config.public.path = str(public)
     trace = Trace()
-    with recorded(trace, replay, null):
+    with recorded(trace, replay, null, programs):
         workdir = run(config, folder / "run")
     paths = (path.relative_to(workdir.root) for path in workdir.root.rglob("*") if path.is_file())
     # Names are random in checkpoints and their parts "d", digests of data in the cache, clock times among the metrics.
@@ -142,16 +146,23 @@ def public(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def original(public, tmp_path_factory):
+def programs():
+    """Those of the run on D, for the others that need not make their own."""
+    return Programs()
+
+
+@pytest.fixture(scope="module")
+def original(public, programs, tmp_path_factory):
     """The run on D."""
-    return run_on(tmp_path_factory.mktemp("original"), public)
+    return run_on(tmp_path_factory.mktemp("original"), public, programs=programs)
 
 
 @pytest.fixture(scope="module", params=NEIGHBOURS, ids=str)
-def replayed(request, original, public, tmp_path_factory):
+def replayed(request, original, programs, public, tmp_path_factory):
     """A run on a neighbour with the outputs of D: (the neighbour, its run)."""
-    neighbour = NEIGHBOURS[request.param]
-    return neighbour, run_on(tmp_path_factory.mktemp("neighbour"), public, neighbour, original.trace)
+    neighbour, folder = NEIGHBOURS[request.param], tmp_path_factory.mktemp("neighbour")
+    kept = None if request.param in WITH_PROGRAMS_OF_THEIR_OWN else programs
+    return neighbour, run_on(folder, public, neighbour, original.trace, programs=kept)
 
 
 def test_the_release_depends_on_the_mechanisms_outputs_alone(original, replayed):
@@ -167,10 +178,36 @@ def test_held_out_images_reach_no_release(original, public, tmp_path):
     assert other.trace.lines == original.trace.lines
 
 
-def test_the_release_of_a_gan_does_too(public, tmp_path_factory):
-    original = run_on(tmp_path_factory.mktemp("gan"), public, make_config=make_gan_config)
-    folder, neighbour = tmp_path_factory.mktemp("gan_neighbour"), NEIGHBOURS["another image"]
-    other = run_on(folder, public, neighbour, original.trace, make_gan_config)
+@pytest.fixture(scope="module")
+def shallow():
+    """A discriminator of one block of either kind: a program costs what it has of operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan, "LEAST_BLOCKS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def of_a_gan(public, shallow, tmp_path_factory):
+    """The run of a GAN on D, and its folder."""
+    folder = tmp_path_factory.mktemp("gan")
+    return run_on(folder, public, make_config=make_gan_config), Workdir(folder / "run")
+
+
+def test_the_whole_pipeline_runs_with_a_gan(of_a_gan):
+    workdir = of_a_gan[1]
+    with np.load(workdir.release / "synthetic.npz") as arrays:
+        assert arrays["images"].shape == (12, SIDE, SIDE, 1)
+    assert (workdir.release / "report.html").exists()
+    for stage in ("pretrain", "finetune"):
+        assert "generator_loss" in (workdir.internal / stage / "metrics" / "metrics.csv").read_text().split("\n")[0]
+    shown = (workdir.internal / "evaluation.html").read_text()
+    assert shown.count("loss of a GAN") == 4, "captions and descriptions of two curves"
+    assert "loss of a GAN" not in (workdir.release / "report.html").read_text()
+
+
+def test_the_release_of_a_gan_does_too(of_a_gan, public, tmp_path):
+    (original, _), neighbour = of_a_gan, NEIGHBOURS["another image"]
+    other = run_on(tmp_path, public, neighbour, original.trace, make_gan_config)
     check_releases_are_equal(original.release, other.release)
     ours, others = (vector64([run.trace.gradients[step] for step in range(STEPS)]) for run in (original, other))
     assert np.abs(ours - others).max() > 0, "the image was drawn, and moves the discriminator"
@@ -243,11 +280,12 @@ def test_striking_one_record_out_moves_the_counts_by_the_sensitivity():
     check_query_sensitivity(query.count_semantics, N, semantics=6, n_classes=3, k1=K1)
 
 
-def test_without_those_outputs_the_release_would_differ(original, public, tmp_path):
+def test_without_those_outputs_the_release_would_differ(original, programs, public, tmp_path):
+    other = run_on(tmp_path, public, NEIGHBOURS["another image"], programs=programs)
     with pytest.raises(
         AssertionError, match=r"params.npz, ledger.jsonl, report.html, (sampler.json, )?semantics.json, synthetic"
     ):
-        check_releases_are_equal(original.release, run_on(tmp_path, public, NEIGHBOURS["another image"]).release)
+        check_releases_are_equal(original.release, other.release)
 
 
 def drawn(row, stage="finetune", size=BATCH):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _TINY = 1e-12
 
@@ -20,12 +21,10 @@ def is_normalised(leaf: jax.Array) -> bool:
 def first_vectors(params: Any, key: jax.Array) -> Any:
     """Where the power iterations start: a random unit vector [outputs] for each normalised leaf, [1] for others."""
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-
-    def one(leaf: jax.Array, key: jax.Array) -> jax.Array:
-        return _unit(jax.random.normal(key, (leaf.shape[-1],))) if is_normalised(leaf) else jnp.zeros((1,))
-
-    return jax.tree.unflatten(structure, [one(*pair) for pair in zip(leaves, keys, strict=True)])
+    sizes = [leaf.shape[-1] if is_normalised(leaf) else 0 for leaf in leaves]
+    drawn = jax.random.normal(key, (sum(sizes),))  # at once: on CPUs, each draw takes 0.2 s to compile
+    vectors = [_unit(part) if len(part) else jnp.zeros((1,)) for part in jnp.split(drawn, np.cumsum(sizes)[:-1])]
+    return jax.tree.unflatten(structure, vectors)
 
 
 def normalise(params: Any, vectors: Any) -> tuple[Any, Any]:

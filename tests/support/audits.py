@@ -5,12 +5,14 @@ out of its mechanisms, and which compiled programs it called. `recorded` fills o
 trace of another run, it puts that run's outputs in the mechanisms' place, which makes the run a replay.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -60,8 +62,44 @@ class Trace:
     programs: list[tuple] = dataclasses.field(default_factory=list)
 
 
+class Programs:
+    """Programs that runs of one config, one after the other, need not trace and compile again.
+
+    They are told by their names and their turn. All that they close over is that of the first run. So a run that is to
+    show that no program holds data must not share them.
+    """
+
+    def __init__(self) -> None:
+        self.trace, self.replay = Trace(), None  # of the run that goes on
+        self._kept: dict[tuple, _Program] = {}
+        self._turns: collections.Counter = collections.Counter()
+
+    def begin(self, trace: Trace, replay: Trace | None) -> None:
+        """The next run."""
+        self.trace, self.replay = trace, replay
+        self._turns.clear()
+
+    def outputs(self) -> Trace:
+        """Those of the mechanisms that the run goes on with."""
+        return self.trace if self.replay is None else self.replay
+
+    def jit(self, compile_program: Callable, fun: Callable, **options: Any) -> "_Program":
+        """`jax.jit`, whose calls are noted."""
+        name = (fun.__module__, getattr(fun, "__qualname__", ""))
+        self._turns[name] += 1
+        key = (*name, self._turns[name])
+        if key not in self._kept:
+            self._kept[key] = _Program(compile_program(fun, **options), self)
+        return self._kept[key]
+
+
 @contextlib.contextmanager
-def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray | None = None) -> Iterator[None]:
+def recorded(
+    trace: Trace,
+    replay: Trace | None = None,
+    null: int | np.ndarray | None = None,
+    programs: Programs | None = None,
+) -> Iterator[None]:
     """Records what runs on one device within the context.
 
     Args:
@@ -69,7 +107,10 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
       replay: goes on with this trace's outputs of its mechanisms, not with the run's own.
       null: the row of a record, or those of a person's images, that count in no histogram and no score (nor, where they
         are of NULL_MARK, in the gradients).
+      programs: those of earlier runs; by default the run makes its own.
     """
+    programs = programs or Programs()
+    programs.begin(trace, replay)
     logits_of, count_classes, sum_by_class = counting.logits, class_histogram.count_classes, warmup.sum_by_class
     add_noise, build_generator = noisy_counts.add_noise, generators.build
 
@@ -91,15 +132,15 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
         stated = line["noise_multiplier"] * line["l2_sensitivity"] * (1 << people.BITS if of_people else 1)
         assert np.isclose(std, stated, rtol=1e-12), f"the noise of the {name} has std {std}, but its line says {stated}"
         trace.counts[name], trace.noisy[name] = counts, add_noise(name, key, counts, std)
-        return (trace if replay is None else replay).noisy[name]
+        return programs.outputs().noisy[name]
 
     def build(config, n_classes):
         generator = build_generator(config, n_classes)
         private_update = generator.private_update
 
         def exchange(step, gradient):
-            trace.gradients[int(step)] = jax.tree.map(np.array, gradient)
-            return jax.tree.map(np.asarray, (trace if replay is None else replay).gradients[int(step)])
+            programs.trace.gradients[int(step)] = jax.tree.map(np.array, gradient)
+            return jax.tree.map(np.asarray, programs.outputs().gradients[int(step)])
 
         def exchanging(mesh):
             update = private_update(mesh)
@@ -109,7 +150,7 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
         generator.per_example_loss = marked_loss(generator.per_example_loss)
         return generator
 
-    with pytest.MonkeyPatch.context() as patch, recorded_draws(trace):
+    with pytest.MonkeyPatch.context() as patch, recorded_draws(trace, programs):
         patch.setattr(counting, "logits", counted)
         patch.setattr(
             class_histogram,
@@ -123,9 +164,8 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
         )
         patch.setattr(noisy_counts, "add_noise", exchange_counts)
         patch.setattr(generators, "build", build)
-        patch.setattr(features, "on_batch", _Program(features.on_batch, trace))
-        compile_program = jax.jit
-        patch.setattr(jax, "jit", lambda fun, **options: _Program(compile_program(fun, **options), trace))
+        patch.setattr(features, "on_batch", _Program(features.on_batch, programs))
+        patch.setattr(jax, "jit", partial(programs.jit, jax.jit))
         patch.setattr(loop, "DISPATCH_SECONDS", 1e6)  # a slow machine must not cut the steps otherwise than a quick one
         downstream.kept_runner.cache_clear()  # a program that an earlier run compiled would note its calls there
         yield
@@ -133,14 +173,17 @@ def recorded(trace: Trace, replay: Trace | None = None, null: int | np.ndarray |
 
 
 @contextlib.contextmanager
-def recorded_draws(trace: Trace) -> Iterator[None]:
+def recorded_draws(trace: Trace, programs: Programs | None = None) -> Iterator[None]:
     """Records the blocks that are drawn on one device and the ledger's lines, in their order."""
     words, append_line = chacha.words, ledger.append_line_durably
+    if programs is None:
+        programs = Programs()
+        programs.begin(trace, None)
 
     def note_blocks(key, *position):
         columns = [np.asarray(value, np.uint32).ravel() for value in position]
         keys = np.broadcast_to(np.asarray(key, np.uint32), (len(columns[0]), 8))
-        trace.blocks.append(np.column_stack([keys, *columns]))
+        programs.trace.blocks.append(np.column_stack([keys, *columns]))
 
     def noting_words(key, *position):
         position = [jnp.asarray(value, jnp.uint32) for value in position]
@@ -160,16 +203,18 @@ def recorded_draws(trace: Trace) -> Iterator[None]:
 
 
 class _Program:
-    """A compiled function that notes its calls."""
+    """A compiled function that notes its calls, but for those within another that is being traced."""
 
-    def __init__(self, function: Callable, trace: Trace):
-        self._function, self._trace = function, trace
+    def __init__(self, function: Callable, programs: Programs):
+        self._function, self._programs = function, programs
 
     def __call__(self, *args, **kwargs):
         leaves, structure = jax.tree.flatten((args, kwargs))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return self._function(*args, **kwargs)
         numbers = [int(leaf) for leaf in leaves if isinstance(leaf, int | np.integer)]
         shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves if hasattr(leaf, "dtype")]
-        self._trace.programs.append((self._function.__name__, structure.num_leaves, shapes, numbers))
+        self._programs.trace.programs.append((self._function.__name__, structure.num_leaves, shapes, numbers))
         return self._function(*args, **kwargs)
 
     def __getattr__(self, name):

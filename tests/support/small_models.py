@@ -115,3 +115,11 @@ def use_small_models(config):
             for name in list(kwargs):
                 del kwargs[name]
     return config
+
+
+def use_small_gan(config):
+    """Makes a config's family a GAN, as small as can be, and returns the config."""
+    config.generator = "gan"
+    config.gan.update(noise=4, embedding=2, generator_width=4, discriminator_width=4)
+    config.gan.update(batch_size=8, microbatch=4, discriminator_steps=2)
+    return config
