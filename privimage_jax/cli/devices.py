@@ -47,5 +47,22 @@ def start(cache_dir: Path | None = None, place: distributed.Place | None = None)
             f"jax finds no device{wanted} ({reason}); correct JAX_PLATFORMS, or install jax for the devices of this "
             "machine, as by `source launch/environment.sh cuda` (or tpu)."
         ) from None
+    if place is not None:
+        _connect()
     if jax.default_backend() == "gpu":
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # no program is too small to be kept
+
+
+def _connect() -> None:
+    """Adds up a number over all devices, which are connected by that: now, while all processes are here.
+
+    gloo makes the connections with the first sum and waits for 30 s, and one process may compile longer than another.
+    """
+    import jax
+    import numpy as np
+
+    from privimage_jax.training.mesh import batch_sharded, make_mesh, place, replicated
+
+    mesh = make_mesh()
+    ones = place(np.ones(mesh.size, np.float32), batch_sharded(mesh))
+    jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=replicated(mesh))(ones))

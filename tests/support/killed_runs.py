@@ -33,6 +33,7 @@ from small_models import use_small_models  # noqa: E402
 
 from privimage_jax import config as configs  # noqa: E402
 from privimage_jax import main  # noqa: E402
+from privimage_jax.cli import devices  # noqa: E402
 from privimage_jax.cli.command import Command  # noqa: E402
 from privimage_jax.cluster import distributed  # noqa: E402
 from privimage_jax.privacy import accounting, clipping, dp_sgd, ledger, verification  # noqa: E402
@@ -122,15 +123,15 @@ class Runs:
         kind, status = self.kind, 1
 
         def run(arguments: list[str]) -> None:
-            if kind.processes > 1:
-                distributed.start(distributed.Place("127.0.0.1", port, index, kind.processes, START_SECONDS))
+            several = kind.processes > 1
+            place = distributed.Place("127.0.0.1", port, index, kind.processes, START_SECONDS) if several else None
+            devices.start(self._cache, place)
             pipelines.run(self.config, root, None, kind.devices * kind.processes)
             distributed.stop()
 
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={kind.devices}"
-            jax.config.update("jax_compilation_cache_dir", str(self._cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
             workdir.observers.append(observer)

@@ -134,7 +134,7 @@ def main() -> int:
             ("fixed seed", options.kills, at_random_points),
             ("real entropy", options.entropy_kills, around_keys),
         ):
-            if count:
+            if count and not differences:
                 begin = time.monotonic()
                 tally = attack(pathlib.Path(folder), kind, count, numbers)
                 print(f"{name}: {tally}, {time.monotonic() - begin:.0f} s", flush=True)
