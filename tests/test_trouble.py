@@ -21,6 +21,8 @@ from privimage_jax.stages.parts import preflight
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
 
 
