@@ -59,7 +59,7 @@ def alike(value: Any) -> Hashable:
     elif type(value).__module__.startswith(OURS):
         held = {name: each for name, each in vars(value).items() if name not in ("_state", "_id")}  # flax's own
         parts = alike(held)
-    elif isinstance(value, contextlib._GeneratorContextManager):
+    elif isinstance(value, contextlib.ContextDecorator):
         parts = (alike(value.func), alike(value.args), alike(value.kwds))
     elif any(value is each for each in KEPT.values()):
         parts = value
