@@ -6,11 +6,13 @@ compared, and what it finds in its module is not.
 """
 
 import contextlib
+import dataclasses
 import functools
 import types
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -56,9 +58,11 @@ def alike(value: Any) -> Hashable:
     elif isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         parts = (value.__code__, alike(cells), alike(value.__defaults__), alike(value.__kwdefaults__))
+    elif isinstance(value, nn.Module):
+        names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+        parts = tuple(alike(getattr(value, name)) for name in names)
     elif type(value).__module__.startswith(OURS):
-        held = {name: each for name, each in vars(value).items() if name not in ("_state", "_id")}  # flax's own
-        parts = alike(held)
+        parts = alike(vars(value))
     elif isinstance(value, contextlib.ContextDecorator):
         parts = (alike(value.func), alike(value.args), alike(value.kwds))
     elif any(value is each for each in KEPT.values()):
