@@ -44,6 +44,7 @@ if "TMPDIR" not in os.environ and has_room(MEMORY):
 quick.collect_rarely()
 
 import pytest  # noqa: E402
+from alike import keep_programs  # noqa: E402
 from commands import caller, write_config  # noqa: E402
 
 
@@ -60,6 +61,14 @@ def pytest_collection_finish():
 def privimage(capsys, monkeypatch):
     """`privimage("run", "--config", …) -> Result`: the command line in this process."""
     return caller(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def programs_kept():
+    """Programs that are alike are compiled once; for tests that change nothing of what is traced."""
+    with pytest.MonkeyPatch.context() as patch:
+        keep_programs(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.stages import finetune, pretrain, query, report, sample, selection, train_query
 from privimage_jax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 QUICK = ("--config.privacy.accountant=rdp", "--config.evaluate.enabled=False")
 
 

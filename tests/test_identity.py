@@ -21,6 +21,8 @@ from privimage_jax.run import inputs
 from privimage_jax.storage import workdir as disk
 from privimage_jax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 STEPS, BLOCK = 6, 3
 SETTINGS = (
     "--config.privacy.fixed_seed=-1",

@@ -13,6 +13,8 @@ from privimage_jax.settings import methods
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.storage.workdir import Workdir, atomic_write_json, atomic_write_npz
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 def make_config(folder, name: str):
     """A tiny experiment, without a look at real images, by the name of a method."""

@@ -21,6 +21,8 @@ from privimage_jax.stages.parts import preflight
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
 
 
@@ -104,13 +106,6 @@ def test_fine_tuning_that_diverges_is_told_to_the_operator_alone(copy, capsys):
     assert not any(b"finite" in content or b"the same" in content for name, content in released.items())
 
 
-def test_a_run_without_trouble_speaks_of_none(copy):
-    config, folder = copy
-    workdir = run(config, folder)
-    assert not list(workdir.internal.rglob("trouble.json"))
-    assert "What went wrong" not in (workdir.internal / "evaluation.html").read_text()
-
-
 @pytest.fixture
 def failing(monkeypatch):
     """`failing("pretrain", error)`: that stage raises the error, and those before it do nothing."""
@@ -165,6 +160,12 @@ def spent(tmp_path_factory):
     workdir = run(config, folder / "run", last="choose-sampler")
     config.evaluate.enabled = True
     return config, workdir.root
+
+
+def test_a_run_without_trouble_speaks_of_none(spent, tmp_path):
+    workdir = run(spent[0], shutil.copytree(spent[1], tmp_path / "run"))
+    assert not list(workdir.internal.rglob("trouble.json"))
+    assert "What went wrong" not in (workdir.internal / "evaluation.html").read_text()
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

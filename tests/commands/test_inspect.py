@@ -15,6 +15,8 @@ from privimage_jax.data.inspection.found import Found
 from privimage_jax.run import inspection
 from privimage_jax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 RDP = "--config.privacy.accountant=rdp"
 QUICK = (RDP, "--config.evaluate.enabled=False")
 KEYS = {

@@ -14,6 +14,8 @@ from privimage_jax.stages.parts import utility
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 @pytest.fixture
 def shared(tmp_path, monkeypatch):

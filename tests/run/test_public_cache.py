@@ -22,6 +22,8 @@ from privimage_jax.training.checkpoint import restore_tree
 from privimage_jax.training.mesh import make_mesh
 from privimage_jax.training.state import tree_digest
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 KEPT = ("train-query", "pretrain")
 
 

@@ -20,6 +20,8 @@ from privimage_jax.run.stage import STAGES, all_stages, named
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 BEFORE_METHODS = {  # digests of the settings of configs/base.py, as the version before there were methods recorded them
     "train-query": "26f7239ef2a975e3",
     "query": "143395f7b7234644",

@@ -22,6 +22,8 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.plan import make_plan
 from privimage_jax.stages import choose_sampler
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 N = 60
 CANDIDATES = (0.0, 1.0, 3.0)
 

@@ -18,6 +18,8 @@ from privimage_jax.run import noisy_counts
 from privimage_jax.run.plan import make_plan
 from privimage_jax.stages import class_histogram
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 def make_config(folder):
     config = use_small_models(tiny_config(folder))

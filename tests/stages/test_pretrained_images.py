@@ -14,6 +14,8 @@ from privimage_jax.stages import sample
 from privimage_jax.stages.parts import pretrained_images
 from privimage_jax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 def make_config(folder, method="semantic"):
     """Without fine-tuning, so that what is released is what was pre-trained."""

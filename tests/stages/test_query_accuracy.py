@@ -21,6 +21,8 @@ from privimage_jax.stages import train_query
 from privimage_jax.stages.parts import query_accuracy
 from privimage_jax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 NOT_MEASURED = "the accuracy of the query network is not measured: "
 
 

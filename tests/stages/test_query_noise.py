@@ -15,6 +15,8 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.stages import query, selection
 from privimage_jax.stages.parts import query_noise
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 def make_noise(**changes):
     values = {

@@ -1,0 +1,90 @@
+"""Functions that are made anew for each run, and compiled once as long as they are made alike.
+
+Every run makes its own steps, samplers and losses, of equal settings, and jax compiles each again. `keep_programs` lets
+those that are alike share a program. It is for tests that change nothing of what is traced: what a function holds is
+compared, and what it finds in its module is not.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import types
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+JIT, KEPT = jax.jit, {}
+PLAIN = (
+    *(type(None), bool, int, float, str, bytes, type, types.BuiltinFunctionType),
+    *(np.dtype, Mesh, jax.Device, jax.tree_util.PyTreeDef),
+)
+OURS = ("privimage_jax.", "pipelines", "small_models", "flax.")  # objects that are what they hold
+
+
+class _Unlike(Exception):
+    """Something that only itself is like."""
+
+
+def alike(value: Any) -> Hashable:
+    """What two values have in common if and only if a program that holds one of them is that of the other.
+
+    Raises:
+      _Unlike: for what it does not know how to compare.
+    """
+    parts: Any
+    if isinstance(value, PLAIN):
+        parts = value
+    elif isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        raise _Unlike
+    elif isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, jax.core.Tracer):
+        found = np.asarray(value)
+        parts = (found.shape, found.dtype.str, found.tobytes())
+    elif isinstance(value, ConfigDict):
+        parts = value.to_json_best_effort()
+    elif isinstance(value, Mapping):
+        parts = tuple((key, alike(each)) for key, each in value.items())
+    elif isinstance(value, list | tuple):
+        parts = tuple(alike(each) for each in value)
+    elif isinstance(value, functools.partial):
+        parts = (alike(value.func), alike(value.args), alike(value.keywords))
+    elif isinstance(value, types.MethodType):
+        parts = (alike(value.__func__), alike(value.__self__))
+    elif isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = (value.__code__, alike(cells), alike(value.__defaults__), alike(value.__kwdefaults__))
+    elif isinstance(value, nn.Module):
+        names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+        parts = tuple(alike(getattr(value, name)) for name in names)
+    elif type(value).__module__.startswith(OURS):
+        parts = alike(vars(value))
+    elif isinstance(value, contextlib.ContextDecorator):
+        parts = (alike(value.func), alike(value.args), alike(value.kwds))
+    elif any(value is each for each in KEPT.values()):
+        parts = value
+    else:
+        raise _Unlike
+    return type(value), parts
+
+
+def jit(function: Any = None, **options: Any) -> Any:
+    """`jax.jit`, which gives functions that are alike one program."""
+    if function is None:
+        return functools.partial(jit, **options)
+    try:
+        key = alike(function), alike(options)
+    except (_Unlike, ValueError, RecursionError):  # ValueError: of a cell that is still empty
+        return JIT(function, **options)
+    if key not in KEPT:
+        KEPT[key] = JIT(function, **options)
+    return KEPT[key]
+
+
+def keep_programs(patch: pytest.MonkeyPatch) -> None:
+    """Lets functions that are alike be compiled once in this process."""
+    patch.setattr(jax, "jit", jit)
