@@ -155,7 +155,7 @@ def test_the_schedule_of_the_benchmark(cifar, batch_size, epochs, rate, drop):
 
 def test_the_cnn_learns_digits_as_the_benchmark_does(digits):
     train, test = digits
-    few = Dataset(train.images[:600], train.labels[:600], train.class_names, "few")
+    few = Dataset(train.images[:300], train.labels[:300], train.class_names, "few")
     model = build_classifier("cnn", 10, width=8)
     assert train_and_score(model, few, test, benchmark(few.n)) > 0.7
 
