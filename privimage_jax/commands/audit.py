@@ -248,7 +248,8 @@ def attack(
     black_box = owners >= section.canaries
     unmarked = {name: data[name][black_box] for name in ("image", "label")}
     released = jax.device_get(generator.released(_generators_own(state)))
-    before, after = (_losses(generator.per_example_loss, weights, unmarked, repeats) for weights in (params, released))
+    losses = _losses(generator.per_example_loss, unmarked, repeats)
+    before, after = losses(params), losses(released)
     own = owners[black_box] - section.canaries
     return np.asarray(state["observed"]), np.bincount(own, before - after) / np.bincount(own), settings
 
@@ -353,17 +354,18 @@ def _train(config: ConfigDict, dp_step: dp_sgd.Step, state: dict, inputs: dict) 
     return state
 
 
-def _losses(loss: PerExampleLoss, params: Any, data: dict[str, np.ndarray], keys: jax.Array) -> np.ndarray:
-    """The loss of each image, averaged over the draws of all keys: float32 [len(image)]."""
+def _losses(loss: PerExampleLoss, data: dict[str, np.ndarray], keys: jax.Array) -> Callable[[Any], np.ndarray]:
+    """From parameters to the loss of each image, averaged over the draws of all keys: float32 [len(image)]."""
 
     def of_one(params: Any, example: dict[str, jax.Array]) -> jax.Array:
         repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(keys), axis=0), example)
         return loss(params, repeated, keys).mean()
 
+    @jax.jit
     def of_all(params: Any, data: Any) -> Any:
         return jax.lax.map(lambda example: of_one(params, example), data, batch_size=LOSS_BATCH)
 
-    return np.asarray(jax.jit(of_all)(params, data))
+    return lambda params: np.asarray(of_all(params, data))
 
 
 def show(result: Result) -> None:

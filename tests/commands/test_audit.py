@@ -18,13 +18,15 @@ from privimage_jax.training.mesh import make_mesh
 
 CANARIES, STEPS, BATCH = 500, 10, 500  # of two kinds: a record is drawn in half of the steps
 SMALL = {"canaries": CANARIES, "steps": STEPS, "batch_size": BATCH, "guesses": 120}
-FLAGS = [f"--config.audit.{name}={value}" for name, value in SMALL.items()]
+MODEL = "small_models:SmallDenoiser"
+FLAGS = [f"--config.model.name={MODEL}", *(f"--config.audit.{name}={value}" for name, value in SMALL.items())]
 
 
 @pytest.fixture
 def small(tmp_path):
     config = tiny_config(tmp_path)
     config.audit.update(SMALL)
+    config.model.name = MODEL
     return config
 
 

@@ -29,11 +29,16 @@ from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
+SMALL = (
+    "--config.privacy.accountant=rdp",
+    "--config.model.name=small_models:SmallDenoiser",
+    "--config.log.checkpoint_every=100",
+)
 SELECTIONS = (  # of six semantics each class of three picks one or two; three are more than there are
     "--zip",
     "--over=selection.method=semantic,semantic,random,random",
     "--over=selection.k2=1,2,2,3",
-    "--config.privacy.accountant=rdp",
+    *SMALL,
 )
 FINISHED = ["method=semantic_k2=1", "method=semantic_k2=2", "method=random_k2=2"]
 FAILED = "method=random_k2=3"
@@ -183,7 +188,7 @@ def test_an_unknown_measure_is_told_after_the_first_run(privimage, config, copy)
 
 def test_values_that_join_later_keep_the_rows_and_the_network(privimage, config, copy):
     shutil.rmtree(copy / FINISHED[2])
-    flags = ("--over=selection.method=random", "--over=selection.k2=1", "--config.privacy.accountant=rdp")
+    flags = ("--over=selection.method=random", "--over=selection.k2=1", *SMALL)
     result = privimage("sweep", "--config", config, "--workdir", copy, *flags).succeeds()
     joined = "method=random_k2=1"
     assert [row["run"] for row in read_rows(copy)] == [*FINISHED[:2], FAILED, joined], "the deleted one has no row"
@@ -274,7 +279,7 @@ def test_correlations_are_those_of_the_runs_that_have_both():
 
 def test_methods_are_swept_by_name_and_others_may_join(privimage, config, tmp_path):
     """Although what they are differs in settings that no sweep over others may change."""
-    call = (f"--config={config}", f"--workdir={tmp_path / 'sweep'}", "--config.privacy.accountant=rdp")
+    call = (f"--config={config}", f"--workdir={tmp_path / 'sweep'}", *SMALL)
     unseen = ("--config.evaluate.enabled=False", "--config.report.public_neighbours=False")
     for name in ("dpdm", "random"):
         privimage("sweep", *call, *unseen, f"--over=method={name}").succeeds()
