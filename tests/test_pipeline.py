@@ -29,6 +29,13 @@ from privimage_jax.training.state import flatten_params
 FIDELITY = ("fid", "inception_score", "precision", "recall", "fld", "kid")
 
 
+def make_config(folder):
+    """The smallest experiment, with the accountant that answers sooner."""
+    config = tiny_config(folder)
+    config.privacy.accountant = "rdp"
+    return config
+
+
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
     """A folder with the tiny data, an uninterrupted run of it, and what was written when to its release.
@@ -50,7 +57,7 @@ def recorded(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publication, "publish", publish)
         patch.setattr(workdirs, "observers", [observe])
-        return folder, run(tiny_config(folder), folder / "run"), written
+        return folder, run(make_config(folder), folder / "run"), written
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +71,7 @@ def copy(finished, tmp_path):
     """A private copy of the finished run: (config, workdir)."""
     folder, workdir = finished
     shutil.copytree(workdir.root, tmp_path / "run")
-    return tiny_config(folder), tmp_path / "run"
+    return make_config(folder), tmp_path / "run"
 
 
 def test_the_release_is_written_by_one_function(recorded):
@@ -79,7 +86,7 @@ def test_the_release_is_written_by_one_function(recorded):
 
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in stage.published])
 def test_nothing_is_published_before_it_is_paid_for(tmp_path, stage, name):
-    config = tiny_config(tmp_path)
+    config = make_config(tmp_path)
     config.class_histogram.enabled = config.warmup.enabled = config.sampler_choice.enabled = True
     config.warmup.subset_size = 20
     inputs = make_inputs(configs.check(config), Workdir(tmp_path / "run")).of(stage)
@@ -314,7 +321,7 @@ def test_a_ledger_that_lost_lines_stops_the_run(copy, kept):
     ],
 )
 def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, value, named):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     section, name = key.split(".")
     config[section][name] = value
     with pytest.raises(UserError, match=named):
@@ -336,7 +343,7 @@ def test_a_wrong_model_is_told_before_anything_runs(finished, tmp_path, key, val
     ],
 )
 def test_a_wrong_name_is_told_before_any_image_is_read(tmp_path, key, given):
-    config = tiny_config(tmp_path)
+    config = make_config(tmp_path)
     config.data.path = "nowhere.npz"
     config.sampler_choice.enabled = True
     section, _, name = key.rpartition(".")
@@ -347,7 +354,7 @@ def test_a_wrong_name_is_told_before_any_image_is_read(tmp_path, key, given):
 
 
 def test_missing_weights_are_told_before_anything_runs(finished, tmp_path):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     config.evaluate.extractors, config.evaluate.inception_weights = ("inception",), "/no/file"
     with pytest.raises(UserError, match=r"inception_weights=/no/file is missing; download pt_inception-2015"):
         run(config, tmp_path / "run")
@@ -355,7 +362,7 @@ def test_missing_weights_are_told_before_anything_runs(finished, tmp_path):
 
 
 def test_a_query_network_that_may_be_handed_a_batch_spends_nothing(finished, tmp_path):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     config.query_net.model = "mixing_networks:OnTheHost"
     with pytest.raises(UserError, match=r"config\.query_net\.model=mixing_networks:OnTheHost uses pure_callback"):
         run(config, tmp_path / "run")
@@ -363,7 +370,7 @@ def test_a_query_network_that_may_be_handed_a_batch_spends_nothing(finished, tmp
 
 
 def test_low_rank_changes_need_a_kernel(finished, tmp_path):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     config.finetune.lora_rank = 2
     config.finetune.trainable = ".*bias"
     with pytest.raises(UserError, match=r"lora_rank=2 changes kernels, but config\.finetune\.trainable='\.\*bias'"):
@@ -371,7 +378,7 @@ def test_low_rank_changes_need_a_kernel(finished, tmp_path):
 
 
 def test_without_any_mechanism_the_release_says_so(finished, tmp_path):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     config.selection.method = "random"
     config.pretrain.steps = 0
     config.finetune.enabled = False
@@ -423,28 +430,28 @@ def programs():
 )
 def test_an_interrupted_run_ends_with_the_same_release(finished, programs, tmp_path, monkeypatch, owner, name, after):
     folder, uninterrupted = finished
-    config = tiny_config(folder)
+    config = make_config(folder)
     keep_programs(monkeypatch, programs)
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, owner, name, after)
         with pytest.raises(Stop):
-            run(config, tmp_path / "run")
-    assert release_bytes(run(config, tmp_path / "run")) == release_bytes(uninterrupted)
+            run(config, tmp_path / "run", last="report")
+    assert release_bytes(run(config, tmp_path / "run", last="report")) == release_bytes(uninterrupted)
 
 
 def test_keys_come_from_entropy_are_private_and_are_deleted(finished, tmp_path, monkeypatch):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     config.privacy.fixed_seed = -1
-    config.evaluate.enabled = False
+    keep_programs(monkeypatch)
     keys = tmp_path / "run" / "internal" / "keys"
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, finetune.Mechanism, "spend", 2)
         with pytest.raises(Stop):
-            run(config, tmp_path / "run")
+            run(config, tmp_path / "run", last="finetune")
     assert [path.name for path in keys.iterdir()] == ["finetune-0.key"]
     assert stat.S_IMODE((keys / "finetune-0.key").stat().st_mode) == 0o600
     (keys / "finetune-0.key").unlink()  # lost: its three reserved steps are spent
-    workdir = run(config, tmp_path / "run")
+    workdir = run(config, tmp_path / "run", last="finetune")
     assert not list(keys.iterdir())
     lines = [json.loads(line) for line in workdir.ledger.read_text().splitlines()]
     blocks = [(line["key_generation"], line["steps"]) for line in lines if line["kind"] == "dp-sgd"]
@@ -455,7 +462,7 @@ def test_keys_come_from_entropy_are_private_and_are_deleted(finished, tmp_path, 
 
 
 def test_a_lost_query_key_stops_the_run(finished, tmp_path):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     config.privacy.fixed_seed = -1
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, noise, "rounded_gaussian", 0)
@@ -466,12 +473,18 @@ def test_a_lost_query_key_stops_the_run(finished, tmp_path):
         run(config, tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def without_query():
+    """The programs of runs that differ in the images that are selected alone."""
+    return {}
+
+
 @pytest.mark.parametrize("method", ["random", "all", "unlabelled"])
-def test_other_selections_need_no_query(finished, tmp_path, method):
-    config = tiny_config(finished[0])
+def test_other_selections_need_no_query(finished, without_query, tmp_path, monkeypatch, method):
+    keep_programs(monkeypatch, without_query)
+    config = make_config(finished[0])
     config.selection.method = method
     config.evaluate.enabled = False
-    config.privacy.accountant = "rdp"
     workdir = run(config, tmp_path / "run")
     assert "gaussian" not in workdir.ledger.read_text()
     assert json.loads((workdir.release / "semantics.json").read_text())["histogram"] is None
@@ -483,10 +496,9 @@ def test_other_selections_need_no_query(finished, tmp_path, method):
 
 def test_low_rank_fine_tuning_changes_kernels_only(finished, tmp_path):
     folder, uninterrupted = finished
-    config = tiny_config(folder)
+    config = make_config(folder)
     config.finetune.lora_rank = 2
-    config.evaluate.enabled = False
-    workdir = run(config, tmp_path / "run")
+    workdir = run(config, tmp_path / "run", last="finetune")
     low, full = (np.load(w.release / "generator" / "params.npz") for w in (workdir, uninterrupted))
     assert set(low) == set(full)
     pretrained = flatten_params(restore_tree(workdir.internal / "pretrain" / "params"))
@@ -495,7 +507,7 @@ def test_low_rank_fine_tuning_changes_kernels_only(finished, tmp_path):
 
 
 def test_without_fine_tuning_only_the_query_spends(finished, tmp_path):
-    config = tiny_config(finished[0])
+    config = make_config(finished[0])
     config.finetune.enabled = False
     config.evaluate.enabled = False
     workdir = run(config, tmp_path / "run")
@@ -505,7 +517,7 @@ def test_without_fine_tuning_only_the_query_spends(finished, tmp_path):
 
 def test_a_query_network_is_reused(finished, tmp_path, capsys):
     folder, workdir = finished
-    config = tiny_config(folder)
+    config = make_config(folder)
     config.query_net.workdir = str(workdir.root)
     run(config, tmp_path / "run", last="query")
     assert (tmp_path / "run" / "internal" / "query" / "histogram.json").read_text() == (

@@ -10,7 +10,7 @@ import json
 
 import numpy as np
 import pytest
-from audits import NULL_MARK, Trace, check_releases_are_equal, recorded, vector64
+from audits import NULL_MARK, Programs, Trace, check_releases_are_equal, recorded, vector64
 from pipelines import SIDE, release_bytes, run, tiny_config, write_npz
 from small_models import use_small_models
 
@@ -54,11 +54,11 @@ def make_config(folder, public, struck):
     return config
 
 
-def run_on(folder, public, struck=None, replay=None):
+def run_on(folder, public, struck=None, replay=None, programs=None):
     """The trace and the release of a run, of which a person may be struck out."""
     trace, null = Trace(), None if struck is None else np.flatnonzero(OWNERS[left_of(struck)] == struck)
     config = make_config(folder, public, struck)
-    with recorded(trace, replay, null):
+    with recorded(trace, replay, null, programs):
         workdir = run(config, folder / "run")
     return trace, release_bytes(workdir)
 
@@ -69,15 +69,24 @@ def public(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def original(public, tmp_path_factory):
-    return run_on(tmp_path_factory.mktemp("original"), public)
+def programs():
+    """Those of the first run, for the others that need not make their own."""
+    return Programs()
+
+
+@pytest.fixture(scope="module")
+def original(public, programs, tmp_path_factory):
+    return run_on(tmp_path_factory.mktemp("original"), public, programs=programs)
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2], ids=["1 image", "7 images", "500 images"])
-def neighbour(request, original, public, tmp_path_factory):
-    """(the person that is struck out, trace, release)"""
-    folder = tmp_path_factory.mktemp("neighbour")
-    return request.param, *run_on(folder, public, request.param, original[0])
+def neighbour(request, original, programs, public, tmp_path_factory):
+    """(the person that is struck out, trace, release)
+
+    The run without most of the images makes its own programs, which shows that none holds data.
+    """
+    folder, kept = tmp_path_factory.mktemp("neighbour"), None if request.param == 2 else programs
+    return request.param, *run_on(folder, public, request.param, original[0], kept)
 
 
 def drawn(person, stage, steps):

@@ -20,7 +20,7 @@ LINEAR = "linear:LinearDecoder"
 def config(tmp_path, monkeypatch):
     config = extended("A family of generators", "linear", tmp_path, monkeypatch)
     config.pretrain.steps, config.finetune.steps, config.clipping.norm = 30, 30, 1.0
-    config.privacy.epsilon, config.privacy.accountant = 200.0, "rdp"
+    config.privacy.epsilon, config.privacy.accountant = 40.0, "rdp"
     return config
 
 
