@@ -167,6 +167,19 @@ def test_a_process_that_does_not_come(start):
     second.refuses("does not start the run: of 3 processes 2 came", "not number 2")
 
 
+def test_a_process_compiles_longer_than_gloo_waits(folder, tmp_path, started):
+    """For the connections between devices, 30 s: they are there before."""
+    command = ["train-query", "--config", folder / "tiny.py", "--workdir", tmp_path / "run", *SHORT]
+    command += ["--config.query_net.model=small_models:Late"]
+    port, begin = free_port(), time.monotonic()
+    children = [
+        started.start([*command, *place(index, port)], {**ENVIRONMENT, "LATE": late})
+        for index, late in enumerate(("", "yes"))
+    ]
+    assert [finish(child, 120).status for child in children] == [0, 0]
+    assert time.monotonic() - begin > 33
+
+
 def test_a_killed_process_ends_the_others(folder, tmp_path, start):
     """With a real key, in the middle of fine-tuning; what was reached is intact, and one process goes on with it."""
     port, workdir = free_port(), Workdir(tmp_path / "run")
