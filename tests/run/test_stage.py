@@ -60,7 +60,7 @@ def test_what_is_no_longer_neutral_is_recorded(name, key, value):
 def config(tmp_path, monkeypatch):
     """The smallest experiment with the guide's mechanism."""
     config = extended("A mechanism", "brightness", tmp_path, monkeypatch)
-    config.privacy.accountant, config.evaluate.enabled = "rdp", False
+    config.privacy.accountant, config.privacy.epsilon, config.evaluate.enabled = "rdp", 3.0, False
     return config
 
 
