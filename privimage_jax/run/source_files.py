@@ -92,7 +92,6 @@ def versions(files: Iterable[Path]) -> list[str]:
     )
 
 
-@functools.cache
 def _versions(top: str) -> list[str]:
     """The name and version of each distribution that brings a top-level module."""
     try:
