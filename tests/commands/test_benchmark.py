@@ -214,7 +214,7 @@ def test_xlas_own_convolution_is_not_tried_inside_a_loop_on_cpus(monkeypatch):
 
 
 def test_the_best_nonprivate_step_takes_the_precision_of_the_device():
-    problem = problems.in_precision(problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=1), "bfloat16")
+    problem = problems.in_precision(problem_of("unet", nf=4, ch_mult=(1,), attn=(), num_blocks=0), "bfloat16")
     assert (problem.precision, problem.generator.model.dtype) == ("bfloat16", "bfloat16")
     assert problems.in_precision(problem, "float32").generator.model.dtype == "float32"
     built = problems.make_problem(problem.config, 6, 2, "bfloat16")

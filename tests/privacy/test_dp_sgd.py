@@ -32,6 +32,8 @@ from privimage_jax.privacy.clipping import ETA
 from privimage_jax.privacy.dp_sgd import DPSGD, check_objective, dp_step
 from privimage_jax.training.mesh import make_mesh
 
+NO_NOISE = noise.Noise(lambda params: {}, lambda total, state, *_: (total, state), None, True)
+gaussian = jax.jit(noise.gaussian)
 SILENT = dataclasses.replace(SETTINGS, noise_multiplier=0.0)
 
 
@@ -57,7 +59,7 @@ def one_hot_loss(params, batch, keys):
 @pytest.mark.parametrize("microbatch", [1, 3, 64])
 def test_every_drawn_record_is_processed_exactly_once(n_devices, microbatch):
     settings = DPSGD(n=N, batch_size=12, clip_norm=1.0, noise_multiplier=0.0, microbatch=microbatch)
-    step = jax.jit(dp_step(one_hot_loss, keep_gradient, settings, mesh_of(n_devices)))
+    step = jax.jit(dp_step(one_hot_loss, keep_gradient, settings, mesh_of(n_devices), noise=NO_NOISE))
     data, state = {"id": np.arange(N)}, {"params": np.zeros(N, np.float32)}
     for t in range(4):
         state_t, stats = step(state, data, KEY, LOSS_KEY, t)
@@ -98,7 +100,7 @@ def test_the_noise_is_that_of_the_key_and_step_divided_by_the_expected_batch_siz
     data = linear_data()
     silent = cached_step(2)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
     noisy = cached_step(2, settings)(STATE, data, KEY, LOSS_KEY, 7)[0]["gradient"]
-    expected = noise.gaussian(KEY, 7, STATE["params"], 3.0 * 0.5)
+    expected = gaussian(KEY, 7, STATE["params"], 3.0 * 0.5)
     for name in ("w", "b"):
         np.testing.assert_allclose(noisy[name] - silent[name], expected[name] / 12, rtol=1e-4, atol=1e-6)
 
@@ -108,7 +110,7 @@ def test_an_empty_batch_still_adds_noise():
     t = next(t for t in range(50) if not members_of(t, settings).any())
     state, stats = cached_step(2, settings)(STATE, linear_data(), KEY, LOSS_KEY, t)
     assert stats["drawn"] == stats["processed"] == 0 and stats["loss"] == 0
-    expected = noise.gaussian(KEY, t, STATE["params"], 0.5)
+    expected = gaussian(KEY, t, STATE["params"], 0.5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), state["gradient"], expected)
 
 
@@ -136,6 +138,7 @@ def test_a_record_that_is_not_a_number_counts_as_zero():
             keep_gradient,
             SILENT,
             mesh_of(8),
+            noise=NO_NOISE,
         )
     )
     expected = step(STATE, {**linear_data(), "id": np.arange(N)}, KEY, LOSS_KEY, 0)[0]["gradient"]
@@ -159,8 +162,11 @@ def test_frozen_parameters_take_part_and_stay():
     def loss(params, batch, keys):
         return params["scale"] * shifted_linear_loss(params["model"], batch, keys)
 
+    def join(params, frozen):
+        return {"model": params, **frozen}
+
     state = {"params": STATE["params"], "frozen": {"scale": np.float32(0.1)}}
-    step = dp_step(loss, keep_gradient, SILENT, mesh_of(2), lambda params, frozen: {"model": params, **frozen})
+    step = dp_step(loss, keep_gradient, SILENT, mesh_of(2), join, noise=NO_NOISE)
     new, stats = jax.jit(step)(state, linear_data(), KEY, LOSS_KEY, 0)
     plain = cached_step(2)(STATE, linear_data(), KEY, LOSS_KEY, 0)[1]
     np.testing.assert_allclose(stats["norm"], 0.1 * plain["norm"], rtol=1e-5)
