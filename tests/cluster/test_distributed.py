@@ -167,17 +167,18 @@ def test_a_process_that_does_not_come(start):
     second.refuses("does not start the run: of 3 processes 2 came", "not number 2")
 
 
-def test_a_process_compiles_longer_than_gloo_waits(folder, tmp_path, started):
-    """For the connections between devices, 30 s: they are there before."""
+def test_devices_are_connected_before_anything_is_compiled(folder, tmp_path, started):
+    """gloo connects them at the first sum and waits 30 s for it, but one process may compile longer than another."""
     command = ["train-query", "--config", folder / "tiny.py", "--workdir", tmp_path / "run", *SHORT]
-    command += ["--config.query_net.model=small_models:Late"]
-    port, begin = free_port(), time.monotonic()
-    children = [
-        started.start([*command, *place(index, port)], {**ENVIRONMENT, "LATE": late})
-        for index, late in enumerate(("", "yes"))
-    ]
+    command += ["--config.query_net.model=small_models:SocketCounter"]
+    port, environment = free_port(), {**ENVIRONMENT, "SOCKETS": str(tmp_path / "sockets")}
+    children = [started.start([*command, *place(index, port)], environment) for index in range(2)]
     assert [finish(child, 120).status for child in children] == [0, 0]
-    assert time.monotonic() - begin > 33
+    noted = [file.read_text().split() for file in tmp_path.glob("sockets.*")]
+    assert len(noted) == 2
+    for when, counts in ((one[::2], one[1::2]) for one in noted):
+        assert "train" in when[:-1]  # sums of gradients followed
+        assert len(set(counts)) == 1, counts
 
 
 def test_a_killed_process_ends_the_others(folder, tmp_path, start):

@@ -1,7 +1,6 @@
 """The smallest models that can go through the pipeline, and a hard case for clipping: they compile in a moment."""
 
 import os
-import time
 
 import flax.linen as nn
 import jax
@@ -50,13 +49,21 @@ class SmallClassifier(nn.Module):
         return self.head(self.features(x, train))
 
 
-class Late(SmallClassifier):
-    """Its training is traced for half a minute and more, where the environment says so."""
+class SocketCounter(SmallClassifier):
+    """Notes how many sockets its process has open whenever it is traced, in a file that the environment names."""
 
     def __call__(self, x, train=False):
-        if train and os.environ.pop("LATE", ""):
-            time.sleep(33)
+        sockets = [name for name in os.listdir("/proc/self/fd") if _links_to_socket(f"/proc/self/fd/{name}")]
+        with open(f"{os.environ['SOCKETS']}.{os.getpid()}", "a") as file:
+            print("train" if train else "other", len(sockets), file=file)
         return super().__call__(x, train)
+
+
+def _links_to_socket(path: str) -> bool:
+    try:
+        return os.readlink(path).startswith("socket:")
+    except FileNotFoundError:  # that of listing
+        return False
 
 
 class NearTies(nn.Module):
