@@ -2,6 +2,7 @@
 
 import numpy as np
 from alike import jit
+from ml_collections import ConfigDict
 
 
 def make_step(rate, images):
@@ -19,6 +20,15 @@ def test_functions_that_hold_the_same_share_a_program():
     assert float(jit(make_step(3.0, ones))(1.0)) == 6.0 and float(program(1.0)) == 5.0
 
 
+def test_functions_of_other_modules_share_none():
+    """Though their code is the same: what they find in their module may differ."""
+    one, other = ({"RATE": rate} for rate in (2.0, 3.0))
+    for module in (one, other):
+        exec("def step(x):\n    return RATE * x", module)
+    assert float(jit(one["step"])(1.0)) == 2.0 and float(jit(other["step"])(1.0)) == 3.0
+
+
 def test_what_holds_something_unknown_shares_none():
     unknown = object()
-    assert jit(make_step(unknown, unknown)) is not jit(make_step(unknown, unknown))
+    for held in (unknown, ConfigDict({"of": unknown})):
+        assert jit(make_step(held, unknown)) is not jit(make_step(held, unknown))

@@ -100,8 +100,8 @@ NEIGHBOURS = {
     "a huge gradient nulled": Neighbour(HUGE),
     "another image": Neighbour(COMMON, np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE, 1) * 4),
 }
-# Where other pixels, or a class without an image, would change a program, it must not be that of the run on D.
-WITH_PROGRAMS_OF_THEIR_OWN = ("the only image of its class nulled", "another image")
+# Where other pixels, one mark less, or a class without an image would change a program, it must not be that of D's run.
+WITH_PROGRAMS_OF_THEIR_OWN = ("the only image of its class nulled", "a gradient of NaN nulled", "another image")
 
 
 @dataclasses.dataclass(frozen=True)

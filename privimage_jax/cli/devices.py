@@ -1,6 +1,7 @@
 """Starts jax, as every command does that computes."""
 
 import os
+import time
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from privimage_jax.cluster import distributed
 from privimage_jax.errors import UserError, one_line
 from privimage_jax.targets import topologies
 
+GRACE_SECONDS = 3.0  # for the news that another process has gone
 XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs
     "--xla_gpu_exclude_nondeterministic_ops=true",  # a replayed DP-SGD step must be bit-identical, see docs/recovery.md
@@ -21,10 +23,13 @@ def quieten() -> None:
 
 
 def start(cache_dir: Path | None = None, place: distributed.Place | None = None) -> None:
-    """What must happen before jax starts; a user's own XLA_FLAGS come last and win.
+    """Sets what jax needs, starts it and, of several processes, connects the devices; a user's own XLA_FLAGS win.
 
     Compiled programs are kept in `cache_dir`. On a GPU that is also how a replay gets the same kernels: XLA chooses
     them by measuring, so that another compilation may choose others.
+
+    Raises:
+      UserError: if there is no device, or processes do not find each other or cannot connect their devices.
     """
     os.environ["XLA_FLAGS"] = " ".join([*XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
     quieten()
@@ -47,7 +52,7 @@ def start(cache_dir: Path | None = None, place: distributed.Place | None = None)
             f"jax finds no device{wanted} ({reason}); correct JAX_PLATFORMS, or install jax for the devices of this "
             "machine, as by `source launch/environment.sh cuda` (or tpu)."
         ) from None
-    if place is not None:
+    if jax.process_count() > 1:
         _connect()
     if jax.default_backend() == "gpu":
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # no program is too small to be kept
@@ -65,4 +70,11 @@ def _connect() -> None:
 
     mesh = make_mesh()
     ones = place(np.ones(mesh.size, np.float32), batch_sharded(mesh))
-    jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=replicated(mesh))(ones))
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=replicated(mesh))(ones))
+    except RuntimeError as error:
+        time.sleep(GRACE_SECONDS)  # where another process has gone, its end is told meanwhile
+        raise UserError(
+            f"the devices of the {jax.process_count()} processes cannot be connected ({one_line(str(error))}); let "
+            "their hosts reach each other on every port, and give the same command again."
+        ) from None

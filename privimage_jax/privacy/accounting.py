@@ -7,7 +7,8 @@ under that relation. Two accountants, both dp-accounting's:
 - "pld": privacy loss distributions, numerically tight (Koskela et al. 2020; Doroshenko et al. 2022).
 - "rdp": Rényi differential privacy (Mironov 2017), a looser bound, used by the PrivImage paper.
 
-Every epsilon is rounded up and every solved noise multiplier too, and the rounded multiplier is verified.
+Every epsilon is rounded up and every solved noise multiplier too. The rounded multiplier is verified: by PLD itself, or
+by some of the Rényi orders, whose bound is never below that of all.
 """
 
 import contextlib
@@ -72,6 +73,8 @@ def solve_noise_multiplier(
     event: Callable[[float, float, int], Event] = SampledGaussian,
 ) -> float:
     """The smallest noise multiplier, rounded up to 4 decimals, with which everything together costs target_epsilon.
+
+    By "pld" that a smaller one costs too much may be told from an estimate: at worst there is more noise than need be.
 
     Args:
       target_epsilon: the whole budget.
@@ -148,7 +151,6 @@ def _composed(merged: _Merged, delta: float, accountant: _Accountant) -> float:
         return round_up(float(_counter(merged, accountant).get_epsilon(delta)), _EPSILON_DECIMALS)
 
 
-@functools.lru_cache(maxsize=16)  # of megabytes each; a sum's first terms are often asked for alone
 def _counter(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyAccountant:
     """An accountant that has composed (noise multiplier, sampling rate), so many times each."""
     if not merged:
@@ -158,7 +160,13 @@ def _counter(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyA
     *first, ((noise, rate), count) = merged
     gaussian = dp_accounting.GaussianDpEvent(noise)
     event = dp_accounting.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian
-    return copy.deepcopy(_counter(tuple(first), accountant)).compose(event, count)
+    return copy.deepcopy(_kept_counter(tuple(first), accountant)).compose(event, count)
+
+
+@functools.lru_cache(maxsize=4)  # of megabytes each
+def _kept_counter(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyAccountant:
+    """`_counter` of a sum's first terms, for the next sum that begins so; it is copied, never composed on."""
+    return _counter(merged, accountant)
 
 
 def _near_the_best_order(events: Sequence[Event], delta: float) -> tuple[float, ...]:

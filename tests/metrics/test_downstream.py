@@ -16,9 +16,10 @@ from privimage_jax.training.mesh import make_mesh
 
 
 @pytest.fixture(autouse=True)
-def mesh(monkeypatch):
-    """One device: each of several that are simulated takes as long."""
-    mesh = make_mesh(jax.devices()[:1])
+def mesh(monkeypatch, request):
+    """One device, as each of several that are simulated takes as long; several for the tests named here."""
+    several = request.node.name in ("test_a_model_with_batch_statistics", "test_a_set_smaller_than_the_batch")
+    mesh = make_mesh(jax.devices()[: 8 if several else 1])
     monkeypatch.setattr(downstream, "make_mesh", lambda: mesh)
 
 

@@ -84,6 +84,23 @@ def test_a_solution_is_affordable_and_smallest(target, rate, steps, accountant):
     assert epsilon([*QUERY, SampledGaussian(solved - 1e-4, rate, steps)], 1e-5, accountant) > target
 
 
+@pytest.mark.parametrize(("error", "most"), [(1.0, 2), (0.95, 12), (1.05, 12)])
+def test_estimates_only_save_evaluations(error, most, monkeypatch):
+    """One by "pld" settles the answer where they are good, beside that of the other mechanisms; else it is searched."""
+    unchecked, asked = accounting.unchecked_epsilon, set()
+
+    def estimated(events, delta, by):
+        asked.add((tuple(events), by))
+        return unchecked(events, delta, by) * (error if by == "estimated pld" else 1)
+
+    monkeypatch.setattr(accounting, "unchecked_epsilon", estimated)
+    solved = accounting.solve_noise_multiplier(3.0, DELTA, 0.1, 20, QUERY)
+    monkeypatch.undo()
+    assert sum(by == "pld" for _, by in asked) <= most
+    below, at = (epsilon([*QUERY, SampledGaussian(noise, 0.1, 20)], DELTA) for noise in (solved - 1e-4, solved))
+    assert at <= 3.0 < below
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999, 0.99999])
 def test_others_may_leave_much_or_next_to_nothing(share, monkeypatch):
     """The answer is found in a few evaluations by the accountant itself, and some by its quick upper bounds."""

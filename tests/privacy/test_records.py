@@ -194,7 +194,7 @@ def linear_image_loss(params, batch, keys):
     [
         ("as images", (28, 28, 1)),
         ("replicated", (32, 32, 3)),
-        ("sharded", (32, 32, 3)),
+        ("sharded", (28, 28, 1)),
         ("replicated", (28, 28, 1)),  # neither its bytes nor its sides suit a tile
     ],
 )

@@ -46,7 +46,7 @@ def alike(value: Any) -> Hashable:
         found = np.asarray(value)
         parts = (found.shape, found.dtype.str, found.tobytes())
     elif isinstance(value, ConfigDict):
-        parts = value.to_json_best_effort()
+        parts = alike(value.to_dict())
     elif isinstance(value, Mapping):
         parts = tuple((key, alike(each)) for key, each in value.items())
     elif isinstance(value, list | tuple):
@@ -57,7 +57,8 @@ def alike(value: Any) -> Hashable:
         parts = (alike(value.__func__), alike(value.__self__))
     elif isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = (value.__code__, alike(cells), alike(value.__defaults__), alike(value.__kwdefaults__))
+        module = id(value.__globals__)  # which `KEPT` keeps alive
+        parts = (value.__code__, module, alike(cells), alike(value.__defaults__), alike(value.__kwdefaults__))
     elif isinstance(value, nn.Module):
         names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
         parts = tuple(alike(getattr(value, name)) for name in names)
@@ -78,7 +79,7 @@ def jit(function: Any = None, **options: Any) -> Any:
         return functools.partial(jit, **options)
     try:
         key = alike(function), alike(options)
-    except (_Unlike, ValueError, RecursionError):  # ValueError: of a cell that is still empty
+    except (_Unlike, ValueError, RecursionError, TypeError, AttributeError):  # of an empty cell, or what has no parts
         return JIT(function, **options)
     if key not in KEPT:
         KEPT[key] = JIT(function, **options)

@@ -87,7 +87,7 @@ class Programs:
         """`jax.jit`, whose calls are noted."""
         name = (fun.__module__, getattr(fun, "__qualname__", ""))
         self._turns[name] += 1
-        key = (*name, self._turns[name])
+        key = (*name, self._turns[name], repr(options))
         if key not in self._kept:
             self._kept[key] = _Program(compile_program(fun, **options), self)
         return self._kept[key]
