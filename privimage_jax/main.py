@@ -22,8 +22,6 @@ from privimage_jax.cli.table import COMMANDS, overview
 from privimage_jax.cluster import preemption, processes
 from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, printable
 
-GRACE_SECONDS = 3.0  # for the news that another process has failed
-
 
 def entry_point() -> None:
     """The console script: runs a command and exits with its status."""
@@ -80,7 +78,7 @@ def main(argv: list[str]) -> int:
             return _refused(memory_sentence(error))
         if processes.current().count == 1:
             raise
-        time.sleep(GRACE_SECONDS)  # what fails here because another process has gone ends meanwhile, with a sentence
+        time.sleep(processes.GRACE_SECONDS)  # what fails as another process has gone ends meanwhile, with a sentence
         traceback.print_exc()
         return _ended(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (a bug).")
     return 0

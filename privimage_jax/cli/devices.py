@@ -5,11 +5,10 @@ import time
 import warnings
 from pathlib import Path
 
-from privimage_jax.cluster import distributed
+from privimage_jax.cluster import distributed, processes
 from privimage_jax.errors import UserError, one_line
 from privimage_jax.targets import topologies
 
-GRACE_SECONDS = 3.0  # for the news that another process has gone
 XLA_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # halves the memory and the spread of times on CPUs
     "--xla_gpu_exclude_nondeterministic_ops=true",  # a replayed DP-SGD step must be bit-identical, see docs/recovery.md
@@ -73,7 +72,7 @@ def _connect() -> None:
     try:
         jax.block_until_ready(jax.jit(lambda x: x.sum(), out_shardings=replicated(mesh))(ones))
     except RuntimeError as error:
-        time.sleep(GRACE_SECONDS)  # where another process has gone, its end is told meanwhile
+        time.sleep(processes.GRACE_SECONDS)  # where another process has gone, its end is told meanwhile
         raise UserError(
             f"the devices of the {jax.process_count()} processes cannot be connected ({one_line(str(error))}); let "
             "their hosts reach each other on every port, and give the same command again."

@@ -22,6 +22,7 @@ from typing import Any
 from privimage_jax.errors import UserError
 
 FAREWELL_SECONDS = 5.0  # how long process 0 stays, so that the others hear why it ends
+GRACE_SECONDS = 3.0  # how long a process that fails waits for the news that another has gone, which says more
 SILENCE_SECONDS = 30  # after which a host that answers nothing counts as gone
 END = "the end"  # where all part
 STATUS = 2  # of a process that ends because of another, unless that one says otherwise

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import stat
 import subprocess
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import quick
 from commands import PYTHONPATH, ROOT, Result, write_config
+from forks import free_port
 from kept import keep_programs
 from pipelines import release_bytes, run, tiny_config
 
@@ -67,11 +67,6 @@ def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-6, err_msg=name)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 from audits import (
     KEY,
     LOSS_KEY,
+    NO_NOISE,
     SETTINGS,
     STATE,
     D,
@@ -32,7 +33,6 @@ from privimage_jax.privacy.clipping import ETA
 from privimage_jax.privacy.dp_sgd import DPSGD, check_objective, dp_step
 from privimage_jax.training.mesh import make_mesh
 
-NO_NOISE = noise.Noise(lambda params: {}, lambda total, state, *_: (total, state), None, True)
 gaussian = jax.jit(noise.gaussian)
 SILENT = dataclasses.replace(SETTINGS, noise_multiplier=0.0)
 

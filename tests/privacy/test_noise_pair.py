@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from audits import KEY, LOSS_KEY, SETTINGS, STATE, D, N, keep_gradient, linear_problem, shifted_linear_loss
+from audits import KEY, LOSS_KEY, NO_NOISE, SETTINGS, STATE, D, N, keep_gradient, linear_problem, shifted_linear_loss
 from guides import code_of
 
 from privimage_jax.privacy import accounting, clipping, dp_sgd, ledger, noise, sampling
@@ -72,8 +72,7 @@ def test_the_default_is_the_formula_bit_for_bit(n_devices):
 @pytest.mark.parametrize("n_devices", [1, 2, 8])
 def test_what_a_noise_carries_reaches_the_next_step(correlated, n_devices):
     share, added = correlated["SHARE"], correlated["CORRELATED"]
-    silent = noise.Noise(lambda params: {}, lambda total, state, *_: (total, state), None, True)
-    steps = step_with(added, n_devices), step_with(silent, n_devices)
+    steps = step_with(added, n_devices), step_with(NO_NOISE, n_devices)
 
     @jax.jit
     def all_three(state, t):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from audits import KEY, LOSS_KEY, OPTIONS, check_records_are_delivered, keep_gradient, members_of
+from audits import KEY, LOSS_KEY, NO_NOISE, OPTIONS, check_records_are_delivered, keep_gradient, members_of
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,8 +18,6 @@ from privimage_jax.privacy import noise, records
 from privimage_jax.privacy.dp_sgd import DPSGD, dp_step
 from privimage_jax.training.mesh import make_mesh
 
-# A program with the noise takes half as long again to compile, and no record depends on it.
-NO_NOISE = noise.Noise(lambda params: {}, lambda total, state, *_: (total, state), None, True)
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
 
 

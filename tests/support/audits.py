@@ -12,7 +12,6 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +35,8 @@ from privimage_jax.training.mesh import make_mesh
 MEMBERSHIP, NOISE = chacha.DOMAIN_MEMBERSHIP, chacha.DOMAIN_NOISE
 ETA = clipping.ETA
 # At level 0 a program that runs a few times on a few examples compiles in a third of the time.
+# A program with the noise takes half as long again to compile; it is left out where nothing depends on it.
+NO_NOISE = noise.Noise(lambda params: {}, lambda total, state, *_: (total, state), None, True)
 OPTIONS = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 NULL_MARK, NAN_MARK, HUGE_MARK = 255, 254, 253  # images of this value alone: see `marked_loss`
 COUNTING = ("gaussian", "sampled-gaussian")  # the ledger's lines of noisy counts
@@ -165,7 +166,7 @@ def recorded(
         patch.setattr(noisy_counts, "add_noise", exchange_counts)
         patch.setattr(generators, "build", build)
         patch.setattr(features, "on_batch", _Program(features.on_batch, programs))
-        patch.setattr(jax, "jit", partial(programs.jit, jax.jit))
+        patch.setattr(jax, "jit", functools.partial(programs.jit, jax.jit))
         patch.setattr(loop, "DISPATCH_SECONDS", 1e6)  # a slow machine must not cut the steps otherwise than a quick one
         downstream.kept_runner.cache_clear()  # a program that an earlier run compiled would note its calls there
         yield

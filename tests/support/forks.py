@@ -117,6 +117,12 @@ def _asked(path: str, arguments: Sequence, environment: dict[str, str], *streams
     return Fork(connection, *streams[1:])
 
 
+def free_port() -> int:
+    """A port of this host that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 def relay(path: str) -> int:
     """Has this process's command run as a fork, and waits for its end; returns the status."""
     return _asked(path, sys.argv[1:], dict(os.environ), sys.stdin, sys.stdout, sys.stderr).wait()

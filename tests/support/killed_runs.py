@@ -10,13 +10,13 @@ import os
 import pathlib
 import select
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+import forks
 import quick
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,7 +29,7 @@ import pipelines  # noqa: E402
 import tensorboardX  # noqa: E402, F401
 from crashes import Step, WriteLog, files_of, is_partial, problems  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
-from small_models import use_small_models  # noqa: E402
+from small_models import use_small_gan, use_small_models  # noqa: E402
 
 from privimage_jax import config as configs  # noqa: E402
 from privimage_jax import main  # noqa: E402
@@ -46,7 +46,6 @@ from privimage_jax.stages.parts import preflight  # noqa: E402
 from privimage_jax.storage import workdir  # noqa: E402
 from privimage_jax.storage.workdir import Workdir  # noqa: E402
 
-N = 60  # sensitive images of `pipelines.tiny_config`
 KILLED = -signal.SIGKILL  # the status of a run that was
 REFUSED = 2  # that of a process whose run has lost another, see docs/recovery.md
 STUCK = "did not end"  # that of one which had to be killed then
@@ -80,9 +79,7 @@ def make_config(folder: pathlib.Path, fixed_seed: int, generator: str):
     config.sampler_choice.candidates, config.sampler_choice.n = (0.0, 1.0), 6
     config.sampler_choice.classifier_steps = config.evaluate.classifier_steps = 2
     if generator == "gan":
-        config.generator = generator
-        config.gan.update(noise=4, embedding=2, generator_width=4, discriminator_width=4, attention=0)
-        config.gan.update(batch_size=4, microbatch=4, discriminator_steps=2)
+        use_small_gan(config).gan.update(attention=0, batch_size=4)
     return config
 
 
@@ -94,10 +91,10 @@ class Runs:
         self.reference = folder / f"undisturbed{fixed_seed}"
         self.root = folder / "killed"
         self._cache = folder / "cache"
-        plan = make_plan(self.config, N)  # solved once, in place of once a run
+        plan = make_plan(self.config, pipelines.IMAGES)  # solved once, in place of once a run
         inputs.make_plan = lambda config, n, begun: plan
         checked = configs.check(self.config)
-        noise_by_accountant(checked, N, plan.delta)  # likewise: this is kept for the process and its forks
+        noise_by_accountant(checked, pipelines.IMAGES, plan.delta)  # likewise: kept for the process and its forks
         code_version(checked)  # and this
         for stage in enabled_stages(self.config):
             importlib.import_module(stage.module)
@@ -110,7 +107,7 @@ class Runs:
     def _start(self, root: pathlib.Path, observer: Observer) -> list[int]:
         """Forks the processes that run the pipeline; returns their ids. Process 0, which writes, knows the others'."""
         sys.stdout.flush()
-        port, children = free_port(), []
+        port, children = forks.free_port(), []
         for index in reversed(range(self.kind.processes)):
             self.children = children
             if not (child := os.fork()):
@@ -271,8 +268,3 @@ def status_of(children: list[int]) -> int | str:
     if KILLED in failed and set(failed) <= {KILLED, REFUSED}:
         return KILLED
     return failed[0] if len(failed) == 1 else 0 if not failed else str(failed)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
