@@ -7,6 +7,7 @@ the epsilon of that run does not cover.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -140,8 +141,17 @@ def _show_correlations(found: Sequence[Row], measure: str) -> None:
     titles = {
         "measure": "public subset and sensitive set",
         "pearson": f"Pearson, with {measure}",
+        "pearson_95": "its 95% interval",
         "spearman": f"Spearman, with {measure}",
+        "spearman_95": "the 95% interval of that",
         "runs": "runs",
     }
-    rows = [{titles[name]: "undefined" if cell is None else cell for name, cell in row.items()} for row in found]
+    rows = [{titles[name]: _shown(cell) for name, cell in row.items()} for row in found]
     show_table(rows, list(titles.values()), left=(titles["measure"],))
+
+
+def _shown(cell: Any) -> Any:
+    """A cell of the table of correlations; an interval as "low to high"."""
+    if cell is None:
+        return "undefined"
+    return " to ".join(f"{bound:.2f}" for bound in cell) if isinstance(cell, tuple) else cell

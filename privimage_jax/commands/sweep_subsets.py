@@ -5,7 +5,7 @@ Three measures compare a run's public subset with the sensitive training set, al
 distribution similarity (SDS), FID and MMD. They look at sensitive images without noise: nothing here is private.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +25,7 @@ from privimage_jax.training.state import tree_digest
 
 MEASURES = ("subset_sds", "subset_fid", "subset_mmd")
 LEAST_RUNS = 3  # any two points lie on a line
+RESAMPLES = 2000  # of the runs, for the interval of a correlation
 
 
 class Subsets:
@@ -77,8 +78,9 @@ def correlations(rows: Sequence[Mapping[str, Any]], measure: str) -> list[dict[s
     """How each measure of the public subset goes with a measure of the synthetic images, over the runs that have both.
 
     Returns:
-      For each of `MEASURES`: its name as "measure", "pearson", "spearman", and the number of "runs". A coefficient is
-      None where one of the two is the same in all runs.
+      For each of `MEASURES`: its name as "measure", "pearson", "spearman", the interval of each as "pearson_95" and
+      "spearman_95" (see `_interval`), and the number of "runs". A coefficient and its interval are None where one of
+      the two is the same in all runs.
 
     Raises:
       UserError: if fewer than `LEAST_RUNS` runs have them.
@@ -93,12 +95,35 @@ def correlations(rows: Sequence[Mapping[str, Any]], measure: str) -> list[dict[s
             )
         x, y = np.asarray(pairs, float).T
         varied = np.ptp(x) > 0 and np.ptp(y) > 0
-        result.append(
-            {
-                "measure": name,
-                "pearson": float(stats.pearsonr(x, y).statistic) if varied else None,
-                "spearman": float(stats.spearmanr(x, y).statistic) if varied else None,
-                "runs": len(pairs),
-            }
-        )
+        row: dict[str, Any] = {"measure": name}
+        for kind, coefficient in _COEFFICIENTS.items():
+            row[kind] = float(coefficient(x, y)) if varied else None
+            row[f"{kind}_95"] = _interval(x, y, coefficient) if varied else None
+        result.append({**row, "runs": len(pairs)})
     return result
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's coefficient of [..., runs] and [..., runs], neither of which is the same in all runs."""
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+
+
+_COEFFICIENTS = {"pearson": _pearson, "spearman": _spearman}
+
+
+def _interval(
+    x: np.ndarray, y: np.ndarray, coefficient: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    """The middle 95% of a coefficient over `RESAMPLES` draws of as many runs, with replacement (percentile bootstrap).
+
+    Draws in which all runs are alike in x or y have no coefficient, and are left out.
+    """
+    draws = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x)))
+    draws = draws[(np.ptp(x[draws], axis=-1) > 0) & (np.ptp(y[draws], axis=-1) > 0)]
+    low, high = np.percentile(coefficient(x[draws], y[draws]), (2.5, 97.5))
+    return float(low), float(high)

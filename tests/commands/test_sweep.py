@@ -273,8 +273,23 @@ def test_correlations_are_those_of_the_runs_that_have_both():
     assert found["subset_fid"]["pearson"] == pytest.approx(-1)
     assert found["subset_mmd"]["spearman"] == pytest.approx(-1)
     assert found["subset_mmd"]["pearson"] == pytest.approx(-np.corrcoef(x, x**3)[0, 1])
+    assert found["subset_sds"]["pearson_95"] is None, "no coefficient, no interval"
+    low, high = found["subset_mmd"]["pearson_95"]
+    assert -1 <= low < found["subset_mmd"]["pearson"] < high < 0
     with pytest.raises(UserError, match="--correlate needs 3 finished runs .* and the measure fid, not 2"):
         correlations(rows[5:], "fid")
+
+
+def test_an_interval_of_a_correlation_holds_the_true_one_about_as_often_as_it_says():
+    generator, true, held = np.random.default_rng(1), 0.6, 0
+    for _ in range(60):
+        x, y = generator.multivariate_normal([0, 0], [[1, true], [true, 1]], size=25).T
+        found = correlations(
+            [{"subset_fid": a, "fid": b, "subset_sds": 0, "subset_mmd": 0} for a, b in zip(x, y, strict=True)], "fid"
+        )
+        low, high = next(row["pearson_95"] for row in found if row["measure"] == "subset_fid")
+        held += low < true < high
+    assert held >= 49, "of 60; a bootstrap of 25 runs holds a little less often than 95 of 100"
 
 
 def test_methods_are_swept_by_name_and_others_may_join(privimage, config, tmp_path):
