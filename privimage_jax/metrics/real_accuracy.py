@@ -31,7 +31,8 @@ def load_or_make(cache: Path, identity: list[object], make: Callable[[], float])
     if found is not None and found_by_all:
         return found
     made = make()
-    workdir.atomic_write_json(path, {_KEY: made}, 0o600)
+    with workdir.written_by_one(path):
+        workdir.atomic_write_json(path, {_KEY: made}, 0o600)
     return made
 
 

@@ -74,7 +74,8 @@ def load_or_make(
     features, logits = extractor.outputs(Subset(dataset.images, rows), "real", on_images)
     made = RealFeatures(features, *mean_and_covariance(features), logits)
     known = {name: value for name, value in made._asdict().items() if value is not None}
-    workdir.atomic_write_npz(path, 0o600, **known)
+    with workdir.written_by_one(path):
+        workdir.atomic_write_npz(path, 0o600, **known)
     return made
 
 

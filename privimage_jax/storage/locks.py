@@ -8,6 +8,15 @@ from pathlib import Path
 from privimage_jax.storage.os_errors import explain_os_errors
 
 
+def guard(path: Path) -> Path:
+    """The file whose lock those hold who write `path`, where several runs may: `NAME.lock` beside it.
+
+    >>> guard(Path("cache/features.npz")).name
+    'features.npz.lock'
+    """
+    return path.with_name(f"{path.name}.lock")
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, wait: bool = True) -> Iterator[None]:
     """Holds the lock of a file, which is made if it is missing and stays.

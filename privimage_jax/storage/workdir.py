@@ -30,7 +30,7 @@ from privimage_jax.cluster import processes
 from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
 from privimage_jax.storage import reading
-from privimage_jax.storage.locks import exclusive
+from privimage_jax.storage.locks import exclusive, guard
 from privimage_jax.storage.os_errors import explain_os_errors
 
 FLUSHED_AT_ONCE = 32  # files of a new folder
@@ -113,6 +113,13 @@ def atomic_write_npz(path: Path, mode: int | None = None, /, **arrays: np.ndarra
     buffer, contents = io.BytesIO(), dict[str, Any](arrays)
     np.savez_compressed(buffer, **contents)
     atomic_write_bytes(path, buffer.getvalue(), mode)
+
+
+@contextlib.contextmanager
+def written_by_one(path: Path) -> Iterator[None]:
+    """Inside, no other run writes `path`: those that make the same file of a shared folder wait for each other."""
+    with exclusive(guard(path)) if processes.is_first() else contextlib.nullcontext():
+        yield
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -254,6 +261,19 @@ def remove(path: Path) -> None:
             _note("removed", path)
 
 
+@contextlib.contextmanager
+def _nobody_writes(path: Path) -> Iterator[bool]:
+    """Whether no run is writing `path`, which is so until the end: that of a shared cache may be another run's."""
+    with contextlib.ExitStack() as held:
+        try:
+            if guard(path).exists():
+                held.enter_context(exclusive(guard(path), wait=False))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 class Busy(UserError):
     """Another process works on the folder that a command was to take."""
 
@@ -373,7 +393,10 @@ class Workdir:
 
     def _remove_leftovers(self) -> None:
         for leftover in [*self.release.rglob(".*.partial"), *self.internal.rglob(".*.partial")]:
-            with explain_os_errors(leftover):
+            name = leftover.name[1:].removesuffix(".partial").removesuffix(".old")
+            with explain_os_errors(leftover), _nobody_writes(leftover.with_name(name)) as ours:
+                if not ours:
+                    continue
                 if leftover.is_dir() and not leftover.is_symlink():
                     shutil.rmtree(leftover)
                 else:

@@ -18,7 +18,7 @@ def fails() -> float:
 def test_it_is_found_once(tmp_path):
     assert real_accuracy.load_or_make(tmp_path, ["a", 1], made) == 0.75
     assert real_accuracy.load_or_make(tmp_path, ["a", 1], fails) == 0.75
-    (entry,) = tmp_path.iterdir()
+    (entry,) = tmp_path.glob("*.json")
     assert json.loads(entry.read_text()) == {"accuracy": 0.75}
     assert entry.stat().st_mode & 0o077 == 0
 
@@ -33,7 +33,7 @@ def test_anything_else_is_another(tmp_path):
 )
 def test_what_is_damaged_is_made_again(tmp_path, damage):
     real_accuracy.load_or_make(tmp_path, ["a", 1], made)
-    (entry,) = tmp_path.iterdir()
+    (entry,) = tmp_path.glob("*.json")
     entry.write_text(damage)
     assert real_accuracy.load_or_make(tmp_path, ["a", 1], lambda: 0.5) == 0.5
     assert json.loads(entry.read_text()) == {"accuracy": 0.5}

@@ -101,7 +101,7 @@ def replace(**changes):
 )
 def test_what_is_damaged_is_made_anew(made, tmp_path, damage):
     first, _ = made(extractor(), dataset())
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.npz")
     damage(path)
     again, computed = made(extractor(), dataset())
     assert computed and np.array_equal(first.features, again.features)

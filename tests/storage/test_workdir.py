@@ -151,6 +151,28 @@ def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_by_no_other(tm
         assert not any(path.exists() for path in partial)
 
 
+def test_what_another_run_is_writing_in_a_shared_cache_is_left_until_that_run_has_ended(tmp_path):
+    """A study's folder is locked for moments by each of its processes, while others write to its cache."""
+    study = Workdir(tmp_path)
+    study.create()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom privimage_jax.storage import workdir\n"
+        f"path = Path({str(study.cache / 'images')!r})\n"
+        "with workdir.written_by_one(path), workdir.atomic_dir(path) as partial:\n"
+        "    (partial / 'x').write_text('x')\n    print('writing', flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"writing\n"
+        with study.lock():
+            pass
+        other.communicate()
+    assert not other.returncode and (study.cache / "images" / "x").read_text() == "x"
+    (study.cache / ".images.partial").mkdir()
+    (study.cache / ".images.old.partial").mkdir()
+    with study.lock():
+        assert sorted(path.name for path in study.cache.iterdir()) == ["images", "images.lock"]
+
+
 def test_a_folder_goes_all_at_once(tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
