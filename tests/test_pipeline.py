@@ -26,6 +26,8 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 FIDELITY = ("fid", "inception_score", "precision", "recall", "fld", "kid")
 
 

@@ -25,6 +25,8 @@ from privimage_jax.run import resources
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.storage.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 METHODS = ("random", "dpdm")
 FAILED = "privimage-eps0.1-seed0"  # less than the query alone takes
 FLAGS = (

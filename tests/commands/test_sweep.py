@@ -29,6 +29,8 @@ from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 SMALL = (
     "--config.privacy.accountant=rdp",
     "--config.model.name=small_models:SmallDenoiser",

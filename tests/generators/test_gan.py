@@ -20,6 +20,8 @@ from privimage_jax.training import memory
 from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.mesh import make_mesh, place, replicated
 
+pytestmark = pytest.mark.usefixtures("programs_kept")  # the number of blocks shows in the parameters' shapes
+
 ONE = jax.devices()[:1]
 BLOCKS = gan.LEAST_BLOCKS
 N, BATCH, CLIP_NORM = 12, 6, 1e-2

@@ -16,6 +16,8 @@ from privimage_jax.stages import finetune
 from privimage_jax.training import residency
 from privimage_jax.training.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 B, K = 3, 2
 
 

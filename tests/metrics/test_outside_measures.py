@@ -12,6 +12,8 @@ from privimage_jax.commands import compare
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.measures import MEASURES, with_outside
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pytest
 from guides import extended
 from pipelines import SIDE, run
 
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.stage import named
+
+pytestmark = pytest.mark.usefixtures("programs_kept")
 
 
 def test_it_is_trained_sampled_and_released(tmp_path, monkeypatch):

@@ -19,6 +19,11 @@ import pytest
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from privimage_jax.generators import artefact
+from privimage_jax.stages import train_query
+from privimage_jax.stages.parts import preflight
+from privimage_jax.training import memory
+
 JIT, KEPT = jax.jit, {}
 PLAIN = (
     *(type(None), bool, int, float, str, bytes, type, types.BuiltinFunctionType),
@@ -29,6 +34,9 @@ OURS = ("privimage_jax.", "pipelines", "small_models", "flax.")  # objects that 
 
 class _Unlike(Exception):
     """Something that only itself is like."""
+
+
+NOT_COMPARED = (_Unlike, ValueError, RecursionError, TypeError, AttributeError)  # an empty cell, or what has no parts
 
 
 def alike(value: Any) -> Hashable:
@@ -79,13 +87,34 @@ def jit(function: Any = None, **options: Any) -> Any:
         return functools.partial(jit, **options)
     try:
         key = alike(function), alike(options)
-    except (_Unlike, ValueError, RecursionError, TypeError, AttributeError):  # of an empty cell, or what has no parts
+    except NOT_COMPARED:
         return JIT(function, **options)
     if key not in KEPT:
         KEPT[key] = JIT(function, **options)
     return KEPT[key]
 
 
+class _Jax:
+    """`jax`, whose `eval_shape` traces functions that are alike once, for arguments of the same shapes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+    @staticmethod
+    def eval_shape(function: Any, *arguments: Any) -> Any:
+        """`jax.eval_shape`."""
+        leaves, structure = jax.tree.flatten(arguments)
+        try:
+            key = "shapes", alike(function), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+            if key not in KEPT:
+                KEPT[key] = jax.eval_shape(function, *arguments)
+        except NOT_COMPARED:
+            return jax.eval_shape(function, *arguments)
+        return KEPT[key]
+
+
 def keep_programs(patch: pytest.MonkeyPatch) -> None:
-    """Lets functions that are alike be compiled once in this process."""
+    """Lets functions that are alike be traced and compiled once in this process."""
     patch.setattr(jax, "jit", jit)
+    for module in (artefact, memory, preflight, train_query):  # which want the shapes alone
+        patch.setattr(module, "jax", _Jax())

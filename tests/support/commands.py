@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import jax
+from ml_collections import ConfigDict
 
 from privimage_jax import main
 from privimage_jax.cli import devices
@@ -46,6 +47,7 @@ class Result:
 def in_process(monkeypatch) -> None:
     """Lets `main` run in this process, on one device and with the tests' own jax set-up."""
     mesh = make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(ConfigDict, "__str__", lambda config: "")  # absl writes each down twice, for its own help
     monkeypatch.setattr(devices, "start", lambda *_: None)
     monkeypatch.setattr(inputs, "make_mesh", lambda: mesh)
 
