@@ -59,8 +59,9 @@ def kept_bytes(function: Callable, params: Any, batch_of: Callable[[int], tuple]
     """
 
     def kept(size: int) -> int:
-        def pull_back(params: Any, *batch: Any) -> Any:
-            return jax.vjp(lambda params: function(params, *batch), params)[1]
+        def pull_back(params: Any, *batch: Any) -> list[jax.Array]:
+            # Its values without the function that holds them, which jax would remember for as long as the process is.
+            return jax.tree.leaves(jax.vjp(lambda params: function(params, *batch), params)[1])
 
         return _bytes(jax.eval_shape(pull_back, params, *batch_of(size)))
 

@@ -17,6 +17,7 @@ from commands import PYTHONPATH, ROOT, Result, write_config
 from forks import free_port
 from kept import keep_programs
 from pipelines import release_bytes, run, tiny_config
+from small_models import use_small_models
 
 from privimage_jax import config as configs
 from privimage_jax import pipeline
@@ -29,6 +30,11 @@ from privimage_jax.training.mesh import make_mesh
 
 LAUNCHER = ROOT / "launch" / "local.py"
 SHORT = ("--config.privacy.accountant=rdp",)
+SMALL = (  # as `use_small_models` has it: traced in less time
+    "--config.model.name=small_models:SmallDenoiser",
+    "--config.query_net.model=small_models:SmallClassifier",
+    "--config.evaluate.classifiers=small_models:SmallClassifier",
+)
 ONLY_FINETUNING = (
     "--config.selection.method=random",
     "--config.pretrain.steps=0",
@@ -105,7 +111,7 @@ def finish(process: forks.Fork, seconds: float = 60) -> Result:
 
 @pytest.fixture(scope="module")
 def by_one_process(folder):
-    return run(short_config(folder), folder / "one")
+    return run(use_small_models(short_config(folder)), folder / "one")
 
 
 def spent(workdir):
@@ -118,7 +124,7 @@ def spent(workdir):
 def test_two_processes_release_what_one_does(folder, by_one_process, python, residency):
     """All stages; the launcher; batches and noise are the same, so that only the order of float32 sums differs."""
     place = [f"--config.{section}.residency={residency}" for section in ("data", "public")]
-    command = ["run", "--config", folder / "tiny.py", "--workdir", folder / residency, *SHORT, *place]
+    command = ["run", "--config", folder / "tiny.py", "--workdir", folder / residency, *SHORT, *SMALL, *place]
     launch = [python, LAUNCHER, "--processes", "2", "--", *command]
     done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
