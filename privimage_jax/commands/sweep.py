@@ -141,9 +141,9 @@ def _show_correlations(found: Sequence[Row], measure: str) -> None:
     titles = {
         "measure": "public subset and sensitive set",
         "pearson": f"Pearson, with {measure}",
-        "pearson_95": "its 95% interval",
+        "pearson_95": "95% of Pearson",
         "spearman": f"Spearman, with {measure}",
-        "spearman_95": "the 95% interval of that",
+        "spearman_95": "95% of Spearman",
         "runs": "runs",
     }
     rows = [{titles[name]: _shown(cell) for name, cell in row.items()} for row in found]

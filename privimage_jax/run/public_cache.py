@@ -22,7 +22,7 @@ from privimage_jax.run.made_by import devices
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
 from privimage_jax.storage import entries, reading, workdir
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
-from privimage_jax.storage.locks import exclusive
+from privimage_jax.storage.locks import exclusive, guard
 from privimage_jax.storage.workdir import Workdir, make_dir, remove
 from privimage_jax.training.writers import headline
 
@@ -89,7 +89,7 @@ def _begin(folder: Path, made_from: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _turn(entry: Path, stage: Stage) -> Iterator[None]:
     """Holds the right to make an entry; of several processes of a run the first holds it."""
-    lock = entry.with_name(f"{entry.name}.lock")
+    lock = guard(entry)
     with contextlib.ExitStack() as held:
         if processes.is_first():
             try:

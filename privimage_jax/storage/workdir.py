@@ -261,6 +261,14 @@ def remove(path: Path) -> None:
             _note("removed", path)
 
 
+def _partial(root: Path) -> Iterator[Path]:
+    """What is in the making below a folder, of which other runs may rename some meanwhile; not what lies within."""
+    for folder, folders, files in os.walk(root):  # which passes by a folder that has just gone
+        found = [name for name in (*folders, *files) if name.startswith(".") and name.endswith(".partial")]
+        folders[:] = [name for name in folders if name not in found]
+        yield from (Path(folder, name) for name in found)
+
+
 @contextlib.contextmanager
 def _nobody_writes(path: Path) -> Iterator[bool]:
     """Whether no run is writing `path`, which is so until the end: that of a shared cache may be another run's."""
@@ -392,9 +400,9 @@ class Workdir:
             yield
 
     def _remove_leftovers(self) -> None:
-        for leftover in [*self.release.rglob(".*.partial"), *self.internal.rglob(".*.partial")]:
+        for leftover in [*_partial(self.release), *_partial(self.internal)]:
             name = leftover.name[1:].removesuffix(".partial").removesuffix(".old")
-            with explain_os_errors(leftover), _nobody_writes(leftover.with_name(name)) as ours:
+            with explain_os_errors(leftover), _nobody_writes(leftover.with_name(name or "any")) as ours:
                 if not ours:
                     continue
                 if leftover.is_dir() and not leftover.is_symlink():

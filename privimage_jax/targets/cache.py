@@ -40,7 +40,9 @@ class Cache:
     def put(self, program: Program, machine: Machine, found: Estimate) -> None:
         """Keeps an estimate."""
         workdir.make_dir(self.folder)
-        workdir.atomic_write_json(self._path(program, machine), dataclasses.asdict(found))
+        path = self._path(program, machine)
+        with workdir.written_by_one(path):
+            workdir.atomic_write_json(path, dataclasses.asdict(found))
 
     def _path(self, program: Program, machine: Machine) -> Path:
         return self.folder / f"{fingerprints.fingerprint(_identity(program, machine))}.json"

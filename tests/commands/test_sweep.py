@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import Result, in_process
 from pipelines import CLASSES, release_bytes, tiny_config, write_npz
+from scipy import stats
 
 from privimage_jax import config as configs
 from privimage_jax import main, pipeline
@@ -20,7 +21,7 @@ from privimage_jax.commands.ledger import describe_joint
 from privimage_jax.commands.many_runs.combinations import name_runs
 from privimage_jax.commands.many_runs.plots import plot
 from privimage_jax.commands.many_runs.table import CAUTION
-from privimage_jax.commands.sweep_subsets import MEASURES, Subsets, correlations
+from privimage_jax.commands.sweep_subsets import MEASURES, Subsets, correlations, interval
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError, memory_sentence
 from privimage_jax.run import resources
@@ -276,22 +277,30 @@ def test_correlations_are_those_of_the_runs_that_have_both():
     assert found["subset_mmd"]["spearman"] == pytest.approx(-1)
     assert found["subset_mmd"]["pearson"] == pytest.approx(-np.corrcoef(x, x**3)[0, 1])
     assert found["subset_sds"]["pearson_95"] is None, "no coefficient, no interval"
-    low, high = found["subset_mmd"]["pearson_95"]
-    assert -1 <= low < found["subset_mmd"]["pearson"] < high < 0
+    assert found["subset_fid"]["pearson_95"] is found["subset_mmd"]["spearman_95"] is None, "on a line"
+    assert found["subset_mmd"]["pearson_95"] == interval(found["subset_mmd"]["pearson"], 7, 1.0)
     with pytest.raises(UserError, match="--correlate needs 3 finished runs .* and the measure fid, not 2"):
         correlations(rows[5:], "fid")
 
 
-def test_an_interval_of_a_correlation_holds_the_true_one_about_as_often_as_it_says():
-    generator, true, held = np.random.default_rng(1), 0.6, 0
-    for _ in range(60):
-        x, y = generator.multivariate_normal([0, 0], [[1, true], [true, 1]], size=25).T
-        found = correlations(
-            [{"subset_fid": a, "fid": b, "subset_sds": 0, "subset_mmd": 0} for a, b in zip(x, y, strict=True)], "fid"
-        )
-        low, high = next(row["pearson_95"] for row in found if row["measure"] == "subset_fid")
-        held += low < true < high
-    assert held >= 49, "of 60; a bootstrap of 25 runs holds a little less often than 95 of 100"
+@pytest.mark.parametrize(("runs", "true"), [(7, 0.6), (7, 0.9), (25, 0.6)])
+def test_an_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says(runs, true):
+    """Of studies of few and of many runs; an interval of 90% or of 99% is told apart."""
+    studies, generator = 3000, np.random.default_rng(1)
+    x, y = np.moveaxis(generator.multivariate_normal([0, 0], [[1, true], [true, 1]], size=(studies, runs)), -1, 0)
+    r = [np.corrcoef(one, other)[0, 1] for one, other in zip(x, y, strict=True)]
+    held = np.mean([low < true < high for low, high in (interval(each, runs, 1.0) for each in r)])
+    assert held == pytest.approx(0.95, abs=0.02)
+    ranks = [stats.spearmanr(one, other).statistic for one, other in zip(x[:500], y[:500], strict=True)]
+    limits = [interval(each, runs, 1 + each**2 / 2) for each in ranks]
+    true_rank = 6 / np.pi * np.arcsin(true / 2)
+    held = np.mean([each is not None and each[0] < true_rank < each[1] for each in limits])
+    assert 0.85 < held < 0.995
+
+
+@pytest.mark.parametrize(("coefficient", "runs"), [(None, 9), (0.5, 3), (1.0, 9), (-1.0, 9)])
+def test_where_runs_tell_no_interval_there_is_none(coefficient, runs):
+    assert interval(coefficient, runs, 1.0) is None
 
 
 def test_methods_are_swept_by_name_and_others_may_join(privimage, config, tmp_path):

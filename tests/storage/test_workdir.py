@@ -1,5 +1,6 @@
 import errno
 import os
+import pathlib
 import resource
 import signal
 import stat
@@ -171,6 +172,31 @@ def test_what_another_run_is_writing_in_a_shared_cache_is_left_until_that_run_ha
     (study.cache / ".images.old.partial").mkdir()
     with study.lock():
         assert sorted(path.name for path in study.cache.iterdir()) == ["images", "images.lock"]
+
+
+def test_what_another_run_finishes_while_it_is_looked_at_is_passed_by(tmp_path, monkeypatch):
+    """Whatever lies within what is in the making is its maker's, and a folder may be renamed at any moment."""
+    study = Workdir(tmp_path)
+    study.create()
+    inner = study.cache / "group" / ".manifest.json.partial"
+    inner.parent.mkdir()
+    inner.write_text("half")
+    list_folder = os.scandir
+
+    def scandir(path):
+        if pathlib.Path(path).name == "group":
+            inner.parent.rename(study.cache / "finished")
+        return list_folder(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        with study.lock():
+            pass
+    assert [path.name for path in study.cache.iterdir()] == ["finished"]
+    with workdir.written_by_one(study.cache / "entry"), workdir.atomic_dir(study.cache / "entry") as partial:
+        (partial / ".manifest.json.partial").write_text("half")
+        with study.lock():
+            assert (partial / ".manifest.json.partial").exists()
 
 
 def test_a_folder_goes_all_at_once(tmp_path, monkeypatch):

@@ -105,12 +105,13 @@ class _Jax:
         """`jax.eval_shape`."""
         leaves, structure = jax.tree.flatten(arguments)
         try:
-            key = "shapes", alike(function), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-            if key not in KEPT:
-                KEPT[key] = jax.eval_shape(function, *arguments)
+            shapes = [(leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves]
+            key = "shapes", alike(function), structure, tuple(shapes)
         except NOT_COMPARED:
             return jax.eval_shape(function, *arguments)
-        return KEPT[key]
+        if key not in KEPT:
+            KEPT[key] = function, jax.eval_shape(function, *arguments)  # the function, as its globals' id is in the key
+        return KEPT[key][1]
 
 
 def keep_programs(patch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The automatic microbatch: what fits, what is refused, and that the estimate bounds what the compiler asks for."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -54,3 +56,23 @@ def test_a_given_microbatch_is_kept_unless_it_cannot_fit():
 
 def test_a_device_has_memory():
     assert memory.device_bytes() > 2**26
+
+
+def test_the_estimate_leaves_nothing_behind():
+    """A sweep estimates for every run, and jax remembers the structure of what is traced for as long as it can."""
+
+    def traced() -> int:
+        gc.collect()
+        return sum(type(found).__name__ == "Jaxpr" for found in gc.get_objects())
+
+    def estimate() -> None:
+        def loss(params, batch, keys):  # another one each time, as each run has its own
+            return jax.vmap(lambda image: jnp.sum(jnp.sin(image * params)))(batch["image"].astype(jnp.float32))
+
+        memory.bytes_per_example(loss, jax.ShapeDtypeStruct((), jnp.float32), (4, 4, 1))
+
+    estimate()
+    before = traced()
+    for _ in range(4):
+        estimate()
+    assert traced() == before
