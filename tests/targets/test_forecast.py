@@ -223,6 +223,6 @@ def test_a_damaged_record_is_no_record(tmp_path, monkeypatch):
     cache.put(program, machine, found)
     assert cache.get(program, machine) == found
     assert cache.get(program, topologies.parse("v5e:4x4")) is None
-        [file] = (tmp_path / "cache").glob("*.json")
+    [file] = (tmp_path / "cache").glob("*.json")
     file.write_text("{}")
     assert cache.get(program, machine) is None
