@@ -95,33 +95,40 @@ def correlations(rows: Sequence[Mapping[str, Any]], measure: str) -> list[dict[s
             )
         x, y = np.asarray(pairs, float).T
         varied = np.ptp(x) > 0 and np.ptp(y) > 0
-        n, row = len(pairs), dict[str, Any](measure=name)
         pearson = float(stats.pearsonr(x, y).statistic) if varied else None
         spearman = float(stats.spearmanr(x, y).statistic) if varied else None
-        row |= {"pearson": pearson, "pearson_95": interval(pearson, n, 1.0)}
-        row |= {"spearman": spearman, "spearman_95": interval(spearman, n, 1 + (spearman or 0) ** 2 / 2)}
-        result.append({**row, "runs": n})
+        result.append(
+            {
+                "measure": name,
+                "pearson": pearson,
+                "pearson_95": interval(pearson, len(pairs)),
+                "spearman": spearman,
+                "spearman_95": interval(spearman, len(pairs), of_ranks=True),
+                "runs": len(pairs),
+            }
+        )
     return result
 
 
-def interval(coefficient: float | None, runs: int, variance: float) -> tuple[float, float] | None:
+def interval(coefficient: float | None, runs: int, of_ranks: bool = False) -> tuple[float, float] | None:
     """The 95% confidence interval of a correlation over runs that are taken as independent (Fisher's z).
 
     Args:
       coefficient: in [-1, 1]; None where there is none.
       runs: their number.
-      variance: of z, times runs - 3: 1 for Pearson's coefficient, 1 + r^2 / 2 for Spearman's r (Bonett and Wright,
-        Psychometrika 2000).
+      of_ranks: whether it is Spearman's r, whose z has a variance larger by 1 + r^2 / 2 (Bonett and Wright,
+        Psychometrika 2000), and not Pearson's.
 
     Returns:
       None where there is no coefficient, of fewer than four runs, and where the runs lie on a line.
 
-    >>> low, high = interval(0.5, 28, 1.0)
+    >>> low, high = interval(0.5, 28)
     >>> round(low, 3), round(high, 3)
     (0.156, 0.736)
     """
     if coefficient is None or runs < LEAST_RUNS + 1 or abs(coefficient) > 1 - 1e-9:
         return None
-    half = stats.norm.ppf(0.975) * math.sqrt(variance / (runs - 3))
+    variance = (1 + coefficient**2 / 2 if of_ranks else 1) / (runs - 3)
+    half = stats.norm.ppf(0.975) * math.sqrt(variance)
     z = math.atanh(coefficient)
     return math.tanh(z - half), math.tanh(z + half)

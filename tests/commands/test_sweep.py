@@ -278,7 +278,7 @@ def test_correlations_are_those_of_the_runs_that_have_both():
     assert found["subset_mmd"]["pearson"] == pytest.approx(-np.corrcoef(x, x**3)[0, 1])
     assert found["subset_sds"]["pearson_95"] is None, "no coefficient, no interval"
     assert found["subset_fid"]["pearson_95"] is found["subset_mmd"]["spearman_95"] is None, "on a line"
-    assert found["subset_mmd"]["pearson_95"] == interval(found["subset_mmd"]["pearson"], 7, 1.0)
+    assert found["subset_mmd"]["pearson_95"] == interval(found["subset_mmd"]["pearson"], 7)
     with pytest.raises(UserError, match="--correlate needs 3 finished runs .* and the measure fid, not 2"):
         correlations(rows[5:], "fid")
 
@@ -289,10 +289,10 @@ def test_an_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says(run
     studies, generator = 3000, np.random.default_rng(1)
     x, y = np.moveaxis(generator.multivariate_normal([0, 0], [[1, true], [true, 1]], size=(studies, runs)), -1, 0)
     r = [np.corrcoef(one, other)[0, 1] for one, other in zip(x, y, strict=True)]
-    held = np.mean([low < true < high for low, high in (interval(each, runs, 1.0) for each in r)])
+    held = np.mean([low < true < high for low, high in (interval(each, runs) for each in r)])
     assert held == pytest.approx(0.95, abs=0.02)
     ranks = [stats.spearmanr(one, other).statistic for one, other in zip(x[:500], y[:500], strict=True)]
-    limits = [interval(each, runs, 1 + each**2 / 2) for each in ranks]
+    limits = [interval(each, runs, of_ranks=True) for each in ranks]
     true_rank = 6 / np.pi * np.arcsin(true / 2)
     held = np.mean([each is not None and each[0] < true_rank < each[1] for each in limits])
     assert 0.85 < held < 0.995
@@ -300,7 +300,7 @@ def test_an_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says(run
 
 @pytest.mark.parametrize(("coefficient", "runs"), [(None, 9), (0.5, 3), (1.0, 9), (-1.0, 9)])
 def test_where_runs_tell_no_interval_there_is_none(coefficient, runs):
-    assert interval(coefficient, runs, 1.0) is None
+    assert interval(coefficient, runs) is None
 
 
 def test_methods_are_swept_by_name_and_others_may_join(privimage, config, tmp_path):
