@@ -18,7 +18,7 @@ from privimage_jax.run.mechanism import check_marks, has_spent, open_ledger, ter
 from privimage_jax.run.stage import Stage, all_stages, difference, enabled_stages, upstream, value
 from privimage_jax.settings.families import reads
 from privimage_jax.stages.parts import preflight
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.training import memory
 from privimage_jax.training.writers import headline
@@ -84,7 +84,7 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
         data_seen.note(inputs)
         inspection.before_a_run(inputs, needs_public)
         settings = dict(configs.flatten(inputs.config))  # paths among them, which may tell of whom the images show
-        workdir.atomic_write_json(inputs.workdir.config_json, settings, mode=0o600)
+        durable.atomic_write_json(inputs.workdir.config_json, settings, mode=0o600)
         for stage in stages[: len(stages) if last is None else names.index(last) + 1]:
             _run_stage(stage, inputs.of(stage, prints[stage.name], microbatch), prints)
 
@@ -114,11 +114,11 @@ def _run_stage(stage: Stage, inputs: Inputs, prints: Mapping[str, str]) -> None:
         "settings": jsonable(stage.settings(inputs.config)),
     }
     afresh = mark is not None
-    if not has_spent(inputs.workdir, stage) and workdir.read_record(started) != record:
-        workdir.remove(started.parent)  # what an earlier run with other settings left half done
+    if not has_spent(inputs.workdir, stage) and reading.read_record(started) != record:
+        durable.remove(started.parent)  # what an earlier run with other settings left half done
         afresh = True
     inputs.folder(stage.name)
-    workdir.atomic_write_json(started, record)
+    durable.atomic_write_json(started, record)
     headline(stage.name, "running")
     begin = time.monotonic()
     precision = inputs.config.precision if stage.follows_precision else "float32"
@@ -167,7 +167,7 @@ def _refuse_changed_spending(inputs: Inputs, stages: Sequence[Stage], prints: Ma
         if not has_spent(inputs.workdir, stage):
             continue
         started = inputs.workdir.internal / stage.name / "started.json"
-        record = workdir.read_record(started)
+        record = reading.read_record(started)
         if not {"fingerprint", "settings"} <= record.keys():
             raise UserError(
                 f"{inputs.workdir.root} has spent privacy budget in the stage {stage.name}, but the record of its "
@@ -186,7 +186,7 @@ def _difference(inputs: Inputs, stage: Stage, record: Mapping[str, Any], stages:
         return "which this config does not run; restore that"
     for earlier in stages[: stages.index(stage) + 1]:
         started = inputs.workdir.internal / earlier.name / "started.json"
-        before = (record if earlier is stage else workdir.read_record(started)).get("settings")
+        before = (record if earlier is stage else reading.read_record(started)).get("settings")
         if not isinstance(before, dict):
             continue
         if changed := difference(before, jsonable(earlier.settings(inputs.config))):

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from commands import PYTHONPATH
-from crashes import WriteLog, files_of, is_partial, problems, rebuild, states
+from crashes import WriteLog, files_of, problems, rebuild, states
 from kept import keep_programs, kept
 from pipelines import release_bytes, run, tiny_config
 
@@ -22,7 +22,8 @@ from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
 from privimage_jax.run import mechanism
 from privimage_jax.stages.parts import preflight
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
+from privimage_jax.storage.durable import is_partial
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import MANIFEST, restore_tree
 from privimage_jax.training.state import tree_digest
@@ -67,7 +68,7 @@ def record(config, root):
     return log.steps, root
 
 
-def durable(root):
+def durable_files(root):
     """What a run's folder holds, but for metrics, decoded images and the lock, which a crash may spoil or lose."""
     return {
         name: content
@@ -78,13 +79,13 @@ def durable(root):
 
 def names(root):
     """The names of the durable files, but for those that orbax chooses."""
-    return {name for name in durable(root) if "/tree/" not in name}
+    return {name for name in durable_files(root) if "/tree/" not in name}
 
 
 def test_the_log_holds_all_that_the_run_left(recorded, tmp_path):
     _, steps, folder = recorded
     rebuild(steps, tmp_path / "again")
-    assert durable(tmp_path / "again") == durable(folder)
+    assert durable_files(tmp_path / "again") == durable_files(folder)
 
 
 def test_no_state_holds_a_half_written_artefact(recorded, tmp_path):
@@ -102,7 +103,7 @@ def test_what_is_half_written_is_noticed(recorded, tmp_path):
     _, steps, folder = recorded
     rebuild(steps, tmp_path / "run")
     assert not problems(tmp_path / "run", folder)
-    for name, content in durable(folder).items():
+    for name, content in durable_files(folder).items():
         (tmp_path / "run" / name).write_bytes(content[: len(content) // 2])
         assert problems(tmp_path / "run", folder) or not content or name == "release/ledger.jsonl", name
         (tmp_path / "run" / name).write_bytes(content)
@@ -134,7 +135,7 @@ def left_for_later_stages(root, known):
       root: of the run.
       known: manifest of a checkpoint -> the digest of its arrays; more are added.
     """
-    files = {name: content for name, content in durable(root).items() if name != "internal/resources.json"}
+    files = {name: content for name, content in durable_files(root).items() if name != "internal/resources.json"}
     for name in [name for name in files if name.endswith(f"/{MANIFEST}")]:
         manifest, tree = files[name], name.removesuffix(f"/{MANIFEST}")
         if manifest not in known:
@@ -180,7 +181,7 @@ def test_two_crashes_in_a_row(recorded, tmp_path):
         root = tmp_path / str(count)
         rebuild(steps[:count], root, torn=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(workdir, "observers", [stop])
+            patch.setattr(durable, "observers", [stop])
             with pytest.raises(KeyboardInterrupt):
                 run(config, root)
         assert release_bytes(run(config, root)) == release_bytes(Workdir(folder))

@@ -18,7 +18,7 @@ from privimage_jax import main
 from privimage_jax.privacy import sum_check
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run import inputs
-from privimage_jax.storage import workdir as disk
+from privimage_jax.storage import durable
 from privimage_jax.storage.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
@@ -59,7 +59,7 @@ def observed(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         in_process(patch)
-        patch.setattr(disk, "observers", [copy])
+        patch.setattr(durable, "observers", [copy])
         assert main.main(["privimage", *arguments(folder, run)]) == 0
         shutil.copytree(folder / "before the ledger", folder / "other")
         assert main.main(["privimage", *arguments(folder, folder / "other")]) == 0

@@ -10,8 +10,9 @@ from pipelines import CLASSES, run, tiny_config
 from privimage_jax.errors import UserError
 from privimage_jax.run.stage import named
 from privimage_jax.settings import methods
+from privimage_jax.storage.durable import atomic_write_json, atomic_write_npz
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
-from privimage_jax.storage.workdir import Workdir, atomic_write_json, atomic_write_npz
+from privimage_jax.storage.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
 

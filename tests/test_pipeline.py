@@ -21,7 +21,7 @@ from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import STAGES
 from privimage_jax.stages import evaluate, finetune, pretrain, train_query
 from privimage_jax.stages.parts import query_accuracy, seen_classes
-from privimage_jax.storage import workdir as workdirs
+from privimage_jax.storage import durable
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import Checkpoints, restore_tree
 from privimage_jax.training.state import flatten_params
@@ -58,7 +58,7 @@ def recorded(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publication, "publish", publish)
-        patch.setattr(workdirs, "observers", [observe])
+        patch.setattr(durable, "observers", [observe])
         return folder, run(make_config(folder), folder / "run"), written
 
 

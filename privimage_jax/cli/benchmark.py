@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
     devices.start()
     from privimage_jax.commands.benchmark import measuring
-    from privimage_jax.storage.workdir import atomic_write_json
+    from privimage_jax.storage.durable import atomic_write_json
 
     rows = []
     for result in measuring.run(

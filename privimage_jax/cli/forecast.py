@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> None:
     machine = topologies.parse(values.target)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator that is here is left alone
     devices.start()
-    from privimage_jax.storage.workdir import atomic_write_json
+    from privimage_jax.storage.durable import atomic_write_json
     from privimage_jax.targets import facts, forecast, programs
     from privimage_jax.targets.cache import Cache, default_folder
 

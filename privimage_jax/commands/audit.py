@@ -39,7 +39,8 @@ from privimage_jax.generators.base import Generator, PerExampleLoss, State, draw
 from privimage_jax.privacy import accounting, chacha, clipping, dp_sgd, people, records, sampling
 from privimage_jax.settings.units import UNITS, unit
 from privimage_jax.stages import finetune
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training import loop, memory
 from privimage_jax.training.console import make_console
 from privimage_jax.training.mesh import make_mesh, place, platform, replicated
@@ -55,7 +56,7 @@ DECIMALS = 4  # of the bounds, which are rounded down
 Result = dict[str, Any]
 
 
-def run(config: ConfigDict, folder: workdir.Workdir, mesh: Mesh | None = None) -> Result:
+def run(config: ConfigDict, folder: Workdir, mesh: Mesh | None = None) -> Result:
     """Audits, writes `internal/audit.json`, and prints it.
 
     Args:
@@ -70,9 +71,9 @@ def run(config: ConfigDict, folder: workdir.Workdir, mesh: Mesh | None = None) -
     check_guesses(config)
     _take(folder)
     with folder.lock():
-        workdir.atomic_write_json(folder.audit_config, dict(configs.flatten(config)))
+        durable.atomic_write_json(folder.audit_config, dict(configs.flatten(config)))
         result = audit(config, make_mesh() if mesh is None else mesh)
-        workdir.atomic_write_json(folder.audit_json, result)
+        durable.atomic_write_json(folder.audit_json, result)
     show(result)
     bound = max(result["epsilon_lower_white_box"], result["epsilon_lower_black_box"])
     if bound > result["epsilon_claimed"]:
@@ -99,7 +100,7 @@ def check_guesses(config: ConfigDict) -> None:
         )
 
 
-def _take(folder: workdir.Workdir) -> None:
+def _take(folder: Workdir) -> None:
     """Makes the folder of an audit: `internal/` alone, which marks it as such."""
     folder.check()
     if (kind := folder.holds()) in ("a run", "a sweep"):

@@ -13,7 +13,7 @@ from privimage_jax.report import comparison
 from privimage_jax.report.document import MARKED_BYTES, is_page
 from privimage_jax.report.gallery import shown_rows
 from privimage_jax.run.stage import named
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.archives import Arrays
 from privimage_jax.storage.workdir import Workdir
 
@@ -38,7 +38,7 @@ def write(paths: Sequence[str], target: Path) -> None:
     inputs = [_read(run, name, lines) for run, name, lines in zip(runs, _names(runs), found, strict=True)]
     joint = ledger.describe_joint(found, _names(runs)) if len(found) > 1 else ""
     page = comparison.render(inputs, joint[:1].upper() + joint[1:])
-    workdir.atomic_write_bytes(target, page.encode(), MODE)
+    durable.atomic_write_bytes(target, page.encode(), MODE)
     print(f"wrote {target}, which is not private: keep it internal")
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from privimage_jax.commands.datasheet import describe, render
 from privimage_jax.commands.release import Release, read
 from privimage_jax.errors import UserError
-from privimage_jax.storage.workdir import Workdir, atomic_dir, atomic_write_bytes, remove
+from privimage_jax.storage.durable import atomic_dir, atomic_write_bytes, remove
+from privimage_jax.storage.workdir import Workdir
 
 DATASHEET = "README.md"
 SPLIT = "train"  # the only one of the TFDS set

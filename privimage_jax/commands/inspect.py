@@ -23,7 +23,7 @@ from privimage_jax.run.inputs import DataSets
 from privimage_jax.run.inspection import Inspection
 from privimage_jax.run.stage import enabled_stages
 from privimage_jax.stages.parts import preflight
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.workdir import Workdir
 
 SETTINGS = "settings"  # the code of settings that do not fit the sets
@@ -52,9 +52,9 @@ def run(config: ConfigDict, out: Path | None, run_folder: Workdir | None) -> Non
             seen = examine(config, DataSets(config, private_cache.folder(config, run_folder)))
             inspection.write(run_folder, seen)
     if out is not None and out.suffix == ".json":
-        workdir.atomic_write_json(out, seen.to_json(), inspection.MODE)
+        durable.atomic_write_json(out, seen.to_json(), inspection.MODE)
     elif out is not None:
-        workdir.atomic_write_bytes(out, seen.render().encode(), inspection.MODE)
+        durable.atomic_write_bytes(out, seen.render().encode(), inspection.MODE)
     for line in describe(seen):
         print(line)
     if sentence := refusal(config, seen):
@@ -122,6 +122,6 @@ def refusal(config: ConfigDict, seen: Inspection) -> str:
 def _is_ours(path: Path) -> bool:
     """Whether a file that is there was written by this command."""
     if path.suffix == ".json":
-        return {*page.SECTIONS} <= workdir.read_record(path).keys()
+        return {*page.SECTIONS} <= reading.read_record(path).keys()
     with reading.open_regular(path) as file:
         return is_page(page.KIND, file.read(MARKED_BYTES))

@@ -21,7 +21,7 @@ from privimage_jax.commands.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, 
 from privimage_jax.errors import UserError
 from privimage_jax.run import private_cache, public_cache
 from privimage_jax.run.stage import named
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -115,10 +115,10 @@ def _write_plots(folder: Workdir, rows: Sequence[Row], fields: Sequence[str], me
     if not any(measure in row for row in rows):
         return
     plots = folder.internal / "plots"
-    workdir.make_dir(plots, mode=0o700)
+    durable.make_dir(plots, mode=0o700)
     for field in fields:
         name = as_file_name(f"{measure}_by_{field}.png")
-        workdir.atomic_write_bytes(plots / name, png(plot(rows, fields, field, measure)))
+        durable.atomic_write_bytes(plots / name, png(plot(rows, fields, field, measure)))
 
 
 def show(rows: Sequence[Row], fields: Sequence[str], measure: str, folder: Workdir) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from privimage_jax.cluster.processes import write_on_process_zero
 from privimage_jax.errors import UserError
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 
 MAX_KINDS = 100  # of sizes, and of depths, that are kept; photographs may have a million sizes
 OTHERS = "others"  # stands for the rest
@@ -83,10 +83,10 @@ def load_or_make(
 def _make_if_missing(
     folder: Path, n: int, image_shape: tuple[int, int, int], n_classes: int, make: Callable[[], Chunks]
 ) -> None:
-    workdir.make_dir(folder.parent, mode=0o700)
-    with workdir.written_by_one(folder):
+    durable.make_dir(folder.parent, mode=0o700)
+    with durable.written_by_one(folder):
         if _open(folder, n, image_shape, n_classes) is None:
-            with workdir.atomic_dir(folder, mode=0o700) as temporary:
+            with durable.atomic_dir(folder, mode=0o700) as temporary:
                 write_images(temporary, n, image_shape, make())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from privimage_jax.data import tfrecord
 from privimage_jax.data.sources import prepared_sets
 from privimage_jax.errors import UserError, one_line
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 
 
 def add_array_record(builder: Any) -> None:
@@ -72,7 +72,7 @@ def _convert(source: Path, target: Path, count: int) -> None:
                     held += 1
             finally:
                 writer.close()
-            workdir.sync(temporary)
+            durable.sync(temporary)
         except UserError:
             raise
         except Exception as error:  # a full or read-only disk; the writer raises other types than the system's
@@ -103,4 +103,4 @@ def _announce(folder: Path) -> None:
     proto = dataset_info.read_proto_from_builder_dir(folder)
     proto.alternative_file_formats.append("array_record")
     content = dataset_info.get_dataset_info_json(proto).encode()
-    workdir.atomic_write_bytes(path, content, stat.S_IMODE(path.stat().st_mode))
+    durable.atomic_write_bytes(path, content, stat.S_IMODE(path.stat().st_mode))

@@ -9,7 +9,7 @@ import numpy as np
 
 from privimage_jax.errors import UserError
 from privimage_jax.generators.base import Generator
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 from privimage_jax.storage.archives import Arrays
 from privimage_jax.training.state import flatten_params, merge_params
 
@@ -25,9 +25,9 @@ def shapes(generator: Generator) -> Any:
 def write(folder: Path, params: Any, description: dict) -> None:
     """Writes the released generator: `params.npz` (path -> array) and `model.json`; no clock time, no path."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_params(params).items()}
-    with workdir.atomic_dir(folder) as partial:
-        workdir.atomic_write_npz(partial / PARAMS, **flat)
-        workdir.atomic_write_json(partial / "model.json", description)
+    with durable.atomic_dir(folder) as partial:
+        durable.atomic_write_npz(partial / PARAMS, **flat)
+        durable.atomic_write_json(partial / "model.json", description)
 
 
 def stored(folder: Path) -> Arrays:

@@ -16,7 +16,7 @@ from privimage_jax.light import page, parts, rows
 from privimage_jax.light.kept import Kept, identity
 from privimage_jax.light.parts import MACHINE, Part, Settings
 from privimage_jax.light.rows import Row
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 
 JSON, PAGE = "first_light.json", "first_light.html"
 LEAST_SECONDS = 10.0  # a part with less time left is not begun
@@ -40,7 +40,7 @@ def run(config: ConfigDict, settings: Settings, out: Path, minutes: float, start
       UserError: no device was found, or a check failed.
     """
     end = time.monotonic() + 60 * minutes
-    workdir.make_dir(out)
+    durable.make_dir(out)
     machine = _machine(out, start, end)
     kept = open_kept(config, out)
     todo = parts.make(config, settings, kept, machine)
@@ -148,8 +148,8 @@ def _write(out: Path, machine: Row, kept: Kept, todo: list[Part]) -> None:
         if failure := kept.failure(part.name):
             found.append({**rows.note(failure), "part": part.name})
     left = [part.name for part in todo if not kept.rows(part.name) and not kept.failure(part.name)]
-    workdir.atomic_write_json(out / JSON, found)
-    workdir.atomic_write_bytes(out / PAGE, page.render(found, left).encode())
+    durable.atomic_write_json(out / JSON, found)
+    durable.atomic_write_bytes(out / PAGE, page.render(found, left).encode())
 
 
 def _last_line(text: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from privimage_jax.light.rows import CHECK, Row
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints, reading
 
 
 class Kept:
@@ -38,17 +38,17 @@ class Kept:
 
     def put(self, part: str, rows: list[Row], failure: str = "") -> None:
         """Keeps what a part found, or why it did not."""
-        workdir.make_dir(self.folder)
+        durable.make_dir(self.folder)
         record = {"identity": self.identity, "rows": rows, "failure": failure}
-        workdir.atomic_write_json(self.folder / f"{part}.json", record)
+        durable.atomic_write_json(self.folder / f"{part}.json", record)
 
     def log(self, part: str, text: str) -> None:
         """Keeps what a part that failed said."""
-        workdir.make_dir(self.folder)
-        workdir.atomic_write_bytes(self.folder / f"{part}.log", text.encode(errors="replace"))
+        durable.make_dir(self.folder)
+        durable.atomic_write_bytes(self.folder / f"{part}.log", text.encode(errors="replace"))
 
     def _record(self, part: str) -> dict[str, Any]:
-        record = workdir.read_record(self.folder / f"{part}.json")
+        record = reading.read_record(self.folder / f"{part}.json")
         return record if record.get("identity") == self.identity else {}
 
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from privimage_jax.light.problem import CLIP_NORM, Problem, compiled, distance
 from privimage_jax.light.rows import Row, check, note
 from privimage_jax.privacy import chacha, clipping, dp_sgd, records
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 from privimage_jax.training.mesh import AXIS, make_mesh, place, replicated
 from privimage_jax.training.state import init_state, make_update, tree_digest
 
@@ -126,8 +126,8 @@ def _save(folder: Path, state: Any) -> None:
         save_tree(folder, state)
         return
     leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
-    workdir.make_dir(folder)
-    workdir.atomic_write_npz(folder / "state.npz", **leaves)
+    durable.make_dir(folder)
+    durable.atomic_write_npz(folder / "state.npz", **leaves)
 
 
 def _restore(folder: Path, target: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from privimage_jax.cluster import processes
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints, reading
 
 _KEY = "accuracy"
 
@@ -31,11 +31,11 @@ def load_or_make(cache: Path, identity: list[object], make: Callable[[], float])
     if found is not None and found_by_all:
         return found
     made = make()
-    with workdir.written_by_one(path):
-        workdir.atomic_write_json(path, {_KEY: made}, 0o600)
+    with durable.written_by_one(path):
+        durable.atomic_write_json(path, {_KEY: made}, 0o600)
     return made
 
 
 def _read(path: Path) -> float | None:
-    found = workdir.read_record(path).get(_KEY)
+    found = reading.read_record(path).get(_KEY)
     return found if isinstance(found, float) and 0 <= found <= 1 else None

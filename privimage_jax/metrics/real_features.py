@@ -15,7 +15,7 @@ from privimage_jax.data.dataset import Dataset, Subset
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
 from privimage_jax.metrics.fid import mean_and_covariance
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints
 from privimage_jax.storage.archives import Arrays
 
 
@@ -74,8 +74,8 @@ def load_or_make(
     features, logits = extractor.outputs(Subset(dataset.images, rows), "real", on_images)
     made = RealFeatures(features, *mean_and_covariance(features), logits)
     known = {name: value for name, value in made._asdict().items() if value is not None}
-    with workdir.written_by_one(path):
-        workdir.atomic_write_npz(path, 0o600, **known)
+    with durable.written_by_one(path):
+        durable.atomic_write_npz(path, 0o600, **known)
     return made
 
 

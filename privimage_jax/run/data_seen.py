@@ -6,7 +6,7 @@ table compare these digests.
 
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import enabled_stages
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.workdir import Workdir
 
 SETS = {
@@ -25,12 +25,12 @@ def digests(inputs: Inputs) -> dict[str, str]:
 
 def note(inputs: Inputs) -> None:
     """Keeps the digests, which tell of sensitive images, in `internal/data.json`."""
-    workdir.atomic_write_json(inputs.workdir.internal / _FILE, digests(inputs), 0o600)
+    durable.atomic_write_json(inputs.workdir.internal / _FILE, digests(inputs), 0o600)
 
 
 def read(run: Workdir) -> dict[str, str]:
     """The digests that a run has noted; {} of one of an earlier version."""
-    return workdir.read_record(run.internal / _FILE)
+    return reading.read_record(run.internal / _FILE)
 
 
 def difference(one: dict[str, str], other: dict[str, str]) -> str:

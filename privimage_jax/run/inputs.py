@@ -21,7 +21,8 @@ from privimage_jax.run import private_cache
 from privimage_jax.run.plan import Plan, make_plan
 from privimage_jax.run.stage import Stage
 from privimage_jax.settings import derived, units
-from privimage_jax.storage.workdir import Workdir, make_dir
+from privimage_jax.storage.durable import make_dir
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh, platform
 from privimage_jax.training.precision import resolve
 from privimage_jax.training.writers import progress

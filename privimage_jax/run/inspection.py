@@ -22,7 +22,7 @@ from privimage_jax.data.inspection.statistics import Statistics, measure
 from privimage_jax.errors import UserError
 from privimage_jax.report import inspection as page
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -180,13 +180,13 @@ def write(run: Workdir, inspection: Inspection, of: str = "") -> None:
       of: a fingerprint of what it was found in; a run that meets it again does not look again.
     """
     json_path, page_path = paths(run)
-    workdir.atomic_write_bytes(page_path, inspection.render().encode(), MODE)
-    workdir.atomic_write_json(json_path, inspection.to_json() | {_OF: of}, MODE)
+    durable.atomic_write_bytes(page_path, inspection.render().encode(), MODE)
+    durable.atomic_write_json(json_path, inspection.to_json() | {_OF: of}, MODE)
 
 
 def _kept(path: Path, of: str) -> dict[str, Found] | None:
     """What an earlier look at the same found; None without a whole record of it."""
-    record = workdir.read_record(path)
+    record = reading.read_record(path)
     try:
         if record.pop(_OF) != of:
             return None

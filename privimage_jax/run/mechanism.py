@@ -21,19 +21,21 @@ from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting, chacha
-from privimage_jax.privacy.ledger import Ledger, OverBudget, computation, is_closed, name_from_seed, new_name
+from privimage_jax.privacy.ledger import Ledger, OverBudget, is_closed
+from privimage_jax.privacy.ledger_lines import computation, name_from_seed, new_name
 from privimage_jax.run import determinants as machine
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import Stage, all_stages, upstream
 from privimage_jax.settings import units
-from privimage_jax.storage import entries, fingerprints, reading, workdir
+from privimage_jax.storage import durable, entries, fingerprints, reading
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 KEY_FILE_BYTES = chacha.KEY_BYTES + hashlib.sha256().digest_size  # of entropy, and of what it is sealed with
 
 
-def open_ledger(run: workdir.Workdir) -> Ledger:
+def open_ledger(run: Workdir) -> Ledger:
     """The run's ledger, which must still hold every line that `internal/ledger_head.json` remembers.
 
     Raises:
@@ -47,16 +49,16 @@ def open_ledger(run: workdir.Workdir) -> Ledger:
             f"{head} is missing, but {recorded[0]} says that a mechanism has begun, so that lines of {run.ledger} may "
             "be lost unseen; restore the file, or start a new workdir."
         )
-    if head.exists() and not ledger.extends(workdir.read_record(head)):
+    if head.exists() and not ledger.extends(reading.read_record(head)):
         raise UserError(f"{run.ledger} has lost lines that spent budget; restore the file, or start a new workdir.")
     return ledger
 
 
-def _head(run: workdir.Workdir) -> Path:
+def _head(run: Workdir) -> Path:
     return run.internal / "ledger_head.json"
 
 
-def check_marks(run: workdir.Workdir, stages: Iterable[Stage]) -> None:
+def check_marks(run: Workdir, stages: Iterable[Stage]) -> None:
     """Checks that the ledger goes on from what it was when each of these stages was done.
 
     Raises:
@@ -72,7 +74,7 @@ def check_marks(run: workdir.Workdir, stages: Iterable[Stage]) -> None:
             )
 
 
-def has_spent(run: workdir.Workdir, stage: Stage) -> bool:
+def has_spent(run: Workdir, stage: Stage) -> bool:
     """Whether the run's ledger has a line of the stage's mechanism."""
     if stage.mechanism is None:
         return False  # without reading the ledger
@@ -124,7 +126,7 @@ class Mechanism:
         self.folder = inputs.folder(stage.name)
         self.ledger = open_ledger(inputs.workdir)
         if self.ledger.entries:
-            workdir.sync(self.ledger.path)  # what is relied upon as spent must be on the disk
+            durable.sync(self.ledger.path)  # what is relied upon as spent must be on the disk
         self._keys = inputs.folder("keys")
         self.stage = stage
         self._name = ""  # of the run, where the ledger is still empty
@@ -161,7 +163,7 @@ class Mechanism:
         }
         processes.current().barrier(f"inputs of {self.name}", {f"the {name}": value for name, value in given.items()})
         if any(line["kind"] != "closed" for line in self.lines):
-            recorded = workdir.read_record(path)
+            recorded = reading.read_record(path)
             if not recorded:
                 raise UserError(
                     f"the {self.name} in {run.root} has spent budget, but the record of its inputs {path} is missing "
@@ -177,7 +179,7 @@ class Mechanism:
         else:
             if not _head(run).exists():
                 self._remember_head()  # before the record, so that one without the other is never a crash's doing
-            workdir.atomic_write_json(path, given)
+            durable.atomic_write_json(path, given)
         self._identity = fingerprints.fingerprint({"mechanism": self.name, **given})
 
     def _run_name(self) -> str:
@@ -192,8 +194,8 @@ class Mechanism:
             return name_from_seed(f"{self.inputs.config.privacy.fixed_seed} {settings}")
         path = self.inputs.workdir.internal / "run.json"
         if not self._name:  # process 0 chooses, and all read what it has chosen
-            workdir.atomic_write_json(path, {"run": new_name()})
-            self._name = workdir.read_record(path)["run"]
+            durable.atomic_write_json(path, {"run": new_name()})
+            self._name = reading.read_record(path)["run"]
         return self._name
 
     def _opening(self) -> dict[str, Any]:
@@ -235,7 +237,7 @@ class Mechanism:
 
     def _remember_head(self) -> None:
         """After the ledger's line: a crash between the two leaves a head that the ledger extends."""
-        workdir.atomic_write_json(_head(self.inputs.workdir), self.ledger.head)
+        durable.atomic_write_json(_head(self.inputs.workdir), self.ledger.head)
 
     @property
     def generation(self) -> int:
@@ -267,7 +269,7 @@ class Mechanism:
         if not path.exists() or all(line.get("key_generation") != generation for line in self.lines):
             entropy = chacha.new_key()
             content = chacha.key_to_bytes(entropy) + _seal(chacha.derived_key(entropy, self._identity))
-            workdir.atomic_write_bytes(path, content, mode=0o600)
+            durable.atomic_write_bytes(path, content, mode=0o600)
         with reading.user_errors(path, "remove it, and the run goes on as after the loss of a key"):
             content = reading.read_bytes(path, KEY_FILE_BYTES)
             entropy = chacha.key_from_bytes(content[: chacha.KEY_BYTES])
@@ -313,4 +315,4 @@ class Mechanism:
 
     def _delete_keys(self) -> None:
         for path in sorted(self._keys.glob(f"{self.stage.name}-*.key")):
-            workdir.remove(path)
+            durable.remove(path)

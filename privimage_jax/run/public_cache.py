@@ -20,10 +20,11 @@ from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.made_by import devices
 from privimage_jax.run.stage import Stage, enabled_stages, upstream
-from privimage_jax.storage import entries, reading, workdir
+from privimage_jax.storage import durable, entries, reading
+from privimage_jax.storage.durable import make_dir, remove
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
 from privimage_jax.storage.locks import exclusive, guard
-from privimage_jax.storage.workdir import Workdir, make_dir, remove
+from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 BESIDE = ("metrics", trouble.FILE)  # what a public stage leaves beside its artefacts and notes, and pages show
@@ -69,11 +70,11 @@ def run(inputs: Inputs, make: Callable[[], None]) -> None:
     with _turn(entry, stage):
         if manifest := _found(entry, made_from, stage):
             _take(entry, manifest, inputs, stage)
-            workdir.atomic_write_json(folder / BEGUN, made_from, 0o600)
+            durable.atomic_write_json(folder / BEGUN, made_from, 0o600)
             return
         _begin(folder, made_from)
         make()
-        if workdir.read_record(folder / BEGUN) != made_from:
+        if reading.read_record(folder / BEGUN) != made_from:
             headline(stage.name, "not kept", "in config.public_cache: other code, devices or settings began the stage")
         else:
             notes = {"resources": resources.read(inputs.workdir).get(stage.name, {})}
@@ -83,7 +84,7 @@ def run(inputs: Inputs, make: Callable[[], None]) -> None:
 def _begin(folder: Path, made_from: dict[str, Any]) -> None:
     """Notes what decides the result of a stage that begins afresh; of one that goes on this must have been noted."""
     if {path.name for path in folder.iterdir()} <= {"started.json"}:
-        workdir.atomic_write_json(folder / BEGUN, made_from, 0o600)
+        durable.atomic_write_json(folder / BEGUN, made_from, 0o600)
 
 
 @contextlib.contextmanager

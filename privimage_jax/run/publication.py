@@ -12,7 +12,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import shown_mechanisms
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 
 
 def publish(inputs: Inputs, name: str, write: Callable[[Path], None]) -> None:
@@ -41,4 +41,4 @@ def publish(inputs: Inputs, name: str, write: Callable[[Path], None]) -> None:
 
 def publish_json(inputs: Inputs, name: str, value: Any) -> None:
     """Writes a JSON artefact; see `publish`."""
-    publish(inputs, name, lambda path: workdir.atomic_write_json(path, value))
+    publish(inputs, name, lambda path: durable.atomic_write_json(path, value))

@@ -16,7 +16,7 @@ import jax
 
 from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.errors import UserError
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.workdir import Workdir
 
 FILE, MODE = "resources.json", 0o600
@@ -52,12 +52,12 @@ def measured(run: Workdir, stage: str, afresh: bool) -> Iterator[None]:
 @on_process_zero
 def note(run: Workdir, stage: str, record: Record) -> None:
     """Writes what a stage took."""
-    workdir.atomic_write_json(run.internal / FILE, {**read(run), stage: record}, MODE)
+    durable.atomic_write_json(run.internal / FILE, {**read(run), stage: record}, MODE)
 
 
 def read(run: Workdir) -> dict[str, Record]:
     """Stage -> what it took; what is damaged is left out."""
-    found = workdir.read_record(run.internal / FILE)
+    found = reading.read_record(run.internal / FILE)
     return {stage: record for stage, record in found.items() if _is_record(record)}
 
 

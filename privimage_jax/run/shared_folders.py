@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from privimage_jax.errors import UserError, reason_of
-from privimage_jax.storage.workdir import Workdir, make_dir
+from privimage_jax.storage.durable import make_dir
+from privimage_jax.storage.workdir import Workdir
 
 
 def check(key: str, given: str, own: Workdir) -> None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 from privimage_jax.generators import sections as generator_sections
-from privimage_jax.privacy.ledger import is_artefact
+from privimage_jax.privacy.ledger_lines import is_artefact
 from privimage_jax.run.record import Mechanism, Stage, keys, of_generator, value
 from privimage_jax.settings import import_strings
 

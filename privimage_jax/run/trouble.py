@@ -4,7 +4,7 @@ from typing import Any
 
 from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -23,7 +23,7 @@ class Trouble:
         if inputs.stage is None:
             raise ValueError("no stage runs, whose trouble it could be")
         self._stage, self._path = inputs.stage.name, inputs.workdir.internal / inputs.stage.name / FILE
-        self._kept: dict[str, Any] = workdir.read_record(self._path)
+        self._kept: dict[str, Any] = reading.read_record(self._path)
         self._told: set[str] = set()
 
     @on_process_zero
@@ -34,10 +34,10 @@ class Trouble:
             self._told.add(kind)
         if kind not in self._kept:
             self._kept[kind] = sentence
-            workdir.atomic_write_json(self._path, self._kept, MODE)
+            durable.atomic_write_json(self._path, self._kept, MODE)
 
 
 def read(run: Workdir, stage: str) -> list[str]:
     """What was told of a stage."""
-    kept = workdir.read_record(run.internal / stage / FILE)
+    kept = reading.read_record(run.internal / stage / FILE)
     return [sentence for sentence in kept.values() if isinstance(sentence, str)]

@@ -34,7 +34,7 @@ from privimage_jax.stages.parts import (
     utility,
 )
 from privimage_jax.stages.query import count_semantics
-from privimage_jax.storage.workdir import atomic_write_json, remove
+from privimage_jax.storage.durable import atomic_write_json, remove
 from privimage_jax.training.writers import headline, image_grid, progress, save_png
 
 STAGE = named("evaluate")

@@ -27,7 +27,7 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import named
 from privimage_jax.stages import selection, warmup
-from privimage_jax.storage.workdir import make_dir
+from privimage_jax.storage.durable import make_dir
 from privimage_jax.training import divergence, loop, residency
 from privimage_jax.training import mesh as meshes
 from privimage_jax.training.batches import batch_indices

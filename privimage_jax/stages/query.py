@@ -14,7 +14,7 @@ from privimage_jax.run import counting, noisy_counts
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.stages import train_query
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints
 from privimage_jax.training.state import tree_digest
 
 STAGE = named("query")
@@ -45,7 +45,7 @@ def run(inputs: Inputs) -> None:
                 counts += count_semantics(logits, sensitive.labels[rows], sensitive.n_classes, section.k1, own)
             if inputs.config.evaluate.enabled:
                 exact = counts if weights is None else people.rounded(counts)
-                workdir.atomic_write_json(STAGE.note(inputs.workdir), {"exact": exact.tolist()}, mode=0o600)
+                durable.atomic_write_json(STAGE.note(inputs.workdir), {"exact": exact.tolist()}, mode=0o600)
             return counts
 
         determinants = {
@@ -55,7 +55,7 @@ def run(inputs: Inputs) -> None:
         return determinants, count
 
     def save(noisy: np.ndarray) -> None:
-        workdir.atomic_write_json(output, {"histogram": noisy.tolist(), "k1": section.k1})
+        durable.atomic_write_json(output, {"histogram": noisy.tolist(), "k1": section.k1})
 
     output = STAGE.artefact(inputs.workdir)
     noisy_counts.release(inputs, output, prepare, save)

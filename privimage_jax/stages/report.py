@@ -12,7 +12,7 @@ from privimage_jax.settings import units
 from privimage_jax.settings.methods import METHODS
 from privimage_jax.stages import choose_sampler, sample, selection, warmup
 from privimage_jax.stages.parts import neighbours, query_accuracy
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 
 STAGE = named("report")
 
@@ -42,7 +42,7 @@ def run(inputs: Inputs) -> None:
     )
     page = render(shown).encode()
     publication.publish(
-        inputs, STAGE.artefact(inputs.workdir).name, lambda path: workdir.atomic_write_bytes(path, page)
+        inputs, STAGE.artefact(inputs.workdir).name, lambda path: durable.atomic_write_bytes(path, page)
     )
 
 

@@ -15,7 +15,7 @@ from privimage_jax.run.trouble import Trouble
 from privimage_jax.stages import choose_sampler, class_histogram
 from privimage_jax.storage import reading
 from privimage_jax.storage.archives import Arrays
-from privimage_jax.storage.workdir import atomic_write_npz
+from privimage_jax.storage.durable import atomic_write_npz
 from privimage_jax.training.writers import progress
 
 STAGE = named("sample")

@@ -19,7 +19,7 @@ from privimage_jax.settings import derived
 from privimage_jax.stages import query
 from privimage_jax.storage import reading
 from privimage_jax.storage.archives import Arrays
-from privimage_jax.storage.workdir import atomic_write_npz
+from privimage_jax.storage.durable import atomic_write_npz
 
 STAGE = named("select")
 

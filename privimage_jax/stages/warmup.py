@@ -37,7 +37,7 @@ from privimage_jax.run.stage import named
 from privimage_jax.stages import class_histogram
 from privimage_jax.storage import fingerprints, reading
 from privimage_jax.storage.archives import Arrays
-from privimage_jax.storage.workdir import atomic_write_npz
+from privimage_jax.storage.durable import atomic_write_npz
 
 STAGE = named("warmup")
 REMEDY = "restore it from a copy, or start a new workdir"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from privimage_jax.cluster.processes import write_on_process_zero
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.locks import exclusive
 
 MANIFEST, FILES, LOCK = "manifest.json", "files", "lock"
@@ -92,14 +92,14 @@ def write(entry: Path, made_from: Any, folder: Path, names: Sequence[str], notes
     """
     with exclusive(entry.parent / LOCK):
         for leftover in entry.parent.glob(".*.partial"):  # of processes that were killed, as the lock is ours
-            workdir.remove(leftover)
+            durable.remove(leftover)
         if _is_intact(entry, made_from):
             return
-        with workdir.atomic_dir(entry, _MODE) as partial:
+        with durable.atomic_dir(entry, _MODE) as partial:
             for name in names:
                 _copy(folder / name, partial / FILES / name)
             kept = digests(partial / FILES)
-            workdir.atomic_write_json(partial / MANIFEST, {"made_from": made_from, "files": kept, **notes})
+            durable.atomic_write_json(partial / MANIFEST, {"made_from": made_from, "files": kept, **notes})
 
 
 def _is_intact(entry: Path, made_from: Any) -> bool:
@@ -125,13 +125,13 @@ def copy_out(entry: Path, manifest: dict[str, Any], folder: Path, names: Sequenc
     for name in names:
         expected = {file: digest for file, digest in manifest["files"].items() if Path(file).parts[0] == name}
         if not expected:
-            workdir.remove(folder / name)
+            durable.remove(folder / name)
         elif name in expected:
             content = reading.read_bytes(entry / FILES / name, reading.MAX_JSON_BYTES)
             _check({name: hashlib.sha256(content).hexdigest()}, expected)
-            workdir.atomic_write_bytes(folder / name, content, 0o600)
+            durable.atomic_write_bytes(folder / name, content, 0o600)
         else:
-            with workdir.atomic_dir(folder / name) as partial:
+            with durable.atomic_dir(folder / name) as partial:
                 _copy(entry / FILES / name, partial)
                 _check({f"{name}/{file}": digest for file, digest in digests(partial).items()}, expected)
 
@@ -145,5 +145,5 @@ def _copy(source: Path, target: Path) -> None:
     """Copies a regular file, or a folder of such; nothing where there is none."""
     for name in digests(source):
         into = target / name if name else target
-        workdir.make_dir(into.parent, _MODE)
+        durable.make_dir(into.parent, _MODE)
         shutil.copyfile(source / name if name else source, into)

@@ -78,6 +78,15 @@ def read_json(path: Path | str) -> Any:
     return parse_json(read_bytes(path, MAX_JSON_BYTES))
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; {} if it is missing, damaged or no object."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def parse_json(content: bytes) -> Any:
     """The value of a JSON text, strictly.
 

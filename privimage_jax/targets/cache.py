@@ -12,7 +12,7 @@ import jaxlib
 import optax
 
 from privimage_jax.settings import import_strings
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.targets.cost import Estimate
 from privimage_jax.targets.machine import Machine
 from privimage_jax.targets.programs import Program
@@ -33,16 +33,16 @@ class Cache:
 
     def get(self, program: Program, machine: Machine) -> Estimate | None:
         """What was found before; None if nothing was, or the file is damaged."""
-        record = workdir.read_record(self._path(program, machine))
+        record = reading.read_record(self._path(program, machine))
         names = {field.name for field in dataclasses.fields(Estimate)}
         return Estimate(**record) if record.keys() == names else None
 
     def put(self, program: Program, machine: Machine, found: Estimate) -> None:
         """Keeps an estimate."""
-        workdir.make_dir(self.folder)
+        durable.make_dir(self.folder)
         path = self._path(program, machine)
-        with workdir.written_by_one(path):
-            workdir.atomic_write_json(path, dataclasses.asdict(found))
+        with durable.written_by_one(path):
+            durable.atomic_write_json(path, dataclasses.asdict(found))
 
     def _path(self, program: Program, machine: Machine) -> Path:
         return self.folder / f"{fingerprints.fingerprint(_identity(program, machine))}.json"

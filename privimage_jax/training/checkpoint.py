@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from privimage_jax.errors import UserError
-from privimage_jax.storage import entries, reading, workdir
+from privimage_jax.storage import durable, entries, reading
 
 MANIFEST = "manifest.json"
 TREE = "tree"
@@ -21,11 +21,11 @@ TREE = "tree"
 
 def save_tree(path: Path, tree: Any) -> None:
     """Writes a pytree of arrays to the folder `path`, durably and all at once, with its manifest."""
-    with workdir.atomic_dir(path) as partial:
+    with durable.atomic_dir(path) as partial:
         # Not the asynchronous `StandardCheckpointer`, which gives up when the clock is set forward while it waits.
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(partial / TREE, args=ocp.args.StandardSave(tree))
-        workdir.atomic_write_json(partial / MANIFEST, entries.digests(partial / TREE))
+        durable.atomic_write_json(partial / MANIFEST, entries.digests(partial / TREE))
 
 
 def is_intact(path: Path) -> bool:
@@ -76,7 +76,7 @@ class Checkpoints:
     def __init__(self, root: Path, keep: int = 2):
         self.root = Path(root)
         self.keep = keep
-        workdir.make_dir(self.root)
+        durable.make_dir(self.root)
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, oldest first."""
@@ -88,7 +88,7 @@ class Checkpoints:
         if not (path.exists() and is_intact(path)):
             save_tree(path, state)
         for old in self.steps()[: -self.keep]:
-            workdir.remove(self.root / str(old))
+            durable.remove(self.root / str(old))
 
     def restore_latest(self, target: Any, warn: Callable[[str], None]) -> Any | None:
         """The newest intact state, or None; damaged checkpoints are named through `warn` and removed."""
@@ -97,10 +97,10 @@ class Checkpoints:
             if is_intact(path):
                 return restore_tree(path, target)
             warn(f"checkpoint {path} is damaged; falling back to the one before it.")
-            workdir.remove(path)
+            durable.remove(path)
         return None
 
     def clear(self) -> None:
         """Removes every checkpoint."""
-        workdir.remove(self.root)
-        workdir.make_dir(self.root)
+        durable.remove(self.root)
+        durable.make_dir(self.root)

@@ -27,7 +27,7 @@ from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError
 from privimage_jax.privacy import clipping, dp_sgd, weight_gradients
 from privimage_jax.privacy.weight_gradients import Layer
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.training.batches import batch_shapes
 
 # The rules that a platform tries. On GPUs none is known to be the fastest; where it fails, a TPU takes "offsets".
@@ -114,11 +114,11 @@ def kept(
         rules = TRIED.get(platform or device.platform, ())
         if not rules:
             if path.exists():  # from a start on other devices
-                workdir.remove(path)
+                durable.remove(path)
             return {}
         found = find()
         seconds = measure(found, device, rules) if processes.is_first() else {}
-        workdir.atomic_write_json(path, {**_where(found, device), "seconds": seconds, "rules": fastest(seconds)})
+        durable.atomic_write_json(path, {**_where(found, device), "seconds": seconds, "rules": fastest(seconds)})
     elif not path.exists():
         return {}
     with reading.user_errors(path, "restore it from a copy, or start a new workdir"):

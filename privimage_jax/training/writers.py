@@ -18,7 +18,7 @@ import rich.text
 from privimage_jax.cluster import processes
 from privimage_jax.cluster.processes import on_process_zero
 from privimage_jax.errors import printable
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.os_errors import explain_os_errors
 from privimage_jax.training.console import make_console
 
@@ -46,7 +46,7 @@ class MetricWriter:
     def __init__(self, directory: str | pathlib.Path, start_step: int = 0):
         self._path = pathlib.Path(directory) / "metrics.csv"
         self._columns, self._file, self._events = ["step"], None, None
-        workdir.make_dir(self._path.parent)
+        durable.make_dir(self._path.parent)
         with self._writing():
             self._rewrite([row for row in self._read() if int(row["step"]) < start_step])
             for path in self._path.parent.glob("*.png"):
@@ -72,7 +72,7 @@ class MetricWriter:
     @on_process_zero
     def sync(self) -> None:
         """Returns when the rows so far are on the disk, so that no checkpoint is ahead of them."""
-        workdir.sync(self._path)
+        durable.sync(self._path)
 
     @on_process_zero
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -129,7 +129,7 @@ class MetricWriter:
         writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        workdir.atomic_write_bytes(self._path, text.getvalue().encode())
+        durable.atomic_write_bytes(self._path, text.getvalue().encode())
         self._file = self._path.open("a", encoding="utf-8", newline="")
         self._rows = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
 
@@ -168,7 +168,7 @@ class _Events:
         self._summary, self._event = summary, event_pb2
         self._writer = event_file_writer.EventsWriter(str(directory / "events"))
         for path in directory.glob("events.*"):
-            workdir.set_usual_mode(path)
+            durable.set_usual_mode(path)
         self._flushed = time.monotonic()
         if start_step:  # TensorBoard then hides what an interrupted run wrote of later steps
             self._write(start_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
@@ -346,7 +346,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def save_png(path: str | pathlib.Path, image: np.ndarray) -> None:
     """Writes a uint8 image `[H, W, C]`, C = 1 or 3, as a PNG file that is there whole or not at all."""
-    workdir.atomic_write_bytes(pathlib.Path(path), encode_png(image))
+    durable.atomic_write_bytes(pathlib.Path(path), encode_png(image))
 
 
 def _fields(info: dict[str, float | int | str]) -> list[str]:

@@ -13,12 +13,12 @@ import threading
 import pytest
 
 from privimage_jax.cluster import processes
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 
 BEGINNING = """
 import pathlib, sys
 from privimage_jax.cluster import processes
-from privimage_jax.storage import reading, workdir
+from privimage_jax.storage import durable, reading
 index, count, port, folder = *map(int, sys.argv[1:4]), pathlib.Path(sys.argv[4])
 if index == 0:
     processes.join(processes.gather(processes.listen(port), count, 20, None))
@@ -52,15 +52,15 @@ def test_process_0_writes_and_all_see_it(tmp_path):
         tmp_path,
         """
         for turn in range(30):
-            workdir.atomic_write_json(folder / "value.json", [turn, index])
+            durable.atomic_write_json(folder / "value.json", [turn, index])
             assert reading.read_json(folder / "value.json") == [turn, 0]
-            workdir.append_line_durably(folder / "lines", f"{turn} of {index}")
+            durable.append_line_durably(folder / "lines", f"{turn} of {index}")
             assert len((folder / "lines").read_text().splitlines()) == turn + 1
         assert team.min_over_processes("a number", 7 + (index - 1) ** 2) == 7
-        with workdir.atomic_dir(folder / "made") as partial:
-            workdir.atomic_write_bytes(partial / "file", str(index).encode())
+        with durable.atomic_dir(folder / "made") as partial:
+            durable.atomic_write_bytes(partial / "file", str(index).encode())
         assert (folder / "made" / "file").read_text() == "0"
-        workdir.remove(folder / "made")
+        durable.remove(folder / "made")
         assert not (folder / "made").exists()
         team.leave()
         print("left")
@@ -94,7 +94,7 @@ def test_a_process_that_vanishes_ends_all(tmp_path):
         import os, signal
         if index == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        workdir.make_dir(folder / "never")
+        durable.make_dir(folder / "never")
         """,
     )
     assert [status for status, _, _ in results] == [2, 2, -9]
@@ -109,7 +109,7 @@ def test_a_failed_write_of_process_0_ends_all(tmp_path):
         import os
         from privimage_jax.errors import UserError
         try:
-            workdir.make_dir(pathlib.Path("/proc/nowhere"))
+            durable.make_dir(pathlib.Path("/proc/nowhere"))
         except UserError as error:
             team.fail(str(error))
             os._exit(2)
@@ -236,5 +236,5 @@ def test_a_taken_port_is_named():
 
 def test_one_process_waits_for_nobody(tmp_path):
     assert processes.current().count == 1 and processes.is_first()
-    workdir.atomic_write_bytes(tmp_path / "file", b"x")
+    durable.atomic_write_bytes(tmp_path / "file", b"x")
     assert os.listdir(tmp_path) == ["file"]

@@ -17,7 +17,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.privacy import accounting
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.privacy.rounding import plain_up
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 from privimage_jax.storage.workdir import Workdir
 
 DELTA, N = 1.23451e-5, 12345
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch, name):
     def full(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(workdir.os, "replace", full)
+    monkeypatch.setattr(durable.os, "replace", full)
     with pytest.raises(UserError, match="cannot write .*: the disk is full; free some space"):
         export.run(run, name.split(","), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -200,7 +200,7 @@ def test_a_folder_that_takes_no_file(folder, monkeypatch):
         prepare(str(folder))
 
 
-@pytest.mark.parametrize("where", [(conversion.tfrecord, "records"), (conversion.workdir, "atomic_write_bytes")])
+@pytest.mark.parametrize("where", [(conversion.tfrecord, "records"), (conversion.durable, "atomic_write_bytes")])
 def test_interrupted_it_begins_anew(folder, monkeypatch, where):
     class Interrupted(BaseException):
         pass

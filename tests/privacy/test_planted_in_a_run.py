@@ -263,12 +263,12 @@ def the_same_key_after_a_loss(patch):
 
 
 def a_key_that_stays(patch):
-    patch.setattr(mechanism.workdir, "remove", lambda path: None)
+    patch.setattr(mechanism.durable, "remove", lambda path: None)
 
 
 def a_key_that_others_may_read(patch):
-    write = mechanism.workdir.atomic_write_bytes
-    patch.setattr(mechanism.workdir, "atomic_write_bytes", lambda path, content, mode=0: write(path, content, 0o644))
+    write = mechanism.durable.atomic_write_bytes
+    patch.setattr(mechanism.durable, "atomic_write_bytes", lambda path, content, mode=0: write(path, content, 0o644))
 
 
 # Counts.

@@ -1,5 +1,6 @@
 """Verifying a ledger: right ones pass, and every change of any line is found, also by who knows the chain."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import accounting, ledger, sampling
+from privimage_jax.privacy import accounting, ledger_lines, sampling
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.privacy.verification import verify
 
@@ -67,8 +68,8 @@ def chained(lines: list[dict]) -> bytes:
     content, previous = b"", "0" * 64
     for index, line in enumerate(lines):
         fields = {name: value for name, value in line.items() if name not in ("index", "kind", "previous")}
-        text = ledger.line_of(index, line["kind"], fields, previous).encode()
-        previous = ledger.hashlib.sha256(text).hexdigest()
+        text = ledger_lines.line_of(index, line["kind"], fields, previous).encode()
+        previous = hashlib.sha256(text).hexdigest()
         content += text + b"\n"
     return content
 

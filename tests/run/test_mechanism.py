@@ -11,14 +11,14 @@ import pytest
 
 from privimage_jax.configs import base
 from privimage_jax.errors import UserError
-from privimage_jax.privacy import chacha, ledger
+from privimage_jax.privacy import chacha, ledger, ledger_lines
 from privimage_jax.privacy.events import Gaussian
 from privimage_jax.run import determinants
 from privimage_jax.run import mechanism as mechanisms
 from privimage_jax.run.mechanism import Mechanism, check_marks, terms
 from privimage_jax.run.plan import Plan
 from privimage_jax.run.stage import named
-from privimage_jax.storage import workdir as disk
+from privimage_jax.storage import durable
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
@@ -49,7 +49,7 @@ class FakeInputs:
 
     def folder(self, stage):
         path = self.workdir.internal / stage
-        disk.make_dir(path, mode=0o700)
+        durable.make_dir(path, mode=0o700)
         return path
 
 
@@ -101,8 +101,8 @@ def test_the_order_of_writes(start, monkeypatch):
 
         monkeypatch.setattr(owner, name, note)
 
-    noting(disk, "atomic_write_bytes")
-    noting(disk, "remove")
+    noting(durable, "atomic_write_bytes")
+    noting(durable, "remove")
     noting(ledger, "append_line_durably")
     mechanism = start()
     mechanism.check_inputs(data="digest")
@@ -268,7 +268,7 @@ def test_every_spending_line_names_the_computation_by_its_key(start, tmp_path):
     key_of(again, data="one")
     spend(again, noise_multiplier=20.0)
     named = {line["computation"] for line in again.ledger.entries[1:]}
-    assert named == {ledger.computation(chacha.key_to_bytes(key))}
+    assert named == {ledger_lines.computation(chacha.key_to_bytes(key))}
     assert key.tobytes().hex()[:8] not in named.pop()
     other = Mechanism(FakeInputs(tmp_path / "other"))
     spend(other)
@@ -309,9 +309,9 @@ def test_the_ledger_names_the_run_and_closes_with_what_it_made(start):
 
 def test_every_process_reads_the_name_that_process_0_has_drawn(start, monkeypatch):
     """What another process draws is not written; ledgers of its own would have another chain."""
-    write = disk.atomic_write_json
+    write = durable.atomic_write_json
     monkeypatch.setattr(
-        disk, "atomic_write_json", lambda path, value: write(path, {"run": "b" * 32} if "run" in value else value)
+        durable, "atomic_write_json", lambda path, value: write(path, {"run": "b" * 32} if "run" in value else value)
     )
     mechanism = start()
     mechanism.check_inputs(data="one")
@@ -377,7 +377,7 @@ def test_a_done_mark_of_another_ledger_is_refused(start):
     check_marks(run, [mechanism.stage])
     lines = run.ledger.read_text().splitlines(keepends=True)
     run.ledger.write_text("".join(lines[:1]))
-    disk.atomic_write_json(run.internal / "ledger_head.json", open_ledger_of(lines[:1], run).head)
+    durable.atomic_write_json(run.internal / "ledger_head.json", open_ledger_of(lines[:1], run).head)
     for known in (run.done_mark("query")["ledger"], "nonsense", {"lines": [], "last": {}}):
         run.mark_done("query", {"fingerprint": "a", "ledger": known})
         with pytest.raises(UserError, match="the stage query in .* was done under another ledger than"):

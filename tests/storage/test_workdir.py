@@ -1,29 +1,16 @@
 import errno
+import fcntl
 import os
 import pathlib
-import resource
-import signal
 import stat
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from privimage_jax.errors import UserError
-from privimage_jax.storage import fingerprints, workdir
-from privimage_jax.storage.os_errors import explain_os_errors
+from privimage_jax.storage import durable, fingerprints
 from privimage_jax.storage.workdir import Workdir
-
-
-@pytest.fixture
-def size_limit():
-    """Lets no file grow beyond 64 KiB: the nearest thing to a full disk that needs no privileges."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_internal_is_closed_to_others_and_release_is_not(tmp_path):
@@ -44,85 +31,6 @@ def test_a_file_in_the_way_is_named(tmp_path):
         Workdir(tmp_path / "run").create()
 
 
-def test_a_failed_write_keeps_the_old_content(tmp_path, size_limit):
-    path = tmp_path / "artefact"
-    workdir.atomic_write_bytes(path, b"old")
-    with pytest.raises(UserError, match="cannot write .*artefact"):
-        workdir.atomic_write_bytes(path, bytes(1 << 20))
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["artefact"]
-
-
-def test_a_failed_folder_keeps_the_old_one(tmp_path, size_limit):
-    path = tmp_path / "folder"
-    with workdir.atomic_dir(path) as partial:
-        (partial / "x").write_text("old")
-    with pytest.raises(UserError), workdir.atomic_dir(path) as partial:
-        (partial / "x").write_bytes(bytes(1 << 20))
-    assert (path / "x").read_text() == "old"
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_every_file_of_a_folder_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
-    flushed, fsync, replace = [], os.fsync, os.replace
-
-    def note(descriptor):
-        flushed.append(os.stat(descriptor).st_ino)
-        fsync(descriptor)
-
-    def rename(source, target):
-        paths = [source, *source.rglob("*")]
-        assert len(paths) == 203 and {path.stat().st_ino for path in paths} <= set(flushed)
-        replace(source, target)
-
-    def refuse(descriptor):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    def fill(path):
-        with workdir.atomic_dir(path) as partial:
-            (partial / "inner").mkdir()
-            for i in range(201):
-                (partial / ("inner" * (i % 2)) / f"{i}.txt").write_text("x")
-
-    monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr(os, "replace", rename)
-    fill(tmp_path / "folder")
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(UserError, match="the disk reports an error"):
-        fill(tmp_path / "other")
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_a_line_that_does_not_fit_is_taken_back(tmp_path, size_limit):
-    path = tmp_path / "lines"
-    workdir.append_line_durably(path, "first")
-    with pytest.raises(UserError):
-        workdir.append_line_durably(path, "x" * (1 << 17))
-    assert path.read_text() == "first\n"
-
-
-def test_no_part_of_a_line_that_fits_in_part_is_left(tmp_path, size_limit):
-    path = tmp_path / "lines"
-    workdir.append_line_durably(path, "x" * ((1 << 16) - 20))
-    before = path.read_text()
-    with pytest.raises(UserError):
-        workdir.append_line_durably(path, "a line of more than the twenty bytes that are left")
-    assert path.read_text() == before
-
-
-def test_text_of_a_full_disk_inside_a_library_error_is_explained(tmp_path):
-    with pytest.raises(UserError, match="the disk is full"), explain_os_errors(tmp_path):
-        raise ValueError("failed to write chunk: [OS error 28: No space left on device]")
-
-
-def test_npz_bytes_do_not_depend_on_the_clock(tmp_path, monkeypatch):
-    array = np.arange(10)
-    workdir.atomic_write_npz(tmp_path / "a.npz", x=array)
-    monkeypatch.setattr("time.time", lambda: 2e9)
-    workdir.atomic_write_npz(tmp_path / "b.npz", x=array)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-
-
 def test_a_second_process_is_refused(tmp_path):
     run = Workdir(tmp_path)
     run.create()
@@ -131,6 +39,21 @@ def test_a_second_process_is_refused(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "another process is working in" in second.stderr
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "locked\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch, number):
+    def refuse(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = Workdir(tmp_path)
+    run.create()
+    with (
+        pytest.raises(UserError, match="lock cannot be locked, as its file system has no locks .*; mount it"),
+        run.lock(),
+    ):
+        pass
 
 
 def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_by_no_other(tmp_path):
@@ -157,9 +80,9 @@ def test_what_another_run_is_writing_in_a_shared_cache_is_left_until_that_run_ha
     study = Workdir(tmp_path)
     study.create()
     code = (
-        "import sys\nfrom pathlib import Path\nfrom privimage_jax.storage import workdir\n"
+        "import sys\nfrom pathlib import Path\nfrom privimage_jax.storage import durable\n"
         f"path = Path({str(study.cache / 'images')!r})\n"
-        "with workdir.written_by_one(path), workdir.atomic_dir(path) as partial:\n"
+        "with durable.written_by_one(path), durable.atomic_dir(path) as partial:\n"
         "    (partial / 'x').write_text('x')\n    print('writing', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -193,33 +116,10 @@ def test_what_another_run_finishes_while_it_is_looked_at_is_passed_by(tmp_path, 
         with study.lock():
             pass
     assert [path.name for path in study.cache.iterdir()] == ["finished"]
-    with workdir.written_by_one(study.cache / "entry"), workdir.atomic_dir(study.cache / "entry") as partial:
+    with durable.written_by_one(study.cache / "entry"), durable.atomic_dir(study.cache / "entry") as partial:
         (partial / ".manifest.json.partial").write_text("half")
         with study.lock():
             assert (partial / ".manifest.json.partial").exists()
-
-
-def test_a_folder_goes_all_at_once(tmp_path, monkeypatch):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "file").write_text("x")
-    steps = []
-
-    def stop(step, path):
-        steps.append((step, path.name))
-        if step == "hidden":
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(workdir, "observers", [stop])
-    with pytest.raises(KeyboardInterrupt):
-        workdir.remove(folder)
-    assert not folder.exists() and os.listdir(tmp_path) == [".folder.old.partial"]
-    folder.mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        workdir.remove(folder)  # also where a crash left one half removed
-    monkeypatch.setattr(workdir, "observers", [])
-    workdir.remove(folder)
-    assert steps == [("hidden", "folder")] * 2
 
 
 def test_fingerprints_ignore_the_order_of_keys():
@@ -229,7 +129,7 @@ def test_fingerprints_ignore_the_order_of_keys():
 
 def test_a_folder_that_another_process_removes_meanwhile_is_passed_over(tmp_path, monkeypatch):
     """The lock then says that another process is at work."""
-    run = workdir.Workdir(tmp_path)
+    run = Workdir(tmp_path)
     run.create()
     (run.release / ".generator.partial").mkdir()
     scandir = os.scandir
@@ -246,22 +146,5 @@ def test_a_folder_that_another_process_removes_meanwhile_is_passed_over(tmp_path
 
 def test_an_internal_folder_that_others_may_read_is_closed(tmp_path):
     (tmp_path / "internal").mkdir(mode=0o755)
-    workdir.Workdir(tmp_path).make_internal()
+    Workdir(tmp_path).make_internal()
     assert stat.S_IMODE((tmp_path / "internal").stat().st_mode) == 0o700
-
-
-def test_nobody_else_may_write_what_is_released(tmp_path):
-    """Whatever the umask, and where an earlier version has left it open."""
-    before = os.umask(0)
-    try:
-        for _ in range(2):
-            workdir.append_line_durably(tmp_path / "ledger.jsonl", "a line")
-            assert stat.S_IMODE((tmp_path / "ledger.jsonl").stat().st_mode) == 0o644
-            (tmp_path / "ledger.jsonl").chmod(0o666)
-        with workdir.atomic_dir(tmp_path / "generator") as partial:
-            (partial / "params.npz").write_bytes(b"x")
-        workdir.atomic_write_bytes(tmp_path / "page", b"x")
-    finally:
-        os.umask(before)
-    made = [tmp_path / name for name in ("generator", "generator/params.npz", "page")]
-    assert not any(path.stat().st_mode & 0o022 for path in made)

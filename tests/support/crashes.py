@@ -1,4 +1,4 @@
-"""The states that a crash can leave, made from the write log of a run (`workdir.observers`), and what none may hold."""
+"""The states that a crash can leave, made from the write log of a run (`durable.observers`), and what none may hold."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from privimage_jax.privacy.ledger import Ledger
 from privimage_jax.run.mechanism import KEY_FILE_BYTES
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
+from privimage_jax.storage.durable import is_partial
 from privimage_jax.training.checkpoint import is_intact
 
 NOISY_COUNTS = {  # where a mechanism's output appears first
@@ -62,11 +63,11 @@ class WriteLog:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Notes what is done within it."""
-        workdir.observers.append(self)
+        durable.observers.append(self)
         try:
             yield
         finally:
-            workdir.observers.remove(self)
+            durable.observers.remove(self)
 
 
 def states(steps: list[Step]) -> Iterator[tuple[int, bool]]:
@@ -119,11 +120,6 @@ def _redo(step: Step, path: pathlib.Path, half: bool) -> None:
 
 def _first_half(content: bytes) -> bytes:
     return content[: len(content) // 2]
-
-
-def is_partial(path: pathlib.Path) -> bool:
-    """Whether a name is that of something in the making, or of something that is to go."""
-    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def files_of(root: pathlib.Path) -> dict[str, bytes]:

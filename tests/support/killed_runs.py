@@ -43,7 +43,7 @@ from privimage_jax.run.code_version import code_version  # noqa: E402
 from privimage_jax.run.plan import make_plan, noise_by_accountant  # noqa: E402
 from privimage_jax.run.stage import enabled_stages  # noqa: E402
 from privimage_jax.stages.parts import preflight  # noqa: E402
-from privimage_jax.storage import workdir  # noqa: E402
+from privimage_jax.storage import durable  # noqa: E402
 from privimage_jax.storage.workdir import Workdir  # noqa: E402
 
 KILLED = -signal.SIGKILL  # the status of a run that was
@@ -131,7 +131,7 @@ class Runs:
             os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={kind.devices}"
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-            workdir.observers.append(observer)
+            durable.observers.append(observer)
             main.COMMANDS["run"] = Command("run", "", "", run)
             status = main.main(["privimage", "run"])
         except BaseException:

@@ -45,7 +45,7 @@ from privimage_jax.run import mechanism, stage
 from privimage_jax.run.inputs import Inputs, make_inputs
 from privimage_jax.run.plan import make_plan
 from privimage_jax.stages import class_histogram, finetune, pretrain, query, report, sample, selection
-from privimage_jax.storage import workdir as disk
+from privimage_jax.storage import durable
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
@@ -315,8 +315,8 @@ def check_selection(folder: pathlib.Path) -> None:
         own.spend("gaussian", noise_multiplier=5.0, l2_sensitivity=1.0, key_generation=0)
         noisy, exact = np.random.default_rng(0).integers(0, 9, shape), np.eye(*shape, k=int(name == "other"), dtype=int)
         inputs.folder("query")
-        disk.atomic_write_json(query.STAGE.artefact(inputs.workdir), {"histogram": noisy.tolist(), "k1": 1})
-        disk.atomic_write_json(query.STAGE.note(inputs.workdir), {"exact": exact.tolist()})
+        durable.atomic_write_json(query.STAGE.artefact(inputs.workdir), {"histogram": noisy.tolist(), "k1": 1})
+        durable.atomic_write_json(query.STAGE.note(inputs.workdir), {"exact": exact.tolist()})
         inputs.folder("select")
         selection.run(of(inputs, selection))
         releases.append(release_bytes(inputs.workdir))

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import rich.console
 
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 from privimage_jax.training import loop, writers
 from privimage_jax.training.writers import MetricWriter
 
@@ -118,7 +118,7 @@ def test_a_headline_is_one_line_without_control_characters(capsys):
 def test_rows_are_on_the_disk_before_the_checkpoint_that_they_lead_to(tmp_path, monkeypatch):
     """The released report shows the curve of pre-training: no row of it may be lost with the power."""
     steps, log = [], types.SimpleNamespace(every=1, sample_every=0, checkpoint_every=2, keep=2)
-    monkeypatch.setattr(workdir, "observers", [lambda step, path: steps.append((step, path.name))])
+    monkeypatch.setattr(durable, "observers", [lambda step, path: steps.append((step, path.name))])
     monkeypatch.setattr(loop, "make_runner", lambda step: lambda state, inputs, begin, end: (state, {"loss": begin}))
     loop.train("test", None, {"w": np.ones(3)}, None, 0, 4, tmp_path, log)
     for number in ("2", "4"):

@@ -12,7 +12,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.run import data_seen
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.settings import methods
-from privimage_jax.storage import fingerprints, reading, workdir
+from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Workdir
 
 MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
@@ -127,6 +127,6 @@ class ManyRuns:
     def save(self, rows: Iterable[Row]) -> None:
         """Writes all rows, in this order."""
         rows = list(rows)
-        workdir.atomic_write_json(self._json, {**self._identity, "rows": rows})
+        durable.atomic_write_json(self._json, {**self._identity, "rows": rows})
         if rows:
-            workdir.atomic_write_bytes(self.folder.internal / f"{self._kind}.csv", as_csv(rows))
+            durable.atomic_write_bytes(self.folder.internal / f"{self._kind}.csv", as_csv(rows))

@@ -17,7 +17,7 @@ from privimage_jax.run import resources
 from privimage_jax.run.inputs import Inputs, make_inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import enabled_stages, named
-from privimage_jax.storage import fingerprints, workdir
+from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Busy, Workdir
 from privimage_jax.training.writers import headline
 
@@ -53,7 +53,7 @@ def finish(
     config.public_cache = config.public_cache or str(folder / "public_cache")
     config.private_cache = config.private_cache or str(Workdir(folder).cache)
     try:
-        workdir.make_dir(own.root)  # of one that fails early as well: a row is dropped with its folder
+        durable.make_dir(own.root)  # of one that fails early as well: a row is dropped with its folder
         inputs = make_inputs(config, own)
         if trust_marks and is_finished(own, inputs.config):
             headline(kind, "skipped", f"{one.name} is finished with the same settings")
@@ -99,5 +99,5 @@ def _evaluation(own: Workdir, config: ConfigDict) -> dict[str, float]:
     """All numbers of a run's `evaluation.json`."""
     if not config.evaluate.enabled:
         return {}
-    found = workdir.read_record(own.internal / "evaluation.json")
+    found = reading.read_record(own.internal / "evaluation.json")
     return {name: value for name, value in found.items() if type(value) in (int, float)}

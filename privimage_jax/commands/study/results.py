@@ -14,7 +14,7 @@ from privimage_jax.report import study
 from privimage_jax.report.gallery import ImageSet, shown_rows
 from privimage_jax.run.resources import DEVICE, HOST, SECONDS
 from privimage_jax.settings.methods import EPSILON, METHOD
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -40,8 +40,8 @@ def write(rows: Sequence[Row], runs: Sequence[Run], title: str, many: ManyRuns) 
     page = study.render(study.StudyInputs(title, table, rows, missing, cost, images, class_names))
     with many.held(wait=True):
         if table:
-            workdir.atomic_write_bytes(folder.internal / TABLE, as_csv(table))
-        workdir.atomic_write_bytes(folder.internal / PAGE, page.encode(), compare.MODE)
+            durable.atomic_write_bytes(folder.internal / TABLE, as_csv(table))
+        durable.atomic_write_bytes(folder.internal / PAGE, page.encode(), compare.MODE)
         _write_plots(folder, table)
     columns = (METHOD, EPSILON, "runs", "failed", "epsilon", *SHOWN, SECONDS, HOST, DEVICE, "parameters")
     show_table([{**row, **_with_spread(row)} for row in table], columns, left=(METHOD,))
@@ -72,10 +72,10 @@ def _write_plots(folder: Workdir, table: Sequence[Row]) -> None:
     """`internal/plots/<measure>_by_epsilon.png`, with a line for each method, of what any run has."""
     measures = [measure for measure in PLOTTED if any(measure in row for row in table)]
     if measures:
-        workdir.make_dir(folder.internal / PLOTS, mode=0o700)
+        durable.make_dir(folder.internal / PLOTS, mode=0o700)
     for measure in measures:
         figure = plot(table, (METHOD, EPSILON), EPSILON, measure, measure + study.SPREAD)
-        workdir.atomic_write_bytes(folder.internal / PLOTS / f"{measure}_by_epsilon.png", png(figure))
+        durable.atomic_write_bytes(folder.internal / PLOTS / f"{measure}_by_epsilon.png", png(figure))
 
 
 def _images(folder: Workdir, rows: Sequence[Row]) -> tuple[list[ImageSet], list[str]]:

@@ -11,7 +11,7 @@ from privimage_jax.report.query_noise import NoiseOfQuery
 from privimage_jax.run import trouble
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import enabled_stages, named
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable
 
 TRAINING = (
     ("finetune", "Fine-tuning on the sensitive images"),
@@ -46,4 +46,4 @@ def write(inputs: Inputs, results: dict[str, Any], sets: Sequence[ImageSet], noi
         ],
         query_noise=noise,
     )
-    workdir.atomic_write_bytes(named("evaluate").artefact(inputs.workdir, 1), evaluation.render(shown).encode())
+    durable.atomic_write_bytes(named("evaluate").artefact(inputs.workdir, 1), evaluation.render(shown).encode())

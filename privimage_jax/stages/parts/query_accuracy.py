@@ -18,7 +18,7 @@ from privimage_jax.metrics.top_k import Accuracy
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.stage import named
 from privimage_jax.run.trouble import Trouble
-from privimage_jax.storage import workdir
+from privimage_jax.storage import durable, reading
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import MetricWriter, headline
 
@@ -37,7 +37,7 @@ def keep(inputs: Inputs, model: nn.Module, variables: Any, steps: int) -> None:
     found = found or _measure(inputs, model, variables)
     if found is None:
         return
-    workdir.atomic_write_json(STAGE.note(inputs.workdir), dataclasses.asdict(found))
+    durable.atomic_write_json(STAGE.note(inputs.workdir), dataclasses.asdict(found))
     if steps:
         # A folder of its own, so that TensorBoard draws it into the chart of training and no row of that is touched.
         with MetricWriter(inputs.folder(STAGE.name) / "metrics" / "held_out") as writer:
@@ -48,7 +48,7 @@ def keep(inputs: Inputs, model: nn.Module, variables: Any, steps: int) -> None:
 
 def read(run: Workdir) -> Accuracy | None:
     """The figure of a run; None where it has none."""
-    kept = workdir.read_record(STAGE.note(run))
+    kept = reading.read_record(STAGE.note(run))
     images, top1, top5 = kept.get("images"), kept.get("top1"), kept.get("top5")
     shares = [top1, *([] if top5 is None else [top5])]
     if type(images) is int and images > 0 and all(type(one) is float and 0 <= one <= 1 for one in shares):

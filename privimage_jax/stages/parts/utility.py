@@ -18,7 +18,8 @@ from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.made_by import made_by
 from privimage_jax.settings.evaluation import short_name
 from privimage_jax.storage import fingerprints
-from privimage_jax.storage.workdir import atomic_write_json, read_record
+from privimage_jax.storage.durable import atomic_write_json
+from privimage_jax.storage.reading import read_record
 from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import progress
 
