@@ -11,6 +11,7 @@ from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, is_out_of_memory, reason_of
 from privimage_jax.privacy.clipping import PRECISIONS
+from privimage_jax.privacy.verification import check_artefacts
 from privimage_jax.run import data_seen, determinants, inspection, private_cache, public_cache, resources
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
@@ -79,7 +80,9 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
         )
         _refuse_changed_spending(inputs, stages, prints)
         check_marks(inputs.workdir, all_stages(inputs.config))
-        open_ledger(inputs.workdir).check_terms(terms(inputs))
+        ledger = open_ledger(inputs.workdir)
+        ledger.check_terms(terms(inputs))
+        check_artefacts(ledger, inputs.workdir.root)
         check(inputs)
         data_seen.note(inputs)
         inspection.before_a_run(inputs, needs_public)

@@ -57,11 +57,16 @@ def observed(tmp_path_factory):
             if path.is_relative_to(run) and (step, str(path.relative_to(run))) == place:
                 shutil.copytree(run, folder / name)
 
+    def copy_other(step, path):
+        if (step, path) == ("renamed", folder / "other" / "internal" / "finetune" / "checkpoints" / "2"):
+            shutil.copytree(folder / "other", folder / "other before the end")
+
     with pytest.MonkeyPatch.context() as patch:
         in_process(patch)
         patch.setattr(durable, "observers", [copy])
         assert main.main(["privimage", *arguments(folder, run)]) == 0
         shutil.copytree(folder / "before the ledger", folder / "other")
+        patch.setattr(durable, "observers", [copy_other])
         assert main.main(["privimage", *arguments(folder, folder / "other")]) == 0
     return folder
 
@@ -144,6 +149,28 @@ def test_a_checkpoint_ahead_of_the_ledger_is_refused(observed, copy, resume):
     path = copy("all steps")
     put_back(path, observed / "first block")
     resume(path).refuses(f"the checkpoint of step {STEPS} is ahead of the ledger", f"the steps before {BLOCK}")
+
+
+def test_a_checkpoint_of_another_run_is_refused(observed, copy, resume):
+    """Same config, same step, another run: a ledger told of steps whose noise was that of another epsilon's."""
+    path, other = copy("first block"), observed / "other before the end"
+    ours, theirs = (folder / "internal" / "finetune" / "checkpoints" / "2" for folder in (path, other))
+    shutil.rmtree(ours)
+    shutil.copytree(theirs, ours)
+    resume(path).refuses(f"checkpoint {ours} is of another run than the ledger beside it tells of", "remove it, and")
+    shutil.rmtree(ours)
+    resume(path).succeeds()
+    assert release_bytes(Workdir(path)) == release_bytes(Workdir(observed / "finished"))
+
+
+@pytest.mark.parametrize("name", ["class_histogram.json", "generator/params.npz"])
+def test_an_artefact_of_another_run_is_refused(observed, copy, resume, name):
+    """It went into the report and the synthetic images as if this run had paid for it."""
+    path = copy("finished")
+    (path / "release" / "report.html").unlink()
+    shutil.copy(observed / "other" / "release" / name, path / "release" / name)
+    artefact = path / "release" / name.split("/")[0]
+    resume(path).refuses(f"{artefact} is not what line", "restore it, or start a new workdir")
 
 
 def test_the_ledger_of_another_run_is_refused(observed, copy, resume):

@@ -4,7 +4,8 @@ A run's name is random and in its ledger's first line. Two ledgers with one name
 spending lines names its computation by the key that it draws from. Lines of one computation tell of the same noise, and
 cost once however many copies of them there are. Where a mechanism has several, its noise was drawn anew: because a key
 was lost, which one ledger tells; or because a folder was taken back, or copied, and gone on with twice. Then outputs of
-both may be out, and cost twice. Outputs themselves are not compared: those of independent noise may be equal.
+both may be out, and cost twice. Outputs of independent noise are not compared: they may be equal. Outputs of one
+computation are: where they differ, the noise of both is equal, and their difference has none.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ class Kinship:
     Attributes:
       costs: lists of spending lines, each of which costs on its own: one for every computation.
       notes: what is remarkable and right, one sentence each.
-      conflicts: what must not be: more computations of one run than any of its ledgers tells of, one sentence each.
+      conflicts: what must not be: more computations of one run than any of its ledgers tells of, or one computation
+        with several outputs; one sentence each.
     """
 
     costs: list[list[Entry]]
@@ -61,7 +63,7 @@ def between(ledgers: Sequence[list[Entry]], names: Sequence[str] = ()) -> Kinshi
 
 def _add_family(ledgers: list[list[Entry]], names: list[str], found: Kinship) -> None:
     """Adds the ledgers of one run."""
-    again = []
+    again, unequal = [], []
     for mechanism in dict.fromkeys(line["mechanism"] for lines in ledgers for line in _spending(lines)):
         together: dict[str, list[Entry]] = {}
         own = [_computations(lines, mechanism, number) for number, lines in enumerate(ledgers)]
@@ -72,13 +74,32 @@ def _add_family(ledgers: list[list[Entry]], names: list[str], found: Kinship) ->
         whole = {name: spent(lines) for name, lines in together.items()}
         if not any({name: spent(lines) for name, lines in computations.items()} == whole for computations in own):
             again.append(f"the {mechanism} {len(together)} times")
+        if _has_unequal_outputs(ledgers, mechanism, own):
+            unequal.append(f"the {mechanism}")
     if again:
         found.conflicts.append(
             f"{_and(names)} are of one run, but went on apart: together they ran {_and(again)}, and each time counts; "
             "hand over one of them, and count them all wherever these images are counted (docs/recovery.md)"
         )
-    elif len(ledgers) > 1:
+    if unequal:
+        found.conflicts.append(
+            f"{_and(names)} are of one run and have other outputs of {_and(unequal)} under equal noise, so that their "
+            "difference has no noise and no epsilon covers both; hand over one of them and destroy the other "
+            "(docs/recovery.md)"
+        )
+    if len(ledgers) > 1 and not again and not unequal:
         found.notes.append(f"{_and(names)} are of one run, copies or earlier states of each other: it counts once.")
+
+
+def _has_unequal_outputs(ledgers: list[list[Entry]], mechanism: str, own: list[dict[str, list[Entry]]]) -> bool:
+    """Whether ledgers close a mechanism with other artefacts after the same computations, `own` of each ledger."""
+    outputs: dict[frozenset[str], set[str]] = {}
+    for lines, computations in zip(ledgers, own, strict=True):
+        for line in lines:
+            if line["kind"] == "closed" and line["mechanism"] == mechanism and "artefacts" in line:
+                known = outputs.setdefault(frozenset(computations), set())
+                known.add(json.dumps(line["artefacts"], sort_keys=True))
+    return any(len(known) > 1 for known in outputs.values())
 
 
 def _computations(lines: list[Entry], mechanism: str, number: int) -> dict[str, list[Entry]]:

@@ -63,7 +63,7 @@ def show(paths: Sequence[str], verified: bool) -> None:
 
     Raises:
       UserError: for a path without a ledger, a path given twice, a ledger that is damaged or does not verify, and
-        ledgers of one run that was gone on with more than once.
+        ledgers of one run that was gone on with more than once or has several outputs under equal noise.
     """
     found = [find(path) for path in paths]
     files = [each.ledger.path.resolve() for each in found]
@@ -93,7 +93,7 @@ def show(paths: Sequence[str], verified: bool) -> None:
     if len(found) > 1:
         print(printable(describe_joint(lines, paths, warns=False)))
         if conflicts := kinship.between(lines, paths).conflicts:
-            raise UserError(f"{conflicts[0]}.")
+            raise UserError(f"{'; '.join(conflicts)}.")
 
 
 def _is(names: list[str]) -> str:

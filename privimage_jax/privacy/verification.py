@@ -100,13 +100,33 @@ def verify_artefacts(ledger: Ledger, folders: Mapping[str, Path]) -> tuple[list[
                     f"{path} is missing, with which line {line['index'] + 1} of {ledger.path} closes the "
                     f"{line['mechanism']}; {remedy}."
                 )
-            with reading.user_errors(path, remedy):
-                if content_digest(path) != digest:
-                    raise reading.Unreadable(
-                        f"is not what line {line['index'] + 1} of {ledger.path} closes the {line['mechanism']} with"
-                    )
+            _compare(path, digest, line, ledger, remedy)
             checked.append(name)
     return checked, elsewhere
+
+
+def check_artefacts(ledger: Ledger, root: Path) -> None:
+    """Checks of the artefacts that are there, of a run that is to go on, that they are those of the ledger.
+
+    Args:
+      ledger: of the run.
+      root: of the run.
+
+    Raises:
+      UserError: naming the artefact that is another.
+    """
+    for line in ledger.entries:
+        for name, digest in line.get("artefacts", {}).items():
+            if os.path.lexists(root / name):
+                _compare(root / name, digest, line, ledger, "restore it, or start a new workdir")
+
+
+def _compare(path: Path, digest: str, line: Mapping[str, Any], ledger: Ledger, remedy: str) -> None:
+    with reading.user_errors(path, remedy):
+        if content_digest(path) != digest:
+            raise reading.Unreadable(
+                f"is not what line {line['index'] + 1} of {ledger.path} closes the {line['mechanism']} with"
+            )
 
 
 def _problem(lines: list[dict[str, Any]], terms: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ has spent under one identity is refused under any other, see `Mechanism.key`.
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,23 @@ class Mechanism:
             )
         self._computations[generation] = named
         return key
+
+    def owner(self, generation: int) -> dict[str, Any]:
+        """Whose a checkpoint is: the identity of the inputs, and the computations behind it, this generation's last."""
+        named = self._named_computations() | {self._computations[generation]}
+        return {"identity": self._identity, "computations": sorted(named)}
+
+    def owns(self, owner: Mapping[str, Any]) -> bool:
+        """Whether the ledger tells of a checkpoint with this owner: of its inputs, and of all that it was made with."""
+        made_with = owner.get("computations")
+        return (
+            owner.get("identity") == self._identity
+            and isinstance(made_with, list)
+            and self._named_computations().issuperset(map(str, made_with))
+        )
+
+    def _named_computations(self) -> set[str]:
+        return {line["computation"] for line in self.lines if "computation" in line}
 
     def close(self) -> None:
         """After the artefact is durable: the line `closed` with its SHA-256, then the key is deleted."""

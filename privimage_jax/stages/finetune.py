@@ -201,7 +201,7 @@ def _train(
     state = dp_sgd.with_noise_state(generator.private_state(params, inputs.key(FIRST_VALUES)), NOISE)
     state = place(state, replicated(inputs.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
-    state = checkpoints.restore_latest(state, mechanism.warn) or state
+    state = checkpoints.restore_latest(state, mechanism.warn, mechanism.owns) or state
     step_range = next_step_range(mechanism.lines, int(state["step"]), plan.steps, mechanism.has_key)
     if step_range.stop == 0:
         raise UserError(
@@ -258,6 +258,7 @@ def _train(
         before=reserve,
         after=after,
         block=block,
+        owner=mechanism.owner(step_range.generation),
     )
     trained = jax.device_get(generator.released(state))
     if not divergence.all_finite(trained):

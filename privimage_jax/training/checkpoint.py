@@ -1,11 +1,12 @@
 """Checkpoints: orbax trees, each sealed by a SHA-256 manifest that is written last.
 
 Orbax restores a file with a flipped bit without noticing, so a checkpoint counts only if its manifest is there and
-every file matches it; `restore_latest` otherwise falls back to the one before and says so.
+every file matches it; `restore_latest` otherwise falls back to the one before and says so. A checkpoint may say whose
+it is, so that another run's is not taken for it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from privimage_jax.storage import durable, entries, reading
 
 MANIFEST = "manifest.json"
 TREE = "tree"
+OWNER = "of.json"  # whose a checkpoint is; beside the tree
 
 
-def save_tree(path: Path, tree: Any) -> None:
-    """Writes a pytree of arrays to the folder `path`, durably and all at once, with its manifest."""
+def save_tree(path: Path, tree: Any, owner: Mapping[str, Any] | None = None) -> None:
+    """Writes a pytree of arrays to the folder `path`, durably and all at once, with its manifest and whose it is."""
     with durable.atomic_dir(path) as partial:
         # Not the asynchronous `StandardCheckpointer`, which gives up when the clock is set forward while it waits.
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(partial / TREE, args=ocp.args.StandardSave(tree))
+        if owner is not None:
+            durable.atomic_write_json(partial / OWNER, owner)
         durable.atomic_write_json(partial / MANIFEST, entries.digests(partial / TREE))
 
 
@@ -71,11 +75,15 @@ def _shapes(tree: Any) -> list[tuple]:
 
 
 class Checkpoints:
-    """The last `keep` checkpoints of one stage, each a folder named by its step."""
+    """The last `keep` checkpoints of one stage, each a folder named by its step.
 
-    def __init__(self, root: Path, keep: int = 2):
+    `owner` says in each one that is saved whose it is.
+    """
+
+    def __init__(self, root: Path, keep: int = 2, owner: Mapping[str, Any] | None = None):
         self.root = Path(root)
         self.keep = keep
+        self.owner = owner
         durable.make_dir(self.root)
 
     def steps(self) -> list[int]:
@@ -86,15 +94,34 @@ class Checkpoints:
         """Saves the state of `step` and drops the oldest checkpoints; saving the same step twice keeps the first."""
         path = self.root / str(step)
         if not (path.exists() and is_intact(path)):
-            save_tree(path, state)
+            save_tree(path, state, self.owner)
         for old in self.steps()[: -self.keep]:
             durable.remove(self.root / str(old))
 
-    def restore_latest(self, target: Any, warn: Callable[[str], None]) -> Any | None:
-        """The newest intact state, or None; damaged checkpoints are named through `warn` and removed."""
+    def restore_latest(
+        self,
+        target: Any,
+        warn: Callable[[str], None],
+        is_own: Callable[[Mapping[str, Any]], bool] = lambda owner: True,
+    ) -> Any | None:
+        """The newest intact state, or None; damaged checkpoints are named through `warn` and removed.
+
+        Args:
+          target: shapes, dtypes and shardings of the state.
+          warn: takes a sentence.
+          is_own: whether a checkpoint may be gone on with, by what it says of its owner.
+
+        Raises:
+          UserError: if the newest intact one may not.
+        """
         for step in reversed(self.steps()):
             path = self.root / str(step)
             if is_intact(path):
+                if not is_own(reading.read_record(path / OWNER)):
+                    raise UserError(
+                        f"checkpoint {path} is of another run than the ledger beside it tells of, or of other inputs; "
+                        "remove it, and the run goes on from an earlier one, or restore both from one copy."
+                    )
                 return restore_tree(path, target)
             warn(f"checkpoint {path} is damaged; falling back to the one before it.")
             durable.remove(path)

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def train(
     before: Callable[[int, int], None] | None = None,
     after: Callable[[int, int, dict[str, float]], None] | None = None,
     block: int = 0,
+    owner: Mapping[str, Any] | None = None,
 ) -> Any:
     """Runs the steps [start, stop) with everything that surrounds them.
 
@@ -123,6 +124,7 @@ def train(
       after: called as after(begin, end, metrics) when they are done; what it raises ends the training, and nothing of
         these steps is kept.
       block: pauses at its multiples too; 0 = none.
+      owner: what the checkpoints say of whose they are.
 
     Returns:
       The state after the last step.
@@ -130,7 +132,7 @@ def train(
     Raises:
       Preempted, KeyboardInterrupt: after SIGTERM or SIGINT, once the state is saved.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", log.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", log.keep, owner)
     run_steps = make_runner(step)
     sample_every = log.sample_every if draw else 0
     pace = _Pace()

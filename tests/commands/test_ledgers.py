@@ -142,6 +142,21 @@ def test_a_run_that_was_taken_back_and_run_again_is_an_error(tmp_path, privimage
     assert "Beware: first and second are of one run" in ledger.describe_joint(lines, ["first", "second"])
 
 
+@pytest.mark.parametrize(
+    ("query", "training", "named"),
+    [(ONE, OTHER, "the training"), (OTHER, ONE, "the query"), (OTHER, OTHER, "the query and the training")],
+)
+def test_other_outputs_under_equal_noise_are_an_error(tmp_path, privimage, query, training, named):
+    """A copy that was gone on with on other devices, or with other code that went unseen: the noise subtracts out."""
+    books = [run(tmp_path / "first", training=ONE), run(tmp_path / "second", query=query, training=training)]
+    for pair in (books, books[::-1]):
+        result = privimage("ledger", *(book.path for book in pair))
+        result.refuses(f"are of one run and have other outputs of {named} under equal noise")
+        assert "it counts once" not in result.out
+    early = run(tmp_path / "early", training={})
+    assert not kinship.between([books[0].entries, early.entries]).conflicts
+
+
 def steps(book, begin, end, computation, generation=0):
     """Reserves steps of the training."""
     line = {"mechanism": "training", "steps": [begin, end], "noise_multiplier": 8.0, "sampling_rate": 0.5}
