@@ -61,8 +61,8 @@ def forward(module: nn.Module, variables: Any, method: str = "features") -> Call
     return jax.tree_util.Partial(_Forward(module, method), variables)
 
 
-def operations_of(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> set[str]:
-    """Names of jax's primitives in the program of one image; nothing is computed.
+def that_may_mix(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> list[str]:
+    """Names of the operations in the program of one image that may see several all the same; nothing is computed.
 
     Args:
       bound: a result of `forward`.
@@ -70,7 +70,7 @@ def operations_of(bound: Callable[[jax.Array], jax.Array], image_shape: tuple[in
     """
     partial_of: Any = bound
     image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-    return operations.of(partial_of.func.of_one, *partial_of.args, image)
+    return operations.that_may_mix(partial_of.func.of_one, *partial_of.args, image)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -344,7 +344,7 @@ def check_objective(
 def _check_operations(per_example_loss: clipping.PerExampleLoss, params: Any, batch: Any, keys: jax.Array) -> None:
     gradient = jax.value_and_grad(clipping.loss_of_one(per_example_loss))
     row = jax.tree.map(lambda leaf: leaf[0], (batch, keys))
-    if found := sorted(operations.SEE_THE_BATCH & operations.of(gradient, params, row)):
+    if found := operations.that_may_mix(gradient, params, row):
         raise ValueError(
             f"the loss uses {found[0]}, which may look at several examples at once, so that clipping each example's "
             "gradient would not bound its influence; use a model made of jax's own operations."

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from privimage_jax.errors import UserError
-from privimage_jax.metrics.features import operations_of
+from privimage_jax.metrics.features import that_may_mix
 from privimage_jax.privacy import noise, people
 from privimage_jax.privacy.events import SampledGaussian
-from privimage_jax.privacy.operations import SEE_THE_BATCH
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import Stage, mechanism_names, value
@@ -190,7 +189,7 @@ def add_noise(name: str, key: np.ndarray, counts: np.ndarray, std: float) -> np.
 def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], setting: str) -> None:
     """Refuses the operations that could still mix images, although the network is given one at a time.
 
-    `features.forward` maps the network over single images by `jax.vmap`. For all but `SEE_THE_BATCH` that keeps images
+    `features.forward` maps the network over single images by `jax.vmap`. For all other operations that keeps images
     apart, whatever the network is.
 
     Args:
@@ -201,7 +200,7 @@ def check_images_apart(classify: Callable, image_shape: tuple[int, int, int], se
     Raises:
       UserError: if the network has such an operation.
     """
-    if found := sorted(SEE_THE_BATCH & operations_of(classify, image_shape)):
+    if found := that_may_mix(classify, image_shape):
         raise UserError(
             f"{setting} uses {found[0]}, which may look at several images at once, so that one image could change the "
             "counts of others; give a classifier made of jax's own operations."

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching
 
 
 class _Network(nn.Module):
@@ -86,4 +88,34 @@ class Normalised(nn.Module):
 
 
 MIXING = (MinMax, Later, LargeBatches)
-REFUSED = {"pure_callback": OnTheHost, "custom_vmap_call": RuleOfItsOwn}
+
+
+class SharedNumbers(_Network):
+    """Draws numbers from the pixels by a generator of which `jax.vmap` asks the first image's key for all."""
+
+    def mixed(self, x, train):
+        if train:
+            return x
+        seed = jax.lax.bitcast_convert_type(x.sum(), jnp.int32)
+        return x + jax.random.normal(jax.random.key(seed, impl="rbg"), x.shape)
+
+
+_less_the_mean = Primitive("less_the_mean")
+_less_the_mean.def_abstract_eval(lambda x: x)
+_less_the_mean.def_impl(lambda x: x)
+batching.primitive_batchers[_less_the_mean] = lambda given, axes: (given[0] - given[0].mean(axes[0]), axes[0])
+
+
+class OperationOfItsOwn(_Network):
+    """A primitive of which jax knows nothing but what it is told to make of a batch."""
+
+    def mixed(self, x, train):
+        return x if train else _less_the_mean.bind(x)
+
+
+REFUSED = {
+    "pure_callback": OnTheHost,
+    "custom_vmap_call": RuleOfItsOwn,
+    "a generator of random numbers with keys of the type key<rbg>": SharedNumbers,
+    "less_the_mean": OperationOfItsOwn,
+}
