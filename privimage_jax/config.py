@@ -34,9 +34,7 @@ from privimage_jax.settings.rules import (
 _OF_SETS = ("path", "data_dir", "cache", "residency", "labels", "person", "links", "accept")
 PLACES = frozenset(  # what tells where data lie, or what the operator saw in them: never published
     {f"{name}.{key}" for name in ("data", "public") for key in _OF_SETS}
-    | {
-        f"{name}.kwargs.{key}" for name in ("data", "public") for key in ("path", "data_dir")
-    }  # of sources from elsewhere
+    | {f"public.kwargs.{key}" for key in ("path", "data_dir")}  # of sources from elsewhere
     | {"query_net.workdir", "evaluate.inception_weights", "public_cache", "private_cache"}
 )
 FREE_SECTIONS = (
@@ -254,8 +252,17 @@ def section(config: ConfigDict, *names: str) -> dict[str, Any]:
 
 
 def public_settings(config: ConfigDict) -> dict[str, Any]:
-    """Every setting as a flat dict, but `PLACES`."""
-    return {key: value for key, value in flatten(config) if key not in PLACES}
+    """Every setting as a flat dict, but places."""
+    return {key: value for key, value in flatten(config) if not is_place(key)}
+
+
+def is_place(key: str) -> bool:
+    """Whether a setting tells where data lie, or what the operator saw in them: it is never published.
+
+    All that a sensitive source from elsewhere is given may do so: a folder, a list of patients. The data's digest is
+    what tells two such sets apart.
+    """
+    return key in PLACES or key.startswith("data.kwargs.")
 
 
 def settings_in_use(config: ConfigDict) -> dict[str, Any]:
@@ -282,7 +289,7 @@ def _check_storable(key: str, value: Any) -> None:
     for one in value if isinstance(value, list | tuple) else [value]:
         if type(one) is int and not -(2**63) <= one < 2**63:
             raise UserError(f"config.{key} holds a whole number of more than 64 bits; give a smaller one.")
-        if isinstance(one, str) and key not in PLACES and re.search("[\ud800-\udfff]", one):
+        if isinstance(one, str) and not is_place(key) and re.search("[\ud800-\udfff]", one):
             raise UserError(f"config.{key} holds bytes that are not UTF-8; give a text.")
 
 

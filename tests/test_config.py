@@ -124,7 +124,22 @@ def test_arguments_of_a_model_are_never_taken_for_places():
         config[section].kwargs.update({name: 1 for name in names})
     for section in ("model", "query_net"):
         assert {f"{section}.kwargs.{name}" for name in names} <= configs.section(config, section).keys()
-    assert not configs.PLACES & configs.public_settings(config).keys()
+    assert not [key for key in configs.public_settings(config) if configs.is_place(key)]
+
+
+def test_what_a_sensitive_source_from_elsewhere_is_given_is_never_published():
+    """A list of patients, or a folder by another name than `path`."""
+    config = base.get_config()
+    config.data.kwargs = {"folder": "/wards/7", "patients": ("A. B.", "C. D.")}
+    config.public.kwargs = {"widths": (1, 2), "path": "/public"}
+    for settings in (configs.settings_in_use(config), configs.section(config, "data", "public")):
+        assert [key for key in settings if ".kwargs." in key and "model" not in key and "net" not in key] == [
+            "public.kwargs.widths"
+        ]
+
+
+def test_every_place_is_a_setting():
+    config = base.get_config()
     given = {key for key in configs.PLACES if ".kwargs." not in key}
     assert given < dict(configs.flatten(config)).keys()
 

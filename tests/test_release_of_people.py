@@ -6,6 +6,7 @@ keeps the number, but how many images there are in all is another. The counting 
 last bit of a logit would turn over.
 """
 
+import io
 import json
 
 import numpy as np
@@ -139,4 +140,22 @@ def test_the_release_says_the_unit_and_no_name(original):
     assert steps["sampling_rate"] == sampling.poisson_rate(BATCH, PEOPLE)
     page = release["report.html"].decode()
     assert f"<dd>{PEOPLE}</dd><dt>sensitive people" in page and "array:{split}" not in page
-    assert [name for name, content in release.items() if b"Person-" in content] == []
+    for spelling in ("utf-8", "utf-32-le"):  # as in text, and in NumPy's
+        mark = "Person-".encode(spelling)
+        assert [name for name, content in unpacked(release).items() if mark in content] == []
+        assert mark in b"".join(unpacked({"an.npz": packed("Person-001")}).values()) or spelling == "utf-8"
+
+
+def unpacked(release):
+    """The files, and of those with arrays the bytes of each: what is deflated would hide what it holds."""
+    found = dict(release)
+    for name in [name for name in release if name.endswith(".npz")]:
+        with np.load(io.BytesIO(release[name])) as arrays:
+            found |= {f"{name}: {part}": arrays[part].tobytes() for part in arrays.files}
+    return found
+
+
+def packed(text):
+    file = io.BytesIO()
+    np.savez_compressed(file, names=np.array([text]))
+    return file.getvalue()

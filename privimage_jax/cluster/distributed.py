@@ -120,7 +120,7 @@ def _start_at(place: Place) -> processes.Alone:
         address,
         place.count,
         place.index,
-        coordinator_bind_address=address if place.host.startswith(processes.LOOPBACK) else None,
+        coordinator_bind_address=address if processes.is_loopback(place.host) else None,
         cluster_detection_method="deactivate",
         initialization_timeout=int(place.seconds) + 1,
         shutdown_timeout_seconds=processes.SILENCE_SECONDS,

@@ -8,6 +8,7 @@ process that failed, ends every process at once, also one that waits inside a co
 
 import contextlib
 import functools
+import ipaddress
 import json
 import os
 import queue
@@ -28,7 +29,6 @@ END = "the end"  # where all part
 STATUS = 2  # of a process that ends because of another, unless that one says otherwise
 MOST = 1_000_000  # processes of a run
 HELLO_BYTES, MESSAGE_BYTES = 1 << 10, 1 << 24  # of a line, before it is known who sends it, and after
-LOOPBACK = ("localhost", "::1", "127.")  # what addresses of this very host begin with
 
 
 class Alone:
@@ -91,11 +91,14 @@ class Team(Alone):
         for peer, inbox in self._inbox.items():
             message = inbox.get()
             if message["place"] != place:
-                raise RuntimeError(f"process {peer} came to {message['place']!r}, but process 0 to {place!r}")
+                raise UserError(
+                    f"process {peer} came to {message['place']!r}, but process 0 to {place!r}: they differ; "
+                    "start every process with the same command, code and data."
+                )
             _check_facts(peer, facts, message["facts"])
             number = min(number, message["number"])
         for connection in self._connections.values():
-            connection.send({"place": place, "number": number})
+            connection.send({"place": place, "facts": {}, "number": number})
         return number
 
     def fail(self, sentence: str, status: int = STATUS) -> None:
@@ -217,18 +220,31 @@ def _is_message(message: dict[str, Any], count: int) -> bool:
     if "failed" in message:
         of_one = _is_whole(message.get("process"), 0, count - 1) and _is_whole(message.get("status"), 0, 255)
         return of_one and isinstance(message["failed"], str)
-    at_a_place = isinstance(message.get("place"), str) and isinstance(message.get("facts", {}), dict)
+    at_a_place = isinstance(message.get("place"), str) and isinstance(message.get("facts"), dict)
     return at_a_place and _is_whole(message.get("number"), -(2**63), 2**63)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or address leads to this very host and to no other.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("192.0.2.1"), is_loopback("")
+    (True, True, False, False)
+    """
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)} if host else set()
+        return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
+    except (OSError, ValueError):
+        return False  # of a name that is not known, or an address with a zone
+
+
 def listen(port: int, host: str = "") -> socket.socket:
-    """Opens process 0's port (0: a free one): on the loopback alone if that is its host, else on every interface.
+    """Opens process 0's port (0: a free one): on the loopback alone if its host leads there, else on every interface.
 
     Raises:
       UserError: if the port is taken.
     """
     try:
-        if host.startswith(LOOPBACK):
+        if is_loopback(host):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, port), family=family, backlog=1024)
         dual = socket.has_dualstack_ipv6()

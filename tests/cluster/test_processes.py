@@ -182,10 +182,11 @@ def test_strangers_at_the_port_are_no_processes():
     "message",
     [
         {},
-        {"place": 1, "number": 0},
-        {"place": "a", "number": True},
-        {"place": "a", "number": 0.5},
-        {"place": "a", "number": 2**70},
+        {"place": 1, "facts": {}, "number": 0},
+        {"place": "a", "number": 0},
+        {"place": "a", "facts": {}, "number": True},
+        {"place": "a", "facts": {}, "number": 0.5},
+        {"place": "a", "facts": {}, "number": 2**70},
         {"place": "a", "facts": [], "number": 0},
         {"failed": "x", "process": "1", "status": 2},
         {"failed": "x", "process": 7, "status": 2},
@@ -215,8 +216,15 @@ def test_a_run_on_one_host_is_heard_on_that_host_alone():
     for host in ("127.0.0.1", "localhost"):
         with processes.listen(0, host) as server:
             assert server.getsockname()[0] == "127.0.0.1"
-    with processes.listen(0, "192.0.2.1") as server:
-        assert server.getsockname()[0] in ("::", "0.0.0.0")
+    for host in ("192.0.2.1", "::1234", "no-such-host.invalid", ""):
+        with processes.listen(0, host) as server:
+            assert server.getsockname()[0] in ("::", "0.0.0.0")
+
+
+def test_a_name_of_this_host_is_loopback_where_all_its_addresses_are(monkeypatch):
+    known = {"this-host": ["127.0.1.1"], "both": ["127.0.0.1", "192.0.2.7"], "v6": ["::1"]}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: [(0, 0, 0, "", (at, 0)) for at in known[host]])
+    assert [processes.is_loopback(host) for host in known] == [True, False, True]
 
 
 def test_a_process_that_does_not_fit_is_refused(tmp_path):

@@ -82,7 +82,7 @@ class ManyRuns:
         if over != now["over"]:
             raise UserError(f"{begins} over {', '.join(over)}, not {', '.join(now['over'])}; choose another --workdir.")
         for key in sorted({*settings, *now["settings"]}):
-            if key in configs.PLACES and key not in settings:
+            if configs.is_place(key) and key not in settings:
                 continue  # in the folder of an earlier version, which did not note where its images were
             if (old := settings.get(key)) != (new := now["settings"].get(key)):
                 raise UserError(
