@@ -102,6 +102,24 @@ def half_of_sigma2_is_added(patch):
     patch.setattr(finetune, "dp_settings", lambda config, n, noise, m: settings(config, n, noise / 2, m))
 
 
+def half_of_sigma2_for_people(patch):
+    settings = finetune.dp_settings
+
+    def sparing(config, n, noise, m):
+        return settings(config, n, noise / 2 if config.privacy.unit == "person" else noise, m)
+
+    patch.setattr(finetune, "dp_settings", sparing)
+
+
+def half_of_sigma2_for_a_gan(patch):
+    settings = finetune.dp_settings
+
+    def sparing(config, n, noise, m):
+        return settings(config, n, noise / 2 if config.generator == "gan" else noise, m)
+
+    patch.setattr(finetune, "dp_settings", sparing)
+
+
 # Sampling and steps.
 
 
@@ -489,6 +507,8 @@ BUGS = (
     # Sampling and steps.
     Bug(a_batch_of_fixed_size, check_step_by_definition, OFF),
     Bug(everybody_once_an_epoch, check_step_by_definition, OFF),
+    Bug(half_of_sigma2_for_people, checks.check_fine_tuning_of_people, "sigma2 C of its ledger line"),
+    Bug(half_of_sigma2_for_a_gan, checks.check_fine_tuning_of_a_gan, "sigma2 C of its ledger line"),
     Bug(an_empty_batch_without_noise, checks.check_empty_batch, "the gradient of an empty batch is off"),
     Bug(a_clip_norm_that_the_ledger_does_not_say, checks.check_fine_tuning, "sigma2 C of its ledger line"),
     Bug(steps_before_their_reservation, checks.check_fine_tuning, "came before its ledger line"),

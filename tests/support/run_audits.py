@@ -33,13 +33,13 @@ from audits import (
 from dp_accounting import rdp
 from kept import kept
 from pipelines import CLASSES, release_bytes, tiny_config, write_npz
-from small_models import SmallClassifier, use_small_models
+from small_models import SmallClassifier, use_small_gan, use_small_models
 
 from privimage_jax import config as configs
 from privimage_jax.data import loading
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.features import extract, forward
-from privimage_jax.models import registry
+from privimage_jax.models import gan, registry
 from privimage_jax.privacy import chacha, dp_sgd, ledger, noise, sampling, verification
 from privimage_jax.run import mechanism, stage
 from privimage_jax.run.inputs import Inputs, make_inputs
@@ -57,8 +57,14 @@ _FOUND: dict[Any, Any] = {}
 Change = Callable[[dict[str, np.ndarray]], Any]
 
 
-def inputs_of(folder: pathlib.Path, name: str = "run", change: Change = lambda arrays: None, **settings: Any) -> Inputs:
-    """The inputs of a run on the tiny set, whose arrays `change` may alter; settings by "section__key"."""
+def inputs_of(
+    folder: pathlib.Path,
+    name: str = "run",
+    change: Change = lambda arrays: None,
+    adjust: Callable[[Any], Any] = lambda config: None,
+    **settings: Any,
+) -> Inputs:
+    """The inputs of a run on the tiny set: `change` may alter its arrays, `adjust` the config; settings by "a__b"."""
     place = folder / name
     place.mkdir()
     arrays = dict(np.load(write_npz(place / "drawn.npz", N, CLASSES, seed=1)))
@@ -72,6 +78,7 @@ def inputs_of(folder: pathlib.Path, name: str = "run", change: Change = lambda a
     for key, value in settings.items():
         section, _, setting = key.partition("__")
         config[section][setting] = value
+    adjust(config)
     inputs = make_inputs(configs.check(config), Workdir(place / "run"), make_mesh(jax.devices()[:1]))
     inputs.workdir.create()
     return inputs
@@ -106,6 +113,13 @@ def make_null(arrays: dict[str, np.ndarray]) -> None:
     arrays["train_images"][:] = NULL_MARK
 
 
+def of_people(arrays: dict[str, np.ndarray]) -> None:
+    """Two images of each person, all null."""
+    make_null(arrays)
+    arrays |= {name: np.repeat(arrays[name], 2, axis=0) for name in ("train_images", "train_labels")}
+    arrays["train_names"] = np.repeat(np.arange(N), 2).astype(str)
+
+
 def make_one_null(arrays: dict[str, np.ndarray]) -> None:
     """A null record in the place of one."""
     arrays["train_images"][ROW] = NULL_MARK
@@ -120,12 +134,12 @@ def make_other_held_out(arrays: dict[str, np.ndarray]) -> None:
 _NEIGHBOURS = (("one", lambda arrays: None), ("other", make_one_null))
 
 
-def check_fine_tuning(folder: pathlib.Path) -> None:
+def check_fine_tuning(folder: pathlib.Path, **settings: Any) -> None:
     """Each step of the stage adds the noise of its ledger line, drawn under the run's key; q and N are the true ones.
 
-    All records are null here, so that a gradient is noise and nothing else.
+    All records are null here, so that a gradient is noise and nothing else. `settings` go to `inputs_of`.
     """
-    inputs = inputs_of(folder, change=make_null)
+    inputs = inputs_of(folder, **{"change": make_null, **settings})
     trace = fine_tuned(inputs)
     check_spent_before_use(trace)
     opened = trace.lines[0][1]
@@ -144,6 +158,24 @@ def check_fine_tuning(folder: pathlib.Path) -> None:
             error = np.abs(added - noise_of(t, gradient, key)).max()
             assert error < 1e-4, f"the noise of step {t} is off by {error} sigma2 C of its ledger line"
     verification.verify(ledger.Ledger.open(inputs.workdir.ledger), finished=True)
+
+
+def check_fine_tuning_of_people(folder: pathlib.Path) -> None:
+    """The same where a record is a person."""
+    check_fine_tuning(
+        folder,
+        change=of_people,
+        privacy__unit="person",
+        data__person="array:{split}_names",
+        data__accept=("nearly_white", "constant"),
+    )
+
+
+def check_fine_tuning_of_a_gan(folder: pathlib.Path) -> None:
+    """The same of a discriminator, of one block of either kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan, "LEAST_BLOCKS", 2)
+        check_fine_tuning(folder, adjust=use_small_gan)
 
 
 def check_fine_tuning_neighbours(folder: pathlib.Path) -> None:
