@@ -262,7 +262,7 @@ def _owners(config: ConfigDict, n: int) -> np.ndarray:
 
 
 def _placed(config: ConfigDict, data: dict, owners: np.ndarray, draws: int, mesh: Mesh) -> people.Data:
-    """The canaries on the devices, as fine-tuning lays its records."""
+    """The canaries, all of them on each device."""
     laid = records.place(data, mesh)
     if not unit(config).groups_images:
         return laid
