@@ -1,0 +1,75 @@
+"""The studies of docs/methods.md: every method at equal compute, at a size for two CPU cores.
+
+    privimage study --config configs/study.py:mnist_glyphs --config.data.path=DIR/mnist/3.0.1 --workdir runs/study \\
+        --methods privimage,pdp_diffusion,dpdm --epsilons 1,10 --seeds 3 --acknowledge_looks
+
+| config | sensitive set | public set |
+| --- | --- | --- |
+| study.py:mnist_glyphs | MNIST, 28x28 | rendered letters and digits |
+"""
+
+from ml_collections import ConfigDict
+
+from privimage_jax.configs import mnist, published
+
+VARIANTS = ("mnist_glyphs",)
+
+
+def get_config(which: str = "") -> ConfigDict:
+    published.check("study.py", which, VARIANTS)
+    config = mnist.get_config()
+    config.name = "MNIST from glyphs"
+
+    config.public.source, config.public.name, config.public.test_split = "glyphs", "", "test"
+    config.public.per_class = 400
+    config.public.test_fraction = 0.05
+
+    config.query_net.model = "resnet9"
+    config.query_net.kwargs.width = 16
+    config.query_net.epochs = 3.0
+    config.query_net.batch_size = 128
+    config.query_net.learning_rate = 0.1
+    config.query_net.flip = False
+    config.query_net.shift = 2
+
+    config.query.noise_multiplier = 50.0
+    config.selection.ratio = 0.0
+    config.selection.k2 = 1
+    config.selection.assignment = "optimal"
+
+    config.model.kwargs.nf = 32
+    config.model.kwargs.ch_mult = (1, 1)
+    config.model.kwargs.attn = ()
+    config.model.kwargs.num_blocks = 1
+    config.model.kwargs.patch = 4
+
+    config.diffusion.p_mean = 0.0  # which digit it is shows at larger noise levels than how it is drawn
+
+    config.pretrain.steps = 10000
+    config.pretrain.batch_size = 32
+    config.pretrain.learning_rate = 4e-3
+    config.pretrain.ema = 0.998
+
+    config.warmup.steps = 3000
+    config.warmup.learning_rate = 4e-3
+
+    config.finetune.batch_size = 1024
+    config.finetune.steps = 75
+    config.finetune.noise_multiplicity = 1
+    config.finetune.learning_rate = 5e-3
+    config.finetune.ema = 0.96
+
+    config.sample.n = 4000
+    config.sample.batch_size = 500
+    config.sample.steps = 30
+    config.sample.guidance = 2.0
+
+    config.evaluate.max_images = 4000
+    config.evaluate.classifier_steps = 1500
+    config.evaluate.classifier_batch_size = 64
+    config.evaluate.classifier_kwargs.cnn.width = 16
+
+    config.log.every = 10
+    config.log.sample_every = 0
+    config.log.checkpoint_every = 50
+    return config
