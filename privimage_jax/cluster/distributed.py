@@ -2,10 +2,9 @@
 
 import dataclasses
 import os
-import socket
 from typing import Any
 
-from privimage_jax.cluster import processes
+from privimage_jax.cluster import addresses, processes
 from privimage_jax.errors import UserError
 
 FLAGS = {  # name of the flag -> variable that stands in for it
@@ -120,7 +119,7 @@ def _start_at(place: Place) -> processes.Alone:
         address,
         place.count,
         place.index,
-        coordinator_bind_address=address if processes.is_loopback(place.host) else None,
+        coordinator_bind_address=address if addresses.is_loopback(place.host) else None,
         cluster_detection_method="deactivate",
         initialization_timeout=int(place.seconds) + 1,
         shutdown_timeout_seconds=processes.SILENCE_SECONDS,
@@ -144,7 +143,7 @@ def _start_in_cluster(seconds: float) -> processes.Alone:
     if count == 1:
         return processes.Alone()
     with processes.listen(0) as server:
-        host, port = _broadcast(f"{_own_address()} {server.getsockname()[1]}").split()
+        host, port = _broadcast(f"{addresses.own_address()} {server.getsockname()[1]}").split()
         if index == 0:
             return processes.gather(server, count, seconds, None)
     return processes.connect(host, int(port), index, count, seconds)[0]
@@ -157,13 +156,3 @@ def _broadcast(text: str) -> str:
 
     padded = np.frombuffer(text.encode().ljust(_ADDRESS_BYTES), np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode().strip()
-
-
-def _own_address() -> str:
-    """The address by which this host sends to others; nothing is sent to find it out."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # reserved for documentation: any address outside would do
-            return probe.getsockname()[0]
-        except OSError:
-            return socket.gethostbyname(socket.gethostname())

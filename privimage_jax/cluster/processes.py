@@ -8,7 +8,6 @@ process that failed, ends every process at once, also one that waits inside a co
 
 import contextlib
 import functools
-import ipaddress
 import json
 import os
 import queue
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from privimage_jax.cluster import addresses
 from privimage_jax.errors import UserError
 
 FAREWELL_SECONDS = 5.0  # how long process 0 stays, so that the others hear why it ends
@@ -224,19 +224,6 @@ def _is_message(message: dict[str, Any], count: int) -> bool:
     return at_a_place and _is_whole(message.get("number"), -(2**63), 2**63)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a name or address leads to this very host and to no other.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("192.0.2.1"), is_loopback("")
-    (True, True, False, False)
-    """
-    try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)} if host else set()
-        return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
-    except (OSError, ValueError):
-        return False  # of a name that is not known, or an address with a zone
-
-
 def listen(port: int, host: str = "") -> socket.socket:
     """Opens process 0's port (0: a free one): on the loopback alone if its host leads there, else on every interface.
 
@@ -244,7 +231,7 @@ def listen(port: int, host: str = "") -> socket.socket:
       UserError: if the port is taken.
     """
     try:
-        if is_loopback(host):
+        if addresses.is_loopback(host):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, port), family=family, backlog=1024)
         dual = socket.has_dualstack_ipv6()

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from privimage_jax.cluster import processes
+from privimage_jax.cluster import addresses, processes
 from privimage_jax.storage import durable
 
 BEGINNING = """
@@ -224,7 +224,7 @@ def test_a_run_on_one_host_is_heard_on_that_host_alone():
 def test_a_name_of_this_host_is_loopback_where_all_its_addresses_are(monkeypatch):
     known = {"this-host": ["127.0.1.1"], "both": ["127.0.0.1", "192.0.2.7"], "v6": ["::1"]}
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: [(0, 0, 0, "", (at, 0)) for at in known[host]])
-    assert [processes.is_loopback(host) for host in known] == [True, False, True]
+    assert [addresses.is_loopback(host) for host in known] == [True, False, True]
 
 
 def test_a_process_that_does_not_fit_is_refused(tmp_path):
