@@ -7,19 +7,28 @@ from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import CONFIG, configured, overridden, parse
 from privimage_jax.cluster import preemption
 from privimage_jax.commands.many_runs import combinations
+from privimage_jax.errors import UserError
 
 
 def run(arguments: list[str]) -> None:
     """Every combination is checked before the first is run."""
     required = ("workdir", "over")
-    accepted: dict[str, Any] = {"optional": ["measure"], "repeated": ["over"], "switches": ["zip", "correlate"]}
+    accepted: dict[str, Any] = {
+        "optional": ["measure"],
+        "repeated": ["over"],
+        "switches": ["zip", "one_at_a_time", "correlate"],
+    }
     given, _ = parse(arguments, "config", *required, **accepted)
+    if given.zip and given.one_at_a_time:
+        raise UserError("--zip and --one_at_a_time say different things of how values are combined; give one.")
     fields = combinations.parse(given.over)
-    experiments = [
-        configured(overridden(arguments, texts), *required, **accepted)[0]
-        for texts in combinations.combine(fields, given.zip)
-    ]
-    runs = combinations.name_runs(experiments, list(fields))
+    apart = given.one_at_a_time
+    combined = combinations.one_at_a_time(fields) if apart else combinations.combine(fields, given.zip)
+    experiments = [configured(overridden(arguments, texts), *required, **accepted)[0] for texts in combined]
+    if apart:
+        runs = combinations.name_changes(experiments, combined)
+    else:
+        runs = combinations.name_runs(experiments, list(fields))
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir
 
@@ -27,21 +36,22 @@ def run(arguments: list[str]) -> None:
         devices.start(workdir.internal / "compilation_cache")
         from privimage_jax.commands import sweep
 
-        sweep.run(runs, workdir, given.measure or "", given.correlate)
+        sweep.run(runs, workdir, given.measure or "", given.correlate, apart)
 
 
 COMMAND = Command(
     "sweep",
     "the run for each combination of settings",
     f"""
-usage: privimage sweep --config FILE --workdir FOLDER --over section.key=A,B [--over ...] [--zip] [--measure fid]
-                       [--correlate]
+usage: privimage sweep --config FILE --workdir FOLDER --over section.key=A,B [--over ...] [--zip | --one_at_a_time]
+                       [--measure fid] [--correlate]
 
 {CONFIG}
---over        a setting and its values, separated by commas; every combination of several is run
---zip         the first values of all together, then the second ones, …
---measure     which number of internal/evaluation.json is compared
---correlate   how the measures go together over the runs
+--over            a setting and its values, separated by commas; every combination of several is run
+--zip             the first values of all together, then the second ones, …
+--one_at_a_time   the config as it is, then every value of every setting by itself
+--measure         which number of internal/evaluation.json is compared
+--correlate       how the measures go together over the runs
 """,
     run,
     looks=True,

@@ -31,16 +31,19 @@ SHOWN = ("fid", "pretrained_fid", "precision", "recall", *_ACCURACIES)  # the CS
 _PUBLIC_PLACES = ("public.path", "public.data_dir", "public.labels", "public.links")  # that decide what is taught
 
 
-def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool = False) -> list[Row]:
+def run(
+    runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool = False, one_at_a_time: bool = False
+) -> list[Row]:
     """Runs what is missing of a sweep, writes `internal/sweep.csv` and `internal/plots/`, and prints the table.
 
     A run that fails with a `UserError`, or for lack of memory, is noted, and the others go on.
 
     Args:
-      runs: as `combinations.name_runs` makes them.
+      runs: as `combinations.name_runs` makes them, or `combinations.name_changes`.
       folder: new, or of the same sweep; other values of the same settings may join it.
       measure: of `evaluation.json`, to be plotted and correlated; "" = the FID.
       correlate: also compare each run's public subset with its sensitive set, and correlate over `runs`.
+      one_at_a_time: each run changes one setting of the first; the table names it, and a plot shows its runs alone.
 
     Returns:
       One row for each run in the folder, those of earlier commands included, see `rows.finish`; with `correlate` it
@@ -80,8 +83,10 @@ def run(runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool
             many.save(rows.values())
             if measure and finished and same_results:
                 _check_measure(finished, fields, measure)
-        _write_plots(folder, [row for row in rows.values() if row["status"] == DONE], fields, plotted)
-    show(list(rows.values()), fields, plotted, folder)
+        done = [row for row in rows.values() if row["status"] == DONE]
+        given = fingerprints.jsonable(runs[0].values) if one_at_a_time else {}
+        _write_plots(folder, done, fields, plotted, given)
+    show(list(rows.values()), ["run"] if one_at_a_time else fields, plotted, folder)
     if measure and finished:
         _check_measure(finished, fields, measure)
     if correlate:
@@ -110,20 +115,25 @@ def _network(config: ConfigDict) -> list:
     )
 
 
-def _write_plots(folder: Workdir, rows: Sequence[Row], fields: Sequence[str], measure: str) -> None:
-    """`internal/plots/<measure>_by_<setting>.png` for each swept setting, where any run has the measure."""
+def _write_plots(folder: Workdir, rows: Sequence[Row], fields: Sequence[str], measure: str, given: Row) -> None:
+    """`internal/plots/<measure>_by_<setting>.png` for each swept setting, where any run has the measure.
+
+    Where there are `given` values, the plot of a setting has the runs with those of all other settings.
+    """
     if not any(measure in row for row in rows):
         return
     plots = folder.internal / "plots"
     durable.make_dir(plots, mode=0o700)
     for field in fields:
         name = as_file_name(f"{measure}_by_{field}.png")
-        durable.atomic_write_bytes(plots / name, png(plot(rows, fields, field, measure)))
+        shown = [row for row in rows if all(row[key] == given[key] for key in given.keys() - {field})]
+        durable.atomic_write_bytes(plots / name, png(plot(shown, fields, field, measure)))
 
 
-def show(rows: Sequence[Row], fields: Sequence[str], measure: str, folder: Workdir) -> None:
-    """Prints the table, what all runs cost together, and what may be done with it."""
-    show_table(rows, ("status", *fields, "epsilon", *dict.fromkeys([measure, *SHOWN]), *MEASURES), left=("status",))
+def show(rows: Sequence[Row], named_by: Sequence[str], measure: str, folder: Workdir) -> None:
+    """Prints the table, whose rows are told apart by the columns `named_by`, what all runs cost, and what may leave."""
+    columns = ("status", *named_by, "epsilon", *dict.fromkeys([measure, *SHOWN]), *MEASURES)
+    show_table(rows, columns, left=("status", "run"))
     if cost := joint_cost(folder):
         print(cost)
     tell_what_may_leave(folder, "sweep.csv")

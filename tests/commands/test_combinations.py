@@ -37,6 +37,36 @@ def test_a_grid_has_every_pair_and_a_zip_the_first_with_the_first():
     ]
 
 
+def test_one_at_a_time_changes_nothing_first_and_then_each_value_by_itself():
+    fields = {"query.k1": ["2", "3"], "selection.k2": ["4"]}
+    changes = [{}, {"query.k1": "2"}, {"query.k1": "3"}, {"selection.k2": "4"}]
+    assert combinations.one_at_a_time(fields) == changes
+
+
+def changed(values: list[dict]) -> list[combinations.Run]:
+    """Runs by their changes, each of which has the base's settings but for these."""
+    experiments = []
+    for row in values:
+        config = base.get_config()
+        config.update_from_flattened_dict(row)
+        experiments.append(config)
+    texts = [{key: str(value) for key, value in row.items()} for row in values]
+    return combinations.name_changes(experiments, texts)
+
+
+def test_a_change_names_its_run_in_full_where_another_setting_shares_the_word():
+    runs = changed([{}, {"query.k1": 2}, {"seed": 3}, {"selection.seed": 3}])
+    assert [run.name for run in runs] == ["as_given", "k1=2", "seed=3", "selection.seed=3"]
+    assert [run.values["query.k1"] for run in runs] == [1, 2, 1, 1], "every row has all swept settings"
+
+
+def test_a_change_to_what_the_config_has_is_refused():
+    with pytest.raises(UserError, match="query.k1=1, which the config has already"):
+        changed([{}, {"query.k1": base.get_config().query.k1}])
+    with pytest.raises(UserError, match="k1=2 twice"):
+        changed([{}, {"query.k1": 2}, {"query.k1": 2}])
+
+
 def test_names_are_readable():
     assert [run.name for run in named({"query.k1": [1, 2], "selection.k2": [1, 1]})] == ["k1=1_k2=1", "k1=2_k2=1"]
     names = [run.name for run in named({"seed": [0], "selection.seed": [1], "sample.class_weights": [(0.5, 1.0)]})]
@@ -59,3 +89,5 @@ def test_too_many_runs_are_refused():
     fields = {"query.k1": [str(k) for k in range(100)], "seed": [str(k) for k in range(100)]}
     with pytest.raises(UserError, match="10000 runs; give at most 1000"):
         combinations.combine(fields, zipped=False)
+    with pytest.raises(UserError, match="1001 runs; give at most 1000"):
+        combinations.one_at_a_time({"query.k1": [str(k) for k in range(1000)]})

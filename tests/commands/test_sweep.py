@@ -172,6 +172,8 @@ def test_a_run_s_folder_takes_no_sweep(privimage, config, made):
         (("--over=query.k1=1", "--over=query.k1=2"), ["--over gives query.k1 twice"]),
         (("--over=query.k1=1,1",), ["the combination k1=1 twice"]),
         (("--zip", "--over=query.k1=1,2", "--over=selection.k2=1"), ["query.k1 has 2, selection.k2 has 1"]),
+        (("--over=query.k1=2", "--zip", "--one_at_a_time"), ["--zip and --one_at_a_time", "give one"]),
+        (("--over=seed=0", "--one_at_a_time"), ["--over gives seed=0, which the config has already"]),
         (("--over=query.k1=1,2", "--correlate"), ["--correlate needs at least 3 runs, not 2"]),
         (("--over=query.k1=1,2", "--measure=fid", "--config.evaluate.enabled=False"), ["--measure=fid needs runs"]),
     ],
@@ -301,6 +303,26 @@ def test_an_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says(run
 @pytest.mark.parametrize(("coefficient", "runs"), [(None, 9), (0.5, 3), (1.0, 9), (-1.0, 9)])
 def test_where_runs_tell_no_interval_there_is_none(coefficient, runs):
     assert interval(coefficient, runs) is None
+
+
+def test_changes_one_at_a_time_have_a_table_by_name_and_a_plot_each(privimage, config, tmp_path, monkeypatch):
+    """Of the setting's own runs and the one that changes nothing."""
+    drawn = {}
+    monkeypatch.setattr(
+        sweep, "plot", lambda rows, fields, field, measure: drawn.update({field: [row["run"] for row in rows]})
+    )
+    monkeypatch.setattr(sweep, "png", lambda figure: b"")
+    flags = ("--one_at_a_time", "--over=sample.steps=2,4", "--over=sample.guidance=1.0", *SMALL)
+    call = ("sweep", f"--config={config}", f"--workdir={tmp_path / 'sweep'}", *flags, "--config.finetune.steps=1")
+    result = privimage(*call).succeeds()
+    assert [(row["run"], row["status"]) for row in read_rows(tmp_path / "sweep")] == [
+        (name, "done") for name in ("as_given", "steps=2", "steps=4", "guidance=1.0")
+    ]
+    assert drawn == {
+        "sample.steps": ["as_given", "steps=2", "steps=4"],
+        "sample.guidance": ["as_given", "guidance=1.0"],
+    }
+    assert "guidance=1.0" in result.out and "sample.guidance" not in result.out
 
 
 def test_methods_are_swept_by_name_and_others_may_join(privimage, config, tmp_path):

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +17,7 @@ from privimage_jax import config as configs
 from privimage_jax.errors import UserError
 
 MOST_RUNS = 1000
+AS_GIVEN = "as_given"  # the run of `one_at_a_time` that changes nothing
 MOST_CHARACTERS = 120  # of a folder's name
 _COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^(\[{]*[)\]}])")
 
@@ -68,10 +69,24 @@ def combine(fields: Mapping[str, Sequence[str]], zipped: bool) -> list[dict[str,
         counts = ", ".join(f"{key} has {length}" for key, length in lengths.items())
         raise UserError(f"--zip pairs the values, but {counts}; give each setting equally many.")
     n = max(lengths.values()) if zipped else math.prod(lengths.values())
-    if n > MOST_RUNS:
-        raise UserError(f"--over asks for {n} runs; give at most {MOST_RUNS}.")
+    _check_number(n)
     rows = zip(*fields.values(), strict=True) if zipped else itertools.product(*fields.values())
     return [dict(zip(fields, row, strict=True)) for row in rows]
+
+
+def one_at_a_time(fields: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    """The same where each run changes one setting: first none, then every value of every setting by itself.
+
+    Raises:
+      UserError: if there are more than `MOST_RUNS`.
+    """
+    _check_number(1 + sum(map(len, fields.values())))
+    return [{}, *({key: value} for key, values in fields.items() for value in values)]
+
+
+def _check_number(n: int) -> None:
+    if n > MOST_RUNS:
+        raise UserError(f"--over asks for {n} runs; give at most {MOST_RUNS}.")
 
 
 def name_runs(experiments: Sequence[ConfigDict], fields: Sequence[str]) -> list[Run]:
@@ -80,24 +95,49 @@ def name_runs(experiments: Sequence[ConfigDict], fields: Sequence[str]) -> list[
     Raises:
       UserError: if two have the same values.
     """
-    runs: dict[str, Run] = {}
-    for config in experiments:
-        settings = dict(configs.flatten(config))
-        values = {key: settings[key] for key in fields}
-        name = _name(values)
-        if name in runs:
-            raise UserError(f"--over gives the combination {name} twice; give each once.")
-        runs[name] = Run(name, values, config)
-    return list(runs.values())
+    return _unlike(Run(_name(values, fields), values, config) for values, config in _valued(experiments, fields))
 
 
-def _name(values: Mapping[str, Any]) -> str:
-    """Such as `k1=2_k2=1`; a setting whose last word another one shares is named in full."""
-    words = [key.rpartition(".")[2] for key in values]
-    parts = [
-        f"{word if words.count(word) == 1 else key}={_text(value)}"
-        for word, (key, value) in zip(words, values.items(), strict=True)
-    ]
+def name_changes(experiments: Sequence[ConfigDict], changes: Sequence[Mapping[str, str]]) -> list[Run]:
+    """The same for the `changes` of `one_at_a_time`: `AS_GIVEN`, and the others after the value that each changes.
+
+    Raises:
+      UserError: if two have the same values.
+    """
+    fields = list(dict.fromkeys(key for change in changes for key in change))
+    (given, config), *others = _valued(experiments, fields)
+    runs = [Run(AS_GIVEN, given, config)]
+    for change, (values, config) in zip(changes[1:], others, strict=True):
+        if values == given:
+            ((key, text),) = change.items()
+            raise UserError(f"--over gives {key}={text}, which the config has already and is run anyway; leave it out.")
+        runs.append(Run(_name({key: values[key] for key in change}, fields), values, config))
+    return _unlike(runs)
+
+
+def _valued(experiments: Sequence[ConfigDict], fields: Sequence[str]) -> list[tuple[dict[str, Any], ConfigDict]]:
+    """Each config with the values that it gives the fields."""
+    settings = [dict(configs.flatten(config)) for config in experiments]
+    return [({key: each[key] for key in fields}, config) for each, config in zip(settings, experiments, strict=True)]
+
+
+def _unlike(runs: Iterable[Run]) -> list[Run]:
+    """The runs, whose names must differ."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        if run.name in found:
+            raise UserError(f"--over gives the combination {run.name} twice; give each once.")
+        found[run.name] = run
+    return list(found.values())
+
+
+def _name(values: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """Such as `k1=2_k2=1`; a setting whose last word another one of `fields` shares is named in full."""
+    words = [key.rpartition(".")[2] for key in fields]
+    parts = []
+    for key, value in values.items():
+        word = key.rpartition(".")[2]
+        parts.append(f"{word if words.count(word) == 1 else key}={_text(value)}")
     name = "_".join(parts)
     safe = as_file_name(name)[:MOST_CHARACTERS]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
