@@ -51,7 +51,8 @@ _GAN: Mapping[str, Value] = {"generator": "gan", "sample.guidance": 0.0}  # whic
 
 _ANEW: Mapping[str, Value] = {  # of a GAN, as published, where the config file's are those of diffusion models
     "finetune.noise_multiplicity": 1,  # generated images beside each real one
-    "finetune.learning_rate": 5e-4,  # the discriminator's
+    "pretrain.learning_rate": 5e-4,  # the discriminator's
+    "finetune.learning_rate": 5e-4,
 }
 
 
