@@ -48,12 +48,14 @@ def _for_two_cores(config: ConfigDict) -> None:
     config.model.kwargs.attn = ()
     config.model.kwargs.num_blocks = 1
 
+    config.diffusion.p_mean = 0.0  # what an image shows is told by larger noise levels than how it is drawn
+
     config.gan.noise = 16
     config.gan.embedding = 16
-    config.gan.generator_width = 32
-    config.gan.discriminator_width = 32
+    config.gan.generator_width = 16
+    config.gan.discriminator_width = 16
     config.gan.discriminator_steps = 1
-    config.gan.batch_size = 256
+    config.gan.batch_size = 64
 
     config.pretrain.learning_rate = 4e-3
     config.pretrain.ema = 0.998
@@ -93,7 +95,6 @@ def _glyphs(config: ConfigDict) -> None:
     config.selection.k2 = 1
 
     config.model.kwargs.patch = 4
-    config.diffusion.p_mean = 0.0  # which digit it is shows at larger noise levels than how it is drawn
     config.pretrain.steps = 10000
     config.pretrain.batch_size = 32
     config.finetune.steps = 75
@@ -109,7 +110,6 @@ def _natural(config: ConfigDict) -> None:
     config.selection.k2 = 4
 
     config.model.kwargs.patch = 2
-    config.diffusion.p_mean = -0.5
     config.pretrain.steps = 4000
     config.pretrain.batch_size = 64
     config.finetune.steps = 150
