@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, evaluation, gan, import_strings, methods, units
+from privimage_jax.settings import derived, evaluation, families, import_strings, methods, units
 from privimage_jax.settings.evaluation import short_name
 from privimage_jax.settings.families import FAMILIES, reads
 from privimage_jax.settings.rules import (
@@ -321,8 +321,7 @@ def _check_together(config: ConfigDict) -> None:
             f"config.sample.s_min={config.sample.s_min} is above config.sample.s_max={config.sample.s_max}; "
             "give a smaller one."
         )
-    if config.generator == "gan":
-        gan.check(config)
+    families.check(config)
     audit = config.audit
     if audit.guesses >= audit.canaries:
         raise UserError(

@@ -1,9 +1,15 @@
 """The families of generators as a table; `generators` has what they do."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
+from privimage_jax.settings import gan
+
+Value = bool | int | float | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,24 +21,52 @@ class Family:
       sections: of the config, that say what a generator of the family is.
       network: the setting that names its network, for messages.
       unread: other sections and settings, "section.key", that it does without.
+      without: settings that it does without as well, and of which it takes no other value than this one.
+      training: settings as published, for a config file whose own are those of another family.
+      check: refuses settings of its sections that do not go together.
     """
 
     path: str
     sections: tuple[str, ...]
     network: str = "generator"
     unread: tuple[str, ...] = ()
+    without: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    training: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    check: Callable[[ConfigDict], None] = lambda config: None
 
 
 FAMILIES: dict[str, Family] = {
-    "diffusion": Family("privimage_jax.generators.diffusion:Diffusion", ("model", "diffusion"), "model.name"),
+    "diffusion": Family(
+        "privimage_jax.generators.diffusion:Diffusion",
+        ("model", "diffusion"),
+        "model.name",
+        training={
+            "pretrain.learning_rate": 3e-4,
+            "finetune.learning_rate": 3e-4,
+            "finetune.noise_multiplicity": 8,
+        },
+    ),
     "gan": Family(
         "privimage_jax.generators.gan:GAN",
         ("gan",),
         unread=(
-            *("pretrain.perturbation", "pretrain.perturbation_norm", "finetune.trainable", "finetune.lora_rank"),
-            *(f"sample.{name}" for name in ("sampler", "steps", "guidance", "s_churn", "s_min", "s_max", "s_noise")),
+            "pretrain.perturbation_norm",
+            *(f"sample.{name}" for name in ("sampler", "steps", "s_churn", "s_min", "s_max", "s_noise")),
             "sampler_choice",
         ),
+        without={
+            "pretrain.perturbation": 0.0,
+            "sample.guidance": 0.0,
+            "sampler_choice.enabled": False,
+            "finetune.lora_rank": 0,
+            "finetune.trainable": ".*",
+        },
+        training={
+            "pretrain.learning_rate": 5e-4,  # the discriminator's
+            "finetune.learning_rate": 5e-4,
+            "finetune.noise_multiplicity": 1,  # generated images beside each real one
+        },
+        check=gan.check,
     ),
 }
 
@@ -51,17 +85,56 @@ def reads(name: str, key: str) -> bool:
     if name not in FAMILIES:
         return True
     of_others = {section for family in FAMILIES.values() for section in family.sections} - {*sections(name)}
-    return not any(key == one or key.startswith(f"{one}.") for one in (*of_others, *FAMILIES[name].unread))
+    others = (*of_others, *FAMILIES[name].unread, *FAMILIES[name].without)
+    return not any(key == one or key.startswith(f"{one}.") for one in others)
 
 
-def check_given(name: str, keys: Iterable[str]) -> None:
-    """Refuses settings that were given by hand though the family does not read them.
+def check_given(names: Collection[str], keys: Iterable[str]) -> dict[str, list[str]]:
+    """Refuses settings that were given by hand though none of the runs' families reads them.
+
+    What a family must be `without` is left to `check`, which says more.
+
+    Args:
+      names: of the families, one for each run or fewer.
+      keys: the settings, "section.key".
+
+    Returns:
+      Setting -> the families that do not read it, of those settings that others read.
 
     Raises:
       UserError: naming the first.
     """
-    if vain := [key for key in keys if not reads(name, key)]:
-        raise UserError(f"config.{vain[0]} makes no difference with config.generator={name}; leave it out.")
+    names = list(dict.fromkeys(names))
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        if any(key in FAMILIES[name].without for name in names if name in FAMILIES):
+            continue
+        vain = [name for name in names if not reads(name, key)]
+        if len(vain) == len(names):
+            raise UserError(f"config.{key} makes no difference with config.generator={vain[0]}; leave it out.")
+        if vain:
+            found[key] = vain
+    return found
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses settings that the config's generator has nothing like, and those of its own that do not go together.
+
+    Raises:
+      UserError: naming the setting.
+    """
+    if config.generator not in FAMILIES:
+        return
+    family = FAMILIES[config.generator]
+    for key, without in family.without.items():
+        section, name = key.split(".")
+        given: Any = config[section][name]
+        if given != without:
+            raise UserError(
+                f"config.{key}={given!r} is of other generators, and config.generator={config.generator} has nothing "
+                f"like it; give {without!r}."
+            )
+    family.check(config)
 
 
 def network_setting(name: str) -> str:

@@ -4,14 +4,6 @@ from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
 
-WITHOUT = {  # what only diffusion models have, and the value that does without
-    "pretrain.perturbation": 0.0,
-    "sample.guidance": 0.0,
-    "sampler_choice.enabled": False,
-    "finetune.lora_rank": 0,
-    "finetune.trainable": ".*",
-}
-
 
 def sides(side: int) -> list[int]:
     """Sides of the images inside the generator, from the first to the final one: halved once, and while above 4.
@@ -26,18 +18,11 @@ def sides(side: int) -> list[int]:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses settings that only diffusion models have, and noise that is too short.
+    """Refuses batches that cannot be cut into pieces, and noise that is too short.
 
     Raises:
       UserError: naming the setting.
     """
-    for key, without in WITHOUT.items():
-        section, name = key.split(".")
-        if (given := config[section][name]) != without:
-            raise UserError(
-                f"config.{key}={given!r} is of diffusion models, and config.generator=gan has nothing like it; give "
-                f"{without!r}."
-            )
     size, most = config.gan.batch_size, config.gan.microbatch
     if size > most and size % most:
         raise UserError(

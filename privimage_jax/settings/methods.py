@@ -12,9 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from privimage_jax.errors import UserError
+from privimage_jax.settings.families import FAMILIES, Value
 from privimage_jax.settings.rules import ABOVE_0, POSITIVE, Rule
-
-Value = bool | int | float | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +46,6 @@ _USUAL: Mapping[str, Value] = {  # what each method leaves as it is, but for tho
     "finetune.lora_rank": 0,
 }
 _GAN: Mapping[str, Value] = {"generator": "gan", "sample.guidance": 0.0}  # which has nothing to guide
-
-
-_ANEW: Mapping[str, Value] = {  # of a GAN, as published, where the config file's are those of diffusion models
-    "finetune.noise_multiplicity": 1,  # generated images beside each real one
-    "pretrain.learning_rate": 5e-4,  # the discriminator's
-    "finetune.learning_rate": 5e-4,
-}
 
 
 def _usual(*free: str) -> dict[str, Value]:
@@ -151,8 +143,9 @@ def apply(config: ConfigDict, name: str) -> None:
     if not name:
         return
     method = METHODS[name]
-    if method.settings.get("generator") == "gan" != config.generator:
-        for key, wanted in _ANEW.items():
+    family = method.settings.get("generator")
+    if family in FAMILIES and family != config.generator:
+        for key, wanted in FAMILIES[family].training.items():
             _set(config, key, wanted)
     norm = method.settings.get("pretrain.perturbation_norm")
     rescaled = norm is not None and norm != _get(config, "pretrain.perturbation_norm")  # gamma is of another unit then
