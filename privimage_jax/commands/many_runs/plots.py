@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-MOST_LINES = 10  # more cannot be told apart
+MOST_LINES = 20  # more cannot be told apart
+_MARKERS = "os^vD"  # one for each round of the ten colours
 
 
 def plot(
@@ -30,17 +31,17 @@ def plot(
         label = ", ".join(f"{name} = {row[name]}" for name in others)
         x = row[field] if numeric else ticks.index(str(row[field]))
         lines.setdefault(label, []).append((x, row[measure], row.get(spread, 0.0)))
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for label, points in lines.items():
+    for number, (label, points) in enumerate(lines.items()):
         x, y, deviations = zip(*sorted(points), strict=True)
-        (line,) = axes.plot(x, y, marker="o", label=label)
+        (line,) = axes.plot(x, y, marker=_MARKERS[number // 10 % len(_MARKERS)], label=label)
         if any(deviations):
             axes.errorbar(x, y, deviations, fmt="none", ecolor=line.get_color(), capsize=3)
     if not numeric:
         axes.set_xticks(range(len(ticks)), ticks)
     if 1 < len(lines) <= MOST_LINES:
-        axes.legend(fontsize="small")
+        figure.legend(fontsize="small", loc="outside right upper")
     axes.set(xlabel=field, ylabel=measure)
     return figure
 

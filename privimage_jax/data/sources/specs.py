@@ -24,6 +24,7 @@ class Spec:
       needs: settings of which one must be given.
       declares_classes: whether the source has a public list of its classes. Else a sensitive set must declare them, as
         the list must not come from the data.
+      built_in: whether its images come with the program or a library of it: nobody's sensitive ones.
     """
 
     module: str
@@ -31,6 +32,7 @@ class Spec:
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     declares_classes: bool = True
+    built_in: bool = False
 
     def load(self, key: str = "config.data.source") -> ModuleType:
         """The source's module; `key` is what names this record, for errors.
@@ -82,8 +84,8 @@ SOURCES: dict[str, Spec] = {
         declares_classes=False,
     ),
     "cifar": Spec(f"{_HERE}.cifar", "CIFAR's own files", ("label_key", "intensity", "links"), ("path",)),
-    "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits"),
-    "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style")),
+    "digits": Spec(f"{_HERE}.digits", "scikit-learn's digits", built_in=True),
+    "glyphs": Spec(f"{_HERE}.glyphs", "drawn characters", ("characters", "per_class", "style"), built_in=True),
 }
 
 _LABELS = re.compile(r"auto|folders|json|none|table:[^:]+:[^:]*:[^:]+")
