@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import config_files, families, gan, methods
+from privimage_jax.settings import config_files, families, methods
 
 # What the pages of all commands say that take one.
 CONFIG = f"""\
@@ -38,12 +38,14 @@ def parse(
     repeated: Iterable[str] = (),
     positional: str = "",
     most: int = 1,
+    of_several: bool = False,
 ) -> tuple[flags.FlagValues, list[str]]:
     """Parses flags into a fresh set, so that `main` can be called more than once in a process.
 
     A command takes the flags that it requires, the optional ones and the switches (flags without a value), no other; a
     `repeated` one may be given several times and is a list. `positional` describes the arguments that are no flags,
-    from one to `most`, where it takes any.
+    from one to `most`, where it takes any. Settings that are shared by runs `of_several` generators need not make a
+    difference to the one of this config: the command asks `families.check_given`.
     """
     path, method, arguments = _take_config(arguments)
     for name, value in (("config", path), ("method", method)):
@@ -70,12 +72,8 @@ def parse(
                 sys_argv=argv,
             )
         rest = values(argv)[1:]
-        if path is not None:
-            given = [argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")]
-            given = [name.removeprefix("config.") for name in given if name.startswith("config.")]
-            families.check_given(
-                config.generator, [key for key in given if key not in gan.WITHOUT]
-            )  # has its own check
+        if path is not None and not of_several:
+            families.check_given([config.generator], given_settings(arguments))
     except KeyError as error:  # of ConfigDict
         text = " ".join(str(error.args[0]).split()).rstrip(".")
         raise UserError(f"a setting lies in a section that is not there ({text}); add it in the config file.") from None
@@ -91,6 +89,18 @@ def parse(
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}; settings are given as --config.section.key=value.")
     return values, rest
+
+
+def given_settings(arguments: Iterable[str]) -> list[str]:
+    """The settings "section.key" that the arguments give."""
+    names = [argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")]
+    return [name.removeprefix("config.") for name in names if name.startswith("config.")]
+
+
+def tell_unread(found: Mapping[str, Iterable[str]]) -> None:
+    """Prints which of the given settings some of the runs do not read, as `families.check_given` returns them."""
+    for key, names in found.items():
+        print(f"config.{key} makes no difference to runs with config.generator={' or '.join(names)}.")
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, str | None, list[str]]:

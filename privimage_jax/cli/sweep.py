@@ -4,10 +4,11 @@ from typing import Any
 
 from privimage_jax.cli import devices
 from privimage_jax.cli.command import Command
-from privimage_jax.cli.parsing import CONFIG, configured, overridden, parse
+from privimage_jax.cli.parsing import CONFIG, configured, given_settings, overridden, parse, tell_unread
 from privimage_jax.cluster import preemption
-from privimage_jax.commands.many_runs import combinations
+from privimage_jax.commands.many_runs import combinations, looks
 from privimage_jax.errors import UserError
+from privimage_jax.settings import families
 
 
 def run(arguments: list[str]) -> None:
@@ -16,7 +17,8 @@ def run(arguments: list[str]) -> None:
     accepted: dict[str, Any] = {
         "optional": ["measure"],
         "repeated": ["over"],
-        "switches": ["zip", "one_at_a_time", "correlate"],
+        "switches": ["zip", "one_at_a_time", "correlate", "acknowledge_looks"],
+        "of_several": True,
     }
     given, _ = parse(arguments, "config", *required, **accepted)
     if given.zip and given.one_at_a_time:
@@ -29,6 +31,9 @@ def run(arguments: list[str]) -> None:
         runs = combinations.name_changes(experiments, combined)
     else:
         runs = combinations.name_runs(experiments, list(fields))
+    unread = families.check_given([one.config.generator for one in runs], given_settings(arguments))
+    looks.check("sweep", runs, given.acknowledge_looks)
+    tell_unread(unread)
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir
 
@@ -36,7 +41,7 @@ def run(arguments: list[str]) -> None:
         devices.start(workdir.internal / "compilation_cache")
         from privimage_jax.commands import sweep
 
-        sweep.run(runs, workdir, given.measure or "", given.correlate, apart)
+        sweep.run(runs, given.config, workdir, given.measure or "", given.correlate, apart)
 
 
 COMMAND = Command(
@@ -44,14 +49,15 @@ COMMAND = Command(
     "the run for each combination of settings",
     f"""
 usage: privimage sweep --config FILE --workdir FOLDER --over section.key=A,B [--over ...] [--zip | --one_at_a_time]
-                       [--measure fid] [--correlate]
+                       [--measure fid] [--correlate] [--acknowledge_looks]
 
 {CONFIG}
---over            a setting and its values, separated by commas; every combination of several is run
---zip             the first values of all together, then the second ones, …
---one_at_a_time   the config as it is, then every value of every setting by itself
---measure         which number of internal/evaluation.json is compared
---correlate       how the measures go together over the runs
+--over                a setting and its values, separated by commas; every combination of several is run
+--zip                 the first values of all together, then the second ones, …
+--one_at_a_time       the config as it is, then every value of every setting by itself
+--measure             which number of internal/evaluation.json is compared
+--correlate           how the measures go together over the runs
+--acknowledge_looks   the runs may be compared on the images of config.data, which no epsilon covers
 """,
     run,
     looks=True,

@@ -16,7 +16,14 @@ from privimage_jax.commands.many_runs.combinations import Run, as_file_name
 from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.plots import plot, png
 from privimage_jax.commands.many_runs.rows import DONE, Row, finish
-from privimage_jax.commands.many_runs.table import joint_cost, show_table, tell_what_may_leave
+from privimage_jax.commands.many_runs.table import (
+    ACCURACIES,
+    check_none_failed,
+    joint_cost,
+    show_table,
+    tell_passed_by,
+    tell_what_may_leave,
+)
 from privimage_jax.commands.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
 from privimage_jax.errors import UserError
 from privimage_jax.run import private_cache, public_cache
@@ -26,20 +33,25 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 DEFAULT_MEASURE = "fid"
-_ACCURACIES = ("accuracy_synthetic", "accuracy_real", "accuracy_majority")
-SHOWN = ("fid", "pretrained_fid", "precision", "recall", *_ACCURACIES)  # the CSV has all
+SHOWN = ("fid", "pretrained_fid", "precision", "recall", *ACCURACIES)  # the CSV has all
 _PUBLIC_PLACES = ("public.path", "public.data_dir", "public.labels", "public.links")  # that decide what is taught
 
 
 def run(
-    runs: Sequence[Run], folder: Workdir, measure: str = "", correlate: bool = False, one_at_a_time: bool = False
+    runs: Sequence[Run],
+    base: ConfigDict,
+    folder: Workdir,
+    measure: str = "",
+    correlate: bool = False,
+    one_at_a_time: bool = False,
 ) -> list[Row]:
     """Runs what is missing of a sweep, writes `internal/sweep.csv` and `internal/plots/`, and prints the table.
 
-    A run that fails with a `UserError`, or for lack of memory, is noted, and the others go on.
+    A run that fails is noted, and the others go on. One that another process holds is passed by.
 
     Args:
       runs: as `combinations.name_runs` makes them, or `combinations.name_changes`.
+      base: the config without what the runs have of their own.
       folder: new, or of the same sweep; other values of the same settings may join it.
       measure: of `evaluation.json`, to be plotted and correlated; "" = the FID.
       correlate: also compare each run's public subset with its sensitive set, and correlate over `runs`.
@@ -59,7 +71,7 @@ def run(
     for one in runs:
         public_cache.check(one.config, folder)
         private_cache.check(one.config, folder)
-    many = ManyRuns(folder, "sweep", fields, runs[0].config)
+    many = ManyRuns(folder, "sweep", fields, base)
     many.take()
     if (networks := len({fingerprints.fingerprint(_network(one.config)) for one in runs})) > 1:
         headline(
@@ -70,16 +82,20 @@ def run(
         )
     same_results = measure not in MEASURES and not any(field.startswith("evaluate.") for field in fields)
     with many.held():
+        many.check_measured([one.name for one in runs])
         rows = many.rows()
-        finished: list[Row] = []  # and failed, by this command
-        failed: list[Row] = []
+        tried: list[Row] = []  # by this command
+        finished: list[Row] = []  # of these
         many.save(rows.values())
         subsets = Subsets() if correlate else None
         for number, one in enumerate(runs, 1):
             headline("sweep", "running", f"{one.name} ({number} of {len(runs)})")
             compare = subsets.compare if subsets else lambda inputs: {}
-            rows[one.name] = row = finish(one, folder.root, "sweep", compare, check=many.check_data)
-            (finished if row["status"] == DONE else failed).append(row)
+            row = finish(one, folder.root, "sweep", compare, check=many.check_data)
+            rows[one.name] = many.noted(row)
+            tried.append(row)
+            if row["status"] == DONE:
+                finished.append(row)
             many.save(rows.values())
             if measure and finished and same_results:
                 _check_measure(finished, fields, measure)
@@ -91,11 +107,8 @@ def run(
         _check_measure(finished, fields, measure)
     if correlate:
         _show_correlations(correlations(finished, plotted), plotted)
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed, the first of them {failed[0]['run']} ("
-            f"{failed[0]['error'].rstrip('.')}); mend that, and the same command tries them again."
-        )
+    tell_passed_by(tried)
+    check_none_failed(tried, len(runs))
     return list(rows.values())
 
 

@@ -181,13 +181,39 @@ def test_further_budgets_join_and_a_failure_is_a_row(study, copy):
     assert f"{FAILED}</th>" in (copy / "internal" / "study.html").read_text()
 
 
+def test_a_table_is_of_equal_settings(study, copy):
+    """Also of those that some method decides itself, and of those that decide what a run is measured by."""
+    study(copy, "--config.pretrain.steps=7").refuses("holds a study with config.pretrain.steps=6, which is now 7")
+    other = "--config.evaluate.max_images=20"
+    study(copy, "--methods=random", other).refuses(f"{NAMES[1]} was made with other settings", "measures them anew")
+    before = [float(row["fid"]) for row in read_csv(copy, "study.csv")]
+    study(copy, other).succeeds()
+    assert all(float(row["fid"]) != fid for row, fid in zip(read_csv(copy, "study.csv"), before, strict=True))
+
+
+def test_a_run_that_is_done_stays_so_where_a_later_attempt_fails(study, copy):
+    before = (copy / "internal" / "study.csv").read_bytes()
+    shutil.rmtree(copy / NAMES[0] / "internal" / "done")
+    study(copy, failing=(NAMES[0],)).refuses("1 of 4 runs failed", NAMES[0])
+    assert (copy / "internal" / "study.csv").read_bytes() == before
+
+
+def test_a_setting_that_only_some_methods_read_is_told(privimage, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "run", lambda *arguments: None)
+    call = ("study", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", "--config.gan.noise=16")
+    told = "config.gan.noise makes no difference to runs with config.generator=diffusion."
+    assert told in privimage(*call, "--methods=dpgan,dpdm").succeeds().out
+    privimage(*call, "--methods=dpdm").refuses("config.gan.noise makes no difference with config.generator=diffusion")
+
+
 def test_the_folder_takes_no_other_study_and_no_run(study, privimage, config, copy, made):
     study(copy, "--config.clipping.norm=2e-3").refuses(
         "holds a study with config.clipping.norm=0.001, which is now 0.002"
     )
     call = ("--config", config, "--workdir", copy)
     privimage("run", *call).refuses("holds a study")
-    privimage("sweep", *call, "--over=query.k1=1,2").refuses("holds a study; give the sweep a --workdir of its own")
+    swept = ("--over=query.k1=1,2", "--acknowledge_looks")
+    privimage("sweep", *call, *swept).refuses("holds a study; give the sweep a --workdir of its own")
     study(made[0] / NAMES[0]).refuses("holds a run; give the study a --workdir of its own")
 
 

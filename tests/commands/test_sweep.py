@@ -27,6 +27,7 @@ from privimage_jax.errors import UserError, memory_sentence
 from privimage_jax.run import resources
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.settings.methods import METHODS
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.mesh import make_mesh
 
@@ -36,6 +37,7 @@ SMALL = (
     "--config.privacy.accountant=rdp",
     "--config.model.name=small_models:SmallDenoiser",
     "--config.log.checkpoint_every=100",
+    "--acknowledge_looks",
 )
 SELECTIONS = (  # of six semantics each class of three picks one or two; three are more than there are
     "--zip",
@@ -144,7 +146,9 @@ def test_the_same_command_goes_on_and_correlates(privimage, config, copy):
 
 def test_the_folder_takes_no_other_sweep_and_no_run(privimage, config, copy):
     call = ("--config", config, "--workdir", copy)
-    privimage("sweep", *call, "--over=query.k1=1,2").refuses("holds a sweep over selection.k2, selection.method")
+    privimage("sweep", *call, *SMALL, "--over=query.k1=1,2").refuses(
+        "holds a sweep over selection.k2, selection.method"
+    )
     privimage("sweep", *call, *SELECTIONS, "--config.clipping.norm=2e-3").refuses(
         "config.clipping.norm=0.001, which is now 0.002"
     )
@@ -156,7 +160,8 @@ def test_the_folder_takes_no_other_sweep_and_no_run(privimage, config, copy):
 
 def test_a_run_s_folder_takes_no_sweep(privimage, config, made):
     run = made[0] / FINISHED[0]
-    privimage("sweep", "--config", config, "--workdir", run, "--over=query.k1=1,2").refuses(f"{run} holds a run")
+    call = ("sweep", "--config", config, "--workdir", run, "--over=query.k1=1,2", "--acknowledge_looks")
+    privimage(*call).refuses(f"{run} holds a run")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_a_run_s_folder_takes_no_sweep(privimage, config, made):
         (("--zip", "--over=query.k1=1,2", "--over=selection.k2=1"), ["query.k1 has 2, selection.k2 has 1"]),
         (("--over=query.k1=2", "--zip", "--one_at_a_time"), ["--zip and --one_at_a_time", "give one"]),
         (("--over=seed=0", "--one_at_a_time"), ["--over gives seed=0, which the config has already"]),
-        (("--over=query.k1=1,2", "--correlate"), ["--correlate needs at least 3 runs, not 2"]),
+        (("--over=query.k1=1,2", "--correlate", "--acknowledge_looks"), ["--correlate needs at least 3 runs, not 2"]),
         (("--over=query.k1=1,2", "--measure=fid", "--config.evaluate.enabled=False"), ["--measure=fid needs runs"]),
     ],
 )
@@ -232,7 +237,7 @@ def test_networks_of_other_public_classes_do_not_compare(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(pipeline, "run", run)
     with pytest.raises(UserError, match="2 of 2 runs failed"):
-        sweep.run(two_runs(field, values), Workdir(tmp_path))
+        sweep.run(two_runs(field, values), base.get_config(), Workdir(tmp_path))
     assert caches == {str(tmp_path / "public_cache")}
     assert ("train 2 query networks" in capsys.readouterr().out) != shared
 
@@ -245,18 +250,25 @@ def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, e
 
     monkeypatch.setattr(pipeline, "run", run)
     with pytest.raises(UserError, match=r"1 of 2 runs failed, the first of them k1=1 \(the memory does not suffice \("):
-        sweep.run(two_runs(), Workdir(tmp_path))
+        sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
     assert [row["status"] for row in read_rows(tmp_path)] == ["failed", "done"]
     assert read_rows(tmp_path)[0]["error"] == memory_sentence(error), "what any command says"
 
 
-def test_a_mistake_in_the_program_ends_the_sweep(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL: a\nmistake"), IndexError("a mistake")])
+def test_a_run_with_a_bug_is_one_that_failed(tmp_path, monkeypatch, error):
+    """Where it lies is told in the run's own folder, to nobody else."""
+
     def run(context, check):
-        raise jax.errors.JaxRuntimeError("INTERNAL: a mistake")
+        if context.config.query.k1 == 1:
+            raise error
 
     monkeypatch.setattr(pipeline, "run", run)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="a mistake"):
-        sweep.run(two_runs(), Workdir(tmp_path))
+    with pytest.raises(UserError, match=r"1 of 2 runs failed, the first of them k1=1 \(.* a mistake \(a bug, here or"):
+        sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
+    assert [row["status"] for row in read_rows(tmp_path)] == ["failed", "done"]
+    told = tmp_path / "k1=1" / "internal" / "traceback.txt"
+    assert "in run" in told.read_text() and stat.S_IMODE(told.stat().st_mode) == 0o600
 
 
 def test_a_row_that_is_no_run_s_is_refused(privimage, config, copy):
@@ -303,6 +315,24 @@ def test_an_interval_of_a_correlation_holds_the_true_one_as_often_as_it_says(run
 @pytest.mark.parametrize(("coefficient", "runs"), [(None, 9), (0.5, 3), (1.0, 9), (-1.0, 9)])
 def test_where_runs_tell_no_interval_there_is_none(coefficient, runs):
     assert interval(coefficient, runs) is None
+
+
+def test_a_look_at_sensitive_images_must_be_acknowledged(privimage, config, tmp_path):
+    call = ("sweep", "--config", config, "--workdir", tmp_path / "w", "--over=query.k1=1,2")
+    privimage(*call).refuses("a sweep evaluates its runs on the images", "--acknowledge_looks")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_setting_that_only_some_generators_read_is_told_and_one_for_none_is_refused(
+    privimage, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sweep, "run", lambda runs, *more: None)
+    call = ("sweep", "--config", config, "--workdir", tmp_path / "w", "--over=method=dpdm,dpgan", "--acknowledge_looks")
+    told = "config.gan.noise makes no difference to runs with config.generator=diffusion."
+    assert told in privimage(*call, "--config.gan.noise=16").succeeds().out
+    privimage(*call[:-2], "--over=method=dpdm", call[-1], "--config.gan.noise=16").refuses(
+        "config.gan.noise makes no difference with config.generator=diffusion"
+    )
 
 
 def test_changes_one_at_a_time_have_a_table_by_name_and_a_plot_each(privimage, config, tmp_path, monkeypatch):
@@ -367,8 +397,12 @@ def test_a_plot_joins_the_runs_that_differ_in_nothing_else():
     ]
     axes = plot([*rows, {"k1": 9, "method": "all"}], ["k1", "method"], "k1", "fid").axes[0]
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 4.5], [5, 10.5]], [[1, 7.5], [5, 13.5]]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["method = all", "method = random"]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["method = all", "method = random"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("k1", "fid")
+    several = [{"k1": 1, "method": name, "fid": 1.0} for name in METHODS]
+    lines = plot(several, ["k1", "method"], "k1", "fid").axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == len(METHODS)
+    assert len(lines[0].figure.legends[0].get_texts()) == len(METHODS), "all methods of a study can be told apart"
     named = plot(rows, ["k1", "method"], "method", "fid").axes[0]
     assert [text.get_text() for text in named.get_xticklabels()] == ["all", "random"]
     assert [line.get_xydata().tolist() for line in named.lines] == [[[0, 10.5], [1, 13.5]], [[0, 4.5], [1, 7.5]]]

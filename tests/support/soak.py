@@ -57,7 +57,14 @@ def soak(folder: pathlib.Path, runs: int) -> list[Use]:
 
     sweep.finish = noted
     seeds = ",".join(map(str, range(runs)))
-    arguments = ["sweep", f"--config={config}", f"--workdir={folder / 'sweep'}", "--over", f"seed={seeds}"]
+    arguments = [
+        "sweep",
+        f"--config={config}",
+        f"--workdir={folder / 'sweep'}",
+        "--over",
+        f"seed={seeds}",
+        "--acknowledge_looks",
+    ]
     try:
         status = cli.main(["privimage", *arguments, "--config.privacy.accountant=rdp"])
     finally:

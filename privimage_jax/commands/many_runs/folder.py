@@ -1,7 +1,7 @@
 """The folder of a sweep or a study: its runs are folders in it, and its `internal/` (mode 0700) has a row for each."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -11,11 +11,12 @@ from privimage_jax.commands.many_runs.table import as_csv
 from privimage_jax.errors import UserError
 from privimage_jax.run import data_seen
 from privimage_jax.run.inputs import Inputs
-from privimage_jax.settings import methods
 from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Workdir
 
-MAY_CHANGE = ("name", "sample.", "evaluate.", "log.", "audit.")  # of no say in training; a run refuses what it has to
+_MEASURES = ("sample.", "evaluate.")  # decide what a finished run is measured by, and do not train it
+MEASURED_AS = "measured_as"  # in a row of a finished run: a digest of these settings
+MAY_CHANGE = ("name", *_MEASURES, "log.", "audit.")  # of no say in training; a run refuses what it has to
 _OF_THE_MACHINE = frozenset(  # and these of none at all
     {f"{name}.{key}" for name in ("data", "public") for key in ("cache", "residency", "accept")}
     | {"public_cache", "private_cache"}
@@ -31,18 +32,18 @@ class ManyRuns:
       folder: of the sweep or study.
       kind: "sweep" or "study".
       over: the settings in which the runs differ.
-      base: a config with all other settings.
+      base: a config with all other settings, as they were before any run got its own.
     """
 
     def __init__(self, folder: Workdir, kind: str, over: Sequence[str], base: ConfigDict):
         self.folder = folder
         self._kind, self._json = kind, folder.internal / f"{kind}.json"
-        own = {*over, "method", *(methods.decided() if "method" in over else ())}  # what may differ between runs
+        shared = {key: value for key, value in configs.flatten(base) if key not in {*over, "method"}}
         settings = {
-            key: value
-            for key, value in configs.flatten(base)
-            if key not in own and not key.startswith(MAY_CHANGE) and key not in _OF_THE_MACHINE
+            key: value for key, value in shared.items() if not key.startswith(MAY_CHANGE) and key not in _OF_THE_MACHINE
         }
+        measures = {key: v for key, v in shared.items() if key.startswith(_MEASURES) and not configs.is_place(key)}
+        self._measured_as = fingerprints.fingerprint(fingerprints.jsonable(measures))[:12]
         self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
         self._of_one_set = not any(key.startswith(("data.", "public.")) for key in over)
 
@@ -82,8 +83,8 @@ class ManyRuns:
         if over != now["over"]:
             raise UserError(f"{begins} over {', '.join(over)}, not {', '.join(now['over'])}; choose another --workdir.")
         for key in sorted({*settings, *now["settings"]}):
-            if configs.is_place(key) and key not in settings:
-                continue  # in the folder of an earlier version, which did not note where its images were
+            if key not in settings:
+                continue  # in the folder of an earlier version, which did not note it
             if (old := settings.get(key)) != (new := now["settings"].get(key)):
                 raise UserError(
                     f"{begins} with config.{key}={old!r}, which is now {new!r}; restore that, or choose another "
@@ -123,6 +124,34 @@ class ManyRuns:
                     f"{words} are not those of {row['run']}, which {self.folder.root} holds; restore them, or choose "
                     "another --workdir."
                 )
+
+    def check_measured(self, names: Collection[str]) -> None:
+        """Refuses a command with other settings of `_MEASURES` than finished runs have that it does not name.
+
+        Those it names are measured again. Their numbers would not compare with the others'.
+
+        Args:
+          names: of the command's runs.
+
+        Raises:
+          UserError: naming a run.
+        """
+        for row in self.rows().values():
+            if row["status"] == DONE and row["run"] not in names and self._measured_otherwise(row):
+                raise UserError(
+                    f"{row['run']} was made with other settings of config.sample or config.evaluate, so that the table "
+                    "would not compare; restore them, or give all runs of the folder again, which measures them anew."
+                )
+
+    def _measured_otherwise(self, row: Row) -> bool:
+        return row.get(MEASURED_AS, self._measured_as) != self._measured_as
+
+    def noted(self, row: Row) -> Row:
+        """A row as the table keeps it. Of a run that is done, a later attempt that fails takes no number away."""
+        if row["status"] == DONE:
+            return {**row, MEASURED_AS: self._measured_as}
+        before = self.rows().get(row["run"], row)
+        return before if before["status"] == DONE else row
 
     def save(self, rows: Iterable[Row]) -> None:
         """Writes all rows, in this order."""

@@ -1,11 +1,11 @@
 """One run of many: it is completed, and what came out of it, or why it failed, is a row."""
 
 import math
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from privimage_jax import pipeline
@@ -23,6 +23,8 @@ from privimage_jax.training.writers import headline
 
 Row = dict[str, Any]
 DONE, FAILED, BUSY = "done", "failed", "busy"  # the last: another process holds the run
+TRACEBACK = "traceback.txt"  # in `internal/` of a run that failed by a bug
+MOST_OF_A_BUG = 300  # characters of its message that a row has
 
 
 def finish(
@@ -60,9 +62,11 @@ def finish(
         else:
             pipeline.run(inputs, check=check)
         return {**row, "status": DONE, **_results(own, inputs.config), **more(inputs)}
-    except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
+    except BrokenPipeError:  # whoever read the standard output has gone: the command ends
+        raise
+    except Exception as error:
         status = BUSY if isinstance(error, Busy) else FAILED
-        reason = _reason(error)
+        reason = _reason(error, own)
         headline(kind, "passed by" if status == BUSY else status, f"{one.name}: {reason}")
         return {**row, "status": status, "error": reason}
 
@@ -77,13 +81,17 @@ def is_finished(own: Workdir, config: ConfigDict) -> bool:
     return (own.done_mark(report.name) or {}).get("settings") == fingerprints.jsonable(report.settings(config))
 
 
-def _reason(error: Exception) -> str:
-    """Why a run failed, one sentence; what is neither a `UserError` nor a lack of memory is raised again."""
+def _reason(error: Exception, own: Workdir) -> str:
+    """Why a run failed, one sentence; where a bug lies is written into the run's `internal/`."""
     if isinstance(error, UserError):
         return str(error)
-    if not is_out_of_memory(error):
-        raise error
-    return memory_sentence(error)
+    if is_out_of_memory(error):
+        return memory_sentence(error)
+    own.make_internal()
+    path = own.internal / TRACEBACK
+    durable.atomic_write_bytes(path, "".join(traceback.format_exception(error)).encode(errors="replace"), 0o600)
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_OF_A_BUG]}".rstrip(": .")
+    return f"{what} (a bug, here or in a part from elsewhere; {path} says where)."
 
 
 def _results(own: Workdir, config: ConfigDict) -> Row:

@@ -9,14 +9,15 @@ import rich.markup
 import rich.table
 
 from privimage_jax.commands.ledger import DIGITS, describe_joint, void_note
-from privimage_jax.commands.many_runs.rows import Row
-from privimage_jax.errors import printable
+from privimage_jax.commands.many_runs.rows import BUSY, FAILED, Row
+from privimage_jax.errors import UserError, printable
 from privimage_jax.privacy.ledger import spent
 from privimage_jax.privacy.rounding import plain_up
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.console import make_console
 
+ACCURACIES = ("accuracy_synthetic", "accuracy_real", "accuracy_majority")
 EPSILONS = ("epsilon",)  # columns that are rounded up: what is spent must not look smaller
 CAUTION = (
     "To choose among these runs by their evaluation is to look at the real images without noise: the epsilon of the "
@@ -59,6 +60,29 @@ def joint_cost(folder: Workdir) -> str:
     ledgers = [ledger for ledger in ledgers if spent(ledger.entries)]
     spending, names = [ledger.entries for ledger in ledgers], [ledger.path.parents[1].name for ledger in ledgers]
     return describe_joint(spending, names) if len(spending) > 1 else void_note(spending)
+
+
+def tell_passed_by(rows: Sequence[Row]) -> None:
+    """Prints which runs other processes hold, if any."""
+    if busy := [row["run"] for row in rows if row["status"] == BUSY]:
+        print(f"passed by, as other processes hold them: {', '.join(busy)}; the same command joins them later.")
+
+
+def check_none_failed(rows: Sequence[Row], of: int) -> None:
+    """Ends a command some of whose runs have failed; everything is written by then.
+
+    Args:
+      rows: of the runs that it tried.
+      of: how many these were.
+
+    Raises:
+      UserError: naming the first, and why.
+    """
+    if failed := [row for row in rows if row["status"] == FAILED]:
+        raise UserError(
+            f"{len(failed)} of {of} runs failed, the first of them {failed[0]['run']} ("
+            f"{failed[0]['error'].rstrip('.')}); mend that, and the same command tries them again."
+        )
 
 
 def tell_what_may_leave(folder: Workdir, table: str) -> None:

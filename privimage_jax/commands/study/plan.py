@@ -17,7 +17,6 @@ from privimage_jax.settings.methods import EPSILON, METHOD, METHODS, apply
 
 SEED = "seed"
 FIELDS = (METHOD, EPSILON, SEED)  # the settings in which the runs differ
-STAND_INS = ("digits", "glyphs")  # sources that come with the program: nobody's sensitive images
 SHARES = "PRIVIMAGE_SHARES"  # how many pods a Kubernetes Job has, which does not say so itself
 
 
@@ -176,18 +175,3 @@ def _of_slurm(environment: Mapping[str, str]) -> Share:
 
 def _is_count(text: str) -> bool:
     return re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) is not None
-
-
-def check_looks(runs: Sequence[Run], acknowledged: bool) -> None:
-    """Refuses to compare runs on sensitive images unless the operator says that this is a look at them.
-
-    Raises:
-      UserError: if a run is evaluated on images that do not come with the program, and nobody has acknowledged it.
-    """
-    looking = [one for one in runs if one.config.evaluate.enabled and one.config.data.source not in STAND_INS]
-    if looking and not acknowledged:
-        raise UserError(
-            "a study evaluates its runs on the images of config.data without noise, and no epsilon covers what is then "
-            "chosen by its table; accept that, or say that they are a public stand-in, by --acknowledge_looks, or give "
-            "config.evaluate.enabled=False."
-        )

@@ -7,7 +7,7 @@ from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.plots import plot, png
 from privimage_jax.commands.many_runs.rows import DONE, Row
-from privimage_jax.commands.many_runs.table import as_csv, joint_cost, show_table, tell_what_may_leave
+from privimage_jax.commands.many_runs.table import ACCURACIES, as_csv, joint_cost, show_table, tell_what_may_leave
 from privimage_jax.commands.study.summary import summarize
 from privimage_jax.errors import UserError
 from privimage_jax.report import study
@@ -19,8 +19,7 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 TABLE, PAGE, PLOTS = "study_table.csv", "study.html", "plots"
-_ACCURACIES = ("accuracy_synthetic", "accuracy_real", "accuracy_majority")
-SHOWN = ("fid", "precision", "recall", "fld", *_ACCURACIES)  # on the console
+SHOWN = ("fid", "precision", "recall", "fld", *ACCURACIES)  # on the console
 PLOTTED = ("fid", "accuracy_synthetic")
 
 

@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 
 from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.commands.many_runs.folder import ManyRuns
-from privimage_jax.commands.many_runs.rows import BUSY, DONE, FAILED, Row, finish
+from privimage_jax.commands.many_runs.rows import BUSY, DONE, Row, finish
+from privimage_jax.commands.many_runs.table import check_none_failed, tell_passed_by
 from privimage_jax.commands.study import results
 from privimage_jax.commands.study.plan import FIELDS, Share
-from privimage_jax.errors import UserError
 from privimage_jax.run import private_cache, public_cache
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
@@ -20,8 +20,7 @@ KIND = "study"
 def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) -> list[Row]:
     """Makes what is missing of a share; without one, of all runs, and then writes and prints what came out.
 
-    A run that fails with a `UserError`, or for lack of memory, is noted, and the others go on. One that another process
-    holds is passed by.
+    A run that fails is noted, and the others go on. One that another process holds is passed by.
 
     Args:
       runs: as `plan.name_runs` makes them.
@@ -41,6 +40,7 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
     many = ManyRuns(folder, KIND, FIELDS, base)
     many.take()
     with many.held(wait=True):
+        many.check_measured([one.name for one in runs])
         many.save(many.rows().values())  # the mark of a study, before its first run ends
     mine = share.of(runs)
     of_all = f", of {len(runs)} in all" if share.count > 1 else ""
@@ -57,20 +57,15 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
     else:
         done = sum(row["status"] == DONE for row in found)
         print(f"{done} of the {len(mine)} runs of this share are done; the same command without a share joins all.")
-    if busy := [row["run"] for row in found if row["status"] == BUSY]:
-        print(f"passed by, as other processes hold them: {', '.join(busy)}; the same command joins them later.")
-    if failed := [row for row in found if row["status"] == FAILED]:
-        raise UserError(
-            f"{len(failed)} of {len(mine)} runs failed, the first of them {failed[0]['run']} ("
-            f"{failed[0]['error'].rstrip('.')}); mend that, and the same command tries them again."
-        )
+    tell_passed_by(found)
+    check_none_failed(found, len(mine))
     return rows
 
 
 def _note(many: ManyRuns, runs: Sequence[Run], row: Row) -> None:
     """Adds a row to those of all processes: in the order of the runs, behind those of earlier commands."""
     with many.held(wait=True):
-        rows = {**many.rows(), row["run"]: row}
+        rows = {**many.rows(), row["run"]: many.noted(row)}
         names = [one.name for one in runs]
         earlier = [other for name, other in rows.items() if name not in names]
         many.save([*earlier, *(rows[name] for name in names if name in rows)])
