@@ -264,6 +264,8 @@ def check_objective(
     example_batch: Any,
     method: str = "auto",
     convolution: weight_gradients.Rule | None = None,
+    merge: Callable[[Any, Any], Any] | None = None,
+    frozen: Any = None,
 ) -> None:
     """Checks on random public inputs that the loss of one example does not depend on another.
 
@@ -276,11 +278,12 @@ def check_objective(
 
     Args:
       per_example_loss: `(params, batch, keys) -> [B]`.
-      params: all parameters.
+      params: what is trained.
       example_batch: a tree of arrays [B, ...], at least one of them of floats. Floats are replaced by random values in
         [-1, 1), one of them NaN; other values, such as labels, are taken as they are. Must not be sensitive.
       method: of clipping.
-      convolution: as `dp_step` is going to be told.
+      convolution: as `dp_step` is going to be told, like `merge`.
+      frozen: what is not trained.
 
     Raises:
       ValueError: when examples are mixed (batch statistics, attention over the batch, …) or may be (code on the host),
@@ -306,36 +309,45 @@ def check_objective(
             "bound its influence; use a model without batch statistics."
         )
 
-    def losses_and_influence(params: Any, floats: Any, others: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_beside(frozen: Any) -> clipping.PerExampleLoss:
+        return lambda params, batch, keys: per_example_loss(merge(params, frozen) if merge else params, batch, keys)
+
+    def losses_and_influence(
+        params: Any, frozen: Any, floats: Any, others: Any, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Losses [4], and the first example's largest derivative of a random combination of the other losses.
 
         With random weights the derivatives of several losses cancel with probability 0.
         """
-        losses, pull_back = jax.vjp(lambda floats: per_example_loss(params, restore(floats, others), keys), floats)
+        losses, pull_back = jax.vjp(lambda floats: loss_beside(frozen)(params, restore(floats, others), keys), floats)
         weights = jnp.where(rest, jax.random.uniform(jax.random.key(2), (size,), losses.dtype, 1.0, 2.0), 0)
         (derivatives,) = pull_back(weights)
         return losses, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf[0])) for leaf in derivatives]))
 
     first = first_from(0)
     with_nan = ([leaf.at[0].set(jnp.nan) for leaf in first[0]], *first[1:])
-    shape = jax.eval_shape(per_example_loss, params, restore(*first[:2]), first[2]).shape
+    shape = jax.eval_shape(loss_beside(frozen), params, restore(*first[:2]), first[2]).shape
     if shape != (size,):
         refuse(f"it has shape {shape} for {size} examples")
-    _check_operations(per_example_loss, params, restore(*first[:2]), first[2])
-    probe = jax.jit(losses_and_influence, compiler_options=options)
+    _check_operations(loss_beside(frozen), params, restore(*first[:2]), first[2])
+    probe = partial(jax.jit(losses_and_influence, compiler_options=options), params, frozen)
     close = partial(np.allclose, rtol=1e-5, atol=1e-6)
-    expected, influence = probe(params, *first)
-    if not close(probe(params, *first_from(size))[0][1:], expected[1:]):
+    expected, influence = probe(*first)
+    if not close(probe(*first_from(size))[0][1:], expected[1:]):
         refuse("another first example changes the losses of the others")
-    if not close(probe(params, *with_nan)[0][1:], expected[1:]):
+    if not close(probe(*with_nan)[0][1:], expected[1:]):
         refuse("a NaN in the first example reaches the losses of the others")
     if influence != 0:
         refuse("the loss of an example has a derivative with respect to another example")
 
-    gradient = clipping.clipped_grad(per_example_loss, 1.0, method, convolution=convolution)
-    fn = jax.jit(gradient, compiler_options=options)
-    alone, _, _ = fn(params, restore(*first[:2]), first[2], rest)
-    together, norms, _ = fn(params, restore(*with_nan[:2]), first[2], jnp.ones(size, bool))
+    def clipped_sum(params: Any, frozen: Any, batch: Any, keys: jax.Array, mask: jax.Array) -> tuple[Any, Any, Any]:
+        """What is frozen is an argument, as in a step: of a constant XLA would compute what follows, slowly."""
+        gradient = clipping.clipped_grad(loss_beside(frozen), 1.0, method, convolution=convolution)
+        return gradient(params, batch, keys, mask)
+
+    fn = partial(jax.jit(clipped_sum, compiler_options=options), params, frozen)
+    alone, _, _ = fn(restore(*first[:2]), first[2], rest)
+    together, norms, _ = fn(restore(*with_nan[:2]), first[2], jnp.ones(size, bool))
     same = jax.tree.map(close, alone, together)
     if np.isfinite(norms[0]) or not all(jax.tree.leaves(same)):
         refuse("a NaN in the first example reaches the gradients of the others")

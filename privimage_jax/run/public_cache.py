@@ -6,6 +6,7 @@ damaged counts as not there. Nothing enters that was computed from sensitive ima
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.cluster import processes
 from privimage_jax.errors import UserError, reason_of
-from privimage_jax.run import resources, shared_folders, trouble
+from privimage_jax.run import private_cache, resources, shared_folders, trouble
 from privimage_jax.run.code_version import code_version
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.made_by import devices
@@ -28,6 +29,7 @@ from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
 BESIDE = ("metrics", trouble.FILE)  # what a public stage leaves beside its artefacts and notes, and pages show
+TIMED = "events.out.tfevents.*"  # of these, which say when each line was written: times are internal
 BEGUN = "made_from.json"  # in a stage's folder: what decided its result when it began
 
 
@@ -77,8 +79,23 @@ def run(inputs: Inputs, make: Callable[[], None]) -> None:
         if reading.read_record(folder / BEGUN) != made_from:
             headline(stage.name, "not kept", "in config.public_cache: other code, devices or settings began the stage")
         else:
-            notes = {"resources": resources.read(inputs.workdir).get(stage.name, {})}
-            entries.write(entry, made_from, folder, _names(stage), notes)
+            _note_resources(entry, inputs, stage)
+            entries.write(entry, made_from, folder, _names(stage), TIMED)
+
+
+def _resources(entry: Path, inputs: Inputs) -> Path:
+    """Where the run's private cache notes what making an entry took.
+
+    The process that made it held sensitive images, so that its times and its memory may tell of them.
+    """
+    return private_cache.folder(inputs.config, inputs.workdir) / f"resources-{entry.name}.json"
+
+
+def _note_resources(entry: Path, inputs: Inputs, stage: Stage) -> None:
+    path = _resources(entry, inputs)
+    if processes.is_first():
+        make_dir(path.parent, mode=0o700)
+        durable.atomic_write_json(path, resources.read(inputs.workdir).get(stage.name, {}), resources.MODE)
 
 
 def _begin(folder: Path, made_from: dict[str, Any]) -> None:
@@ -106,20 +123,18 @@ def _found(entry: Path, made_from: dict[str, Any], stage: Stage) -> dict[str, An
     manifest: dict[str, Any] = {}
     processes.current().barrier("the public cache")  # the first process holds the entry's lock from here on
     try:
-        manifest = entries.read(entry, made_from)
-    except FileNotFoundError:
-        pass
+        manifest = entries.read(entry, made_from) if os.path.lexists(entry) else {}
     except (OSError, ValueError) as error:
         headline(stage.name, "warning", f"{entry} of config.public_cache {_reason(error)}; it is made again.")
     return manifest if processes.current().min_over_processes("what it has", int(bool(manifest))) else {}
 
 
 def _take(entry: Path, manifest: dict[str, Any], inputs: Inputs, stage: Stage) -> None:
-    folder, made = inputs.folder(stage.name), manifest.get("resources")
+    folder, made = inputs.folder(stage.name), reading.read_record(_resources(entry, inputs))
     with reading.user_errors(entry, "delete it, and run the same command again"):
         entries.copy_out(entry, manifest, folder, _names(stage))
     remove(folder / "checkpoints")  # of an earlier start that was interrupted
-    resources.note(inputs.workdir, stage.name, {**(made if isinstance(made, dict) else {}), "taken": True})
+    resources.note(inputs.workdir, stage.name, {**made, "taken": True})
     headline(stage.name, "taken", f"from {entry}: made before from the same settings, data and code")
     for sentence in trouble.read(inputs.workdir, stage.name):
         headline(stage.name, "warning", sentence)

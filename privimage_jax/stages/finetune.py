@@ -174,15 +174,17 @@ def choose_convolutions(
     def find() -> dict[str, weight_gradients.Layer]:
         state = generator.private_state(params, inputs.key(FIRST_VALUES))
         settings = dp_settings(config, plan.n, plan.noise_multiplier, inputs.microbatch)
-
-        def merged(trained: Any, batch: Any, keys: jax.Array) -> jax.Array:
-            return generator.per_example_loss(generator.merge(trained, state["frozen"]), batch, keys)
-
-        return convolution_choice.layers(merged, state["params"], inputs.sensitive.image_shape, settings)
+        loss = _loss_of_trained(generator, state["frozen"])
+        return convolution_choice.layers(loss, state["params"], inputs.sensitive.image_shape, settings)
 
     is_spent = mechanism.generation >= 0
     device = inputs.mesh.local_devices[0]
     return convolution_choice.kept(mechanism.folder, is_spent, find, device, platform(inputs.mesh))
+
+
+def _loss_of_trained(generator: Generator, frozen: Params) -> clipping.PerExampleLoss:
+    """The loss as fine-tuning differentiates it."""
+    return lambda trained, batch, keys: generator.per_example_loss(generator.merge(trained, frozen), batch, keys)
 
 
 def convolution_rule(convolutions: convolution_choice.Choice, mesh: Mesh) -> weight_gradients.Rule:
@@ -218,7 +220,7 @@ def _train(
         "data": residency.place_records(inputs.sensitive, draws_of(generator), inputs.mesh, config.data.residency),
         **place(keys, replicated(inputs.mesh)),
     }
-    _check_model(inputs, mechanism, generator, params, convolutions)
+    _check_model(inputs, mechanism, generator, params, convolutions)  # public ones, as pre-training left them
     fixed = factors(inputs, mechanism.lines)
     dp = dp_settings(config, plan.n, fixed["noise_multiplier"], inputs.microbatch)
     draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
@@ -318,12 +320,17 @@ def _check_model(
     batch = {"image": np.zeros((len(labels), *generator.image_shape), np.float32), "label": labels}
     if inputs.sensitive.owners is not None and (draws := draws_of(generator)) > 1:
         batch = {name: np.repeat(leaf[:, None], draws, axis=1) for name, leaf in batch.items()}  # as people have them
+    state = generator.private_state(params, inputs.key(FIRST_VALUES))
+    trained, frozen = state["params"], state["frozen"]
     try:
-        dp_sgd.check_objective(generator.per_example_loss, params, batch, config.clipping.method, rule)
+        dp_sgd.check_objective(
+            generator.per_example_loss, trained, batch, config.clipping.method, rule, generator.merge, frozen
+        )
     except ValueError as error:
         key, name = generators.network(config)
         raise UserError(f"config.{key}={name}: {error}") from None
-    slow = clipping.left_to_vmap(generator.per_example_loss, params, *batch_shapes(1, generator.image_shape))
+    loss = _loss_of_trained(generator, frozen)
+    slow = clipping.left_to_vmap(loss, trained, *batch_shapes(1, generator.image_shape))
     if slow and config.clipping.method != "vmap":
         mechanism.warn(
             f"book-keeping has no rule for {', '.join(slow)} of the model; jax.vmap computes their part of the "

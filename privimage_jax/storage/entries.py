@@ -5,6 +5,7 @@ they must be. It appears whole or not at all, and is never changed. Several proc
 first one stays, as long as it is intact.
 """
 
+import fnmatch
 import hashlib
 import os
 import shutil
@@ -80,7 +81,7 @@ def read(entry: Path, made_from: Any) -> dict[str, Any]:
 
 
 @write_on_process_zero
-def write(entry: Path, made_from: Any, folder: Path, names: Sequence[str], notes: dict[str, Any]) -> None:
+def write(entry: Path, made_from: Any, folder: Path, names: Sequence[str], without: str) -> None:
     """Keeps some files and folders of `folder`, unless an intact entry is there.
 
     Args:
@@ -88,18 +89,20 @@ def write(entry: Path, made_from: Any, folder: Path, names: Sequence[str], notes
       made_from: a JSON value.
       folder: whose files are copied.
       names: of files and folders in it; those that are missing are left out.
-      notes: kept in the manifest beside the rest.
+      without: a pattern of file names in these folders that are left out.
     """
     with exclusive(entry.parent / LOCK):
         for leftover in entry.parent.glob(".*.partial"):  # of processes that were killed, as the lock is ours
             durable.remove(leftover)
         if _is_intact(entry, made_from):
             return
+        if entry.is_symlink():
+            durable.remove(entry)  # else what it points to would be replaced, or nothing, if there is nothing
         with durable.atomic_dir(entry, _MODE) as partial:
             for name in names:
-                _copy(folder / name, partial / FILES / name)
+                _copy(folder / name, partial / FILES / name, without)
             kept = digests(partial / FILES)
-            durable.atomic_write_json(partial / MANIFEST, {"made_from": made_from, "files": kept, **notes})
+            durable.atomic_write_json(partial / MANIFEST, {"made_from": made_from, "files": kept})
 
 
 def _is_intact(entry: Path, made_from: Any) -> bool:
@@ -141,9 +144,11 @@ def _check(found: dict[str, str], expected: dict[str, str]) -> None:
         raise reading.Unreadable("changed while it was read")
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copies a regular file, or a folder of such; nothing where there is none."""
+def _copy(source: Path, target: Path, without: str = "") -> None:
+    """Copies a regular file, or a folder of such without those of that pattern; nothing where there is none."""
     for name in digests(source):
+        if fnmatch.fnmatch(Path(name).name, without):
+            continue
         into = target / name if name else target
         durable.make_dir(into.parent, _MODE)
         shutil.copyfile(source / name if name else source, into)

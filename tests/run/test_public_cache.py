@@ -41,8 +41,9 @@ def filled(tmp_path_factory):
     """A folder with data, a run without a cache, `plain`, and one that filled `cache`; tests must not change it."""
     folder = tmp_path_factory.mktemp("filled")
     config = cached_config(folder)
+    config.private_cache = str(folder / "private")
     run(config, folder / "first")
-    config.public_cache = ""
+    config.public_cache = config.private_cache = ""
     run(config, folder / "plain")
     return folder
 
@@ -83,6 +84,7 @@ def test_a_cache_changes_no_result(filled, copied, tmp_path):
 
 
 def test_a_finished_run_says_what_making_it_took(filled, copied, tmp_path):
+    copied.private_cache = str(shutil.copytree(filled / "private", tmp_path / "private"))
     again, first = run(copied, tmp_path / "run", "pretrain"), resources.read(Workdir(filled / "first"))
     assert resources.read(again)["pretrain"] == {**first["pretrain"], "taken": True}
     assert resources.total(again)["seconds"] >= first["pretrain"]["seconds"] > 0
@@ -155,7 +157,12 @@ def take_another(entry):
     (entry / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("harm", [damage_manifest, damage_file, lose_file, add_link, take_another])
+def dangle(entry):
+    shutil.rmtree(entry)
+    entry.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("harm", [damage_manifest, damage_file, lose_file, add_link, take_another, dangle])
 def test_what_is_damaged_is_told_and_made_again(copied, tmp_path, capsys, harm):
     (entry,) = (tmp_path / "cache").glob("train-query-*[!k]")
     harm(entry)
@@ -210,6 +217,9 @@ def test_the_cache_holds_no_more_than_public_stages_make(filled):
         for path in (entry / "files").rglob("*")
     }
     assert names == {"accuracy.json", "metrics", "network", "params"}
+    assert not [*(filled / "cache").rglob("events.out*")], "which have times"
+    for path in (filled / "cache").glob("*/manifest.json"):
+        assert json.loads(path.read_text()).keys() == {"made_from", "files"}, "and neither times nor memory"
     assert "public_cache" in configs.PLACES
 
 
