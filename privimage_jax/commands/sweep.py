@@ -149,7 +149,7 @@ def show(rows: Sequence[Row], named_by: Sequence[str], measure: str, folder: Wor
     show_table(rows, columns, left=("status", "run"))
     if cost := joint_cost(folder):
         print(cost)
-    tell_what_may_leave(folder, "sweep.csv")
+    tell_what_may_leave(folder, rows, "sweep.csv")
 
 
 def _check_measure(rows: Sequence[Row], fields: Sequence[str], measure: str) -> None:

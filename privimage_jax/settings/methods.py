@@ -169,7 +169,7 @@ def check(config: ConfigDict) -> None:
         found = _get(config, key)
         if not _does(method, key, found):
             fitting = [name for name, other in METHODS.items() if _fits(other, config)]
-            instead = f"config.method={fitting[0]}, which means that" if fitting else "config.method= to name none"
+            instead = f"--method={fitting[0]}, which means that" if fitting else "--method= to name none"
             raise UserError(
                 f"config.method={config.method} means {_meant(method, key)}; it is {found!r}: change that, or give "
                 f"{instead}."

@@ -11,6 +11,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import counting, enabled_stages
 from privimage_jax.settings import methods
+from privimage_jax.settings.families import FAMILIES
 from privimage_jax.settings.methods import METHODS
 
 ROWS = [(name, key) for name, method in METHODS.items() for key in (*method.settings, *method.needs)]
@@ -85,10 +86,22 @@ def base_value(key: str):
     return 0 if key == "pretrain.steps" else dict(configs.flatten(base.get_config()))[key]
 
 
+@pytest.mark.parametrize(("first", "then"), [("dpgan", "dpdm"), ("dpdm", "dpgan")])
+def test_another_family_of_generators_has_its_own_published_rates(first, then):
+    config = of(first)
+    config.finetune.learning_rate = config.pretrain.learning_rate = 7.0
+    methods.apply(config, then)
+    training = FAMILIES[config.generator].training
+    assert training == {key: dict(configs.flatten(config))[key] for key in training}
+    config.finetune.learning_rate = 7.0
+    methods.apply(config, "random" if then == "dpdm" else "privimage_gan")
+    assert config.finetune.learning_rate == 7.0, "of the same family it is the config's"
+
+
 def test_the_method_that_fits_is_named():
     config = of("privimage")
     config.finetune.lora_rank = 4
-    with pytest.raises(UserError, match=r"means config\.finetune\.lora_rank=0; it is 4: .* config\.method=lora, which"):
+    with pytest.raises(UserError, match=r"means config\.finetune\.lora_rank=0; it is 4: .* --method=lora, which"):
         configs.check(config)
     config.method = "lora"
     configs.check(config)

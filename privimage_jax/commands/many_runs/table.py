@@ -85,7 +85,8 @@ def check_none_failed(rows: Sequence[Row], of: int) -> None:
         )
 
 
-def tell_what_may_leave(folder: Workdir, table: str) -> None:
-    """Prints what none of the epsilons covers, and that the table is internal."""
-    print(CAUTION)
+def tell_what_may_leave(folder: Workdir, rows: Sequence[Row], table: str) -> None:
+    """Prints what none of the epsilons covers, if any run was evaluated, and that the table is internal."""
+    if any("synthetic_images" in row for row in rows):
+        print(CAUTION)
     print(printable(f"Only each run's release/ may leave {folder.root}; the table is {folder.internal / table}."))

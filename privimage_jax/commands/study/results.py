@@ -46,7 +46,7 @@ def write(rows: Sequence[Row], runs: Sequence[Run], title: str, many: ManyRuns) 
     show_table([{**row, **_with_spread(row)} for row in table], columns, left=(METHOD,))
     if cost:
         print(cost)
-    tell_what_may_leave(folder, TABLE)
+    tell_what_may_leave(folder, rows, TABLE)
 
 
 def _cost(folder: Workdir) -> str:
