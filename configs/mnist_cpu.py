@@ -36,6 +36,13 @@ def get_config() -> ConfigDict:
 
     config.diffusion.p_mean = -0.5  # which digit it is shows at larger noise levels than how it is drawn
 
+    config.gan.noise = 16
+    config.gan.embedding = 16
+    config.gan.generator_width = 16
+    config.gan.discriminator_width = 16
+    config.gan.discriminator_steps = 2
+    config.gan.batch_size = 256
+
     config.pretrain.steps = 1200
     config.pretrain.batch_size = 128
     config.pretrain.learning_rate = 1e-3

@@ -45,6 +45,13 @@ def get_config() -> ConfigDict:
     config.model.kwargs.attn = ()
     config.model.kwargs.num_blocks = 1
 
+    config.gan.noise = 16
+    config.gan.embedding = 16
+    config.gan.generator_width = 32
+    config.gan.discriminator_width = 32
+    config.gan.discriminator_steps = 2
+    config.gan.batch_size = 256
+
     config.pretrain.steps = 1500
     config.pretrain.batch_size = 128
     config.pretrain.learning_rate = 1e-3

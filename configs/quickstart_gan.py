@@ -18,17 +18,6 @@ def get_config() -> ConfigDict:
     methods.apply(config, "privimage_gan")
     config.name = "Quickstart with a GAN: handwritten digits"
 
-    config.gan.noise = 16
-    config.gan.embedding = 16
-    config.gan.generator_width = 32
-    config.gan.discriminator_width = 32
-    config.gan.discriminator_steps = 2
-    config.gan.batch_size = 256
-
     config.pretrain.steps = 3000
     config.pretrain.learning_rate = 1e-3
-
-    config.finetune.steps = 100
-    config.finetune.noise_multiplicity = 1
-    config.finetune.learning_rate = 5e-4
     return config

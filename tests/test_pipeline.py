@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from kept import keep_programs
 from pipelines import CLASSES, SIDE, release_bytes, run, tiny_config
+from small_models import use_small_gan
 
 from privimage_jax import config as configs
 from privimage_jax.commands import export
 from privimage_jax.errors import UserError
 from privimage_jax.metrics.extractors import Extractor
+from privimage_jax.models import gan
 from privimage_jax.privacy import noise
 from privimage_jax.report import measures
 from privimage_jax.run import publication
@@ -439,6 +441,21 @@ def test_an_interrupted_run_ends_with_the_same_release(finished, programs, tmp_p
         with pytest.raises(Stop):
             run(config, tmp_path / "run", last="report")
     assert release_bytes(run(config, tmp_path / "run", last="report")) == release_bytes(uninterrupted)
+
+
+def test_an_interrupted_run_of_a_gan_ends_with_the_same_release(tmp_path, monkeypatch):
+    """After three steps of the discriminator, two of which make one of the generator."""
+    monkeypatch.setattr(gan, "LEAST_BLOCKS", 2)
+    keep_programs(monkeypatch)
+    config = use_small_gan(make_config(tmp_path))
+    config.finetune.block = config.log.checkpoint_every = 3
+    whole = run(config, tmp_path / "whole", last="report")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, finetune.Mechanism, "spend", 2)
+        with pytest.raises(Stop):
+            run(config, tmp_path / "run", last="report")
+    assert (tmp_path / "run" / "internal" / "finetune" / "checkpoints" / "3").is_dir()
+    assert release_bytes(run(config, tmp_path / "run", last="report")) == release_bytes(whole)
 
 
 def test_keys_come_from_entropy_are_private_and_are_deleted(finished, tmp_path, monkeypatch):

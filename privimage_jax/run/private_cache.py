@@ -1,9 +1,10 @@
 """`config.private_cache`: decoded images, their features and what classifiers learn of real images, for other runs.
 
-All of it is computed from sensitive images without noise, so that the folder is its owner's alone. Each file is named
-by a digest of all that decides it, which is how a cache never changes a result. Files of images are known by name,
-size, time and their ends (`data.sources.base.stamp`), and a folder of pictures by names, sizes and times: whoever
-replaces images and keeps all of these deletes the cache. Without the setting each run has its own, `internal/cache`.
+Beside them lies what making each entry of the public cache took. All of it tells of sensitive images without noise, so
+that the folder is its owner's alone. Each file is named by a digest of all that decides it, which is how a cache never
+changes a result. Files of images are known by name, size, time and their ends (`data.sources.base.stamp`), and a folder
+of pictures by names, sizes and times: whoever replaces images and keeps all of these deletes the cache. Without the
+setting each run has its own, `internal/cache`.
 """
 
 import stat
