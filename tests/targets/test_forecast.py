@@ -4,9 +4,11 @@ import importlib.util
 import json
 
 import pytest
+from small_models import use_small_gan
 
 from privimage_jax.cli import devices
 from privimage_jax.configs import base
+from privimage_jax.models import gan
 from privimage_jax.targets import cost, forecast, topologies
 from privimage_jax.targets.cache import Cache, default_folder
 from privimage_jax.targets.facts import Facts
@@ -79,6 +81,20 @@ def test_a_unet_compiles_for_a_tpu(tmp_path):
     machine, cache = topologies.parse("v5e:2x4"), Cache(tmp_path)
     [row] = forecast.run(config, machine, Facts(1000, 3, 1000, 10), cache, names=("sample",))
     assert row["fits"] and row["collectives"] == 1 and row["estimated_cycles"] > 1e6  # 50 evaluations
+
+
+@needs_libtpu
+def test_the_private_step_of_a_gan_is_forecast_for_a_tpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, "LEAST_BLOCKS", 2)
+    config = use_small_gan(base.get_config())
+    config.data.image_size, config.data.channels = 8, 1
+    config.gan.attention, config.gan.batch_size = 0, 16
+    config.pretrain.batch_size = config.finetune.batch_size = 16
+    config.finetune.noise_multiplicity, config.clipping.microbatch = 1, 2
+    machine, cache = topologies.parse("v5e:2x2"), Cache(tmp_path)
+    [row] = forecast.run(config, machine, Facts(1000, 3, 1000, 10), cache, names=("finetune",))
+    assert row["fits"] and row["estimated_cycles"] > 0 and row["model_flops"] > 0
+    assert row["collectives"] == 3, "of the noised sum, and of the gradient and the loss of the generator"
 
 
 @needs_cuda
