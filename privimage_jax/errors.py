@@ -41,6 +41,12 @@ def memory_sentence(error: BaseException) -> str:
     return f"the memory does not suffice ({reason_of(error)}); ask for less, or use a machine that has more."
 
 
+def system_sentence(error: OSError) -> str:
+    """What to do where the system refuses something."""
+    culprit = "" if error.filename is None else f" ({error.filename})"
+    return f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
+
+
 class UserError(ValueError):
     """A wrong input, configuration or environment.
 

@@ -20,7 +20,7 @@ from privimage_jax.cli import streams
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.table import COMMANDS, overview
 from privimage_jax.cluster import preemption, processes
-from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, printable
+from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, printable, system_sentence
 
 
 def entry_point() -> None:
@@ -63,10 +63,7 @@ def main(argv: list[str]) -> int:
             streams.discard()
         if is_out_of_memory(error):
             return _refused(memory_sentence(error))
-        culprit = "" if error.filename is None else f" ({error.filename})"
-        return _refused(
-            f"the system refuses: {error.strerror or error}{culprit}; mend that and run the same command again."
-        )
+        return _refused(system_sentence(error))
     except preemption.Preempted:
         return _told(*preemption.ENDED[signal.SIGTERM])
     except SystemExit:  # nothing here calls it; a module that the config names may

@@ -97,12 +97,6 @@ def given_settings(arguments: Iterable[str]) -> list[str]:
     return [name.removeprefix("config.") for name in names if name.startswith("config.")]
 
 
-def tell_unread(found: Mapping[str, Iterable[str]]) -> None:
-    """Prints which of the given settings some of the runs do not read, as `families.check_given` returns them."""
-    for key, names in found.items():
-        print(f"config.{key} makes no difference to runs with config.generator={' or '.join(names)}.")
-
-
 def _take_config(arguments: list[str]) -> tuple[str | None, str | None, list[str]]:
     """Parts the config file's path and the method's name from the other arguments.
 

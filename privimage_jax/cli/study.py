@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax.cli import devices
+from privimage_jax.cli import devices, many_runs
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import (
     CONFIG,
@@ -15,14 +15,11 @@ from privimage_jax.cli.parsing import (
     overridden,
     parse,
     take_method,
-    tell_unread,
     with_defaults,
 )
 from privimage_jax.cluster import preemption
-from privimage_jax.commands.many_runs import looks
 from privimage_jax.commands.study import plan
 from privimage_jax.errors import UserError
-from privimage_jax.settings import families
 
 
 def run(arguments: list[str]) -> None:
@@ -49,11 +46,9 @@ def run(arguments: list[str]) -> None:
     budgets, seeds = plan.epsilons(texts["epsilons"]), plan.seeds(texts["seeds"], base.seed)
     runs = plan.name_runs(plan.methods(given.methods), budgets, seeds, of)
     share = plan.share(given.share, os.environ)
-    unread = families.check_given([one.config.generator for one in runs], given_settings(arguments))
-    looks.check("study", runs, given.acknowledge_looks)
+    many_runs.check("study", runs, given_settings(arguments), given.acknowledge_looks)
     for setting, names in overruled.items():
         print(f"{setting} does not count for {', '.join(dict.fromkeys(names))}, which decides that itself.")
-    tell_unread(unread)
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir
 

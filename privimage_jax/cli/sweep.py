@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from privimage_jax.cli import devices
+from privimage_jax.cli import devices, many_runs
 from privimage_jax.cli.command import Command
-from privimage_jax.cli.parsing import CONFIG, configured, given_settings, overridden, parse, tell_unread
+from privimage_jax.cli.parsing import CONFIG, configured, given_settings, overridden, parse
 from privimage_jax.cluster import preemption
-from privimage_jax.commands.many_runs import combinations, looks
+from privimage_jax.commands.many_runs import combinations
 from privimage_jax.errors import UserError
-from privimage_jax.settings import families
 
 
 def run(arguments: list[str]) -> None:
@@ -24,16 +23,14 @@ def run(arguments: list[str]) -> None:
     if given.zip and given.one_at_a_time:
         raise UserError("--zip and --one_at_a_time say different things of how values are combined; give one.")
     fields = combinations.parse(given.over)
-    apart = given.one_at_a_time
-    combined = combinations.one_at_a_time(fields) if apart else combinations.combine(fields, given.zip)
+    one_at_a_time = given.one_at_a_time
+    combined = combinations.one_at_a_time(fields) if one_at_a_time else combinations.combine(fields, given.zip)
     experiments = [configured(overridden(arguments, texts), *required, **accepted)[0] for texts in combined]
-    if apart:
+    if one_at_a_time:
         runs = combinations.name_changes(experiments, combined)
     else:
         runs = combinations.name_runs(experiments, list(fields))
-    unread = families.check_given([one.config.generator for one in runs], given_settings(arguments))
-    looks.check("sweep", runs, given.acknowledge_looks)
-    tell_unread(unread)
+    many_runs.check("sweep", runs, [*fields, *given_settings(arguments)], given.acknowledge_looks)
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir
 
@@ -41,7 +38,7 @@ def run(arguments: list[str]) -> None:
         devices.start(workdir.internal / "compilation_cache")
         from privimage_jax.commands import sweep
 
-        sweep.run(runs, given.config, workdir, given.measure or "", given.correlate, apart)
+        sweep.run(runs, given.config, workdir, given.measure or "", given.correlate, one_at_a_time)
 
 
 COMMAND = Command(

@@ -20,8 +20,8 @@ from privimage_jax.commands.many_runs.table import (
     ACCURACIES,
     check_none_failed,
     joint_cost,
+    print_passed_by,
     show_table,
-    tell_passed_by,
     tell_what_may_leave,
 )
 from privimage_jax.commands.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
@@ -71,7 +71,7 @@ def run(
     for one in runs:
         public_cache.check(one.config, folder)
         private_cache.check(one.config, folder)
-    many = ManyRuns(folder, "sweep", fields, base)
+    many = ManyRuns(folder, "sweep", fields, base, one_at_a_time)
     many.take()
     if (networks := len({fingerprints.fingerprint(_network(one.config)) for one in runs})) > 1:
         headline(
@@ -82,7 +82,7 @@ def run(
         )
     same_results = measure not in MEASURES and not any(field.startswith("evaluate.") for field in fields)
     with many.held():
-        many.check_measured([one.name for one in runs])
+        many.check_measures([one.name for one in runs])
         rows = many.rows()
         tried: list[Row] = []  # by this command
         finished: list[Row] = []  # of these
@@ -92,22 +92,23 @@ def run(
             headline("sweep", "running", f"{one.name} ({number} of {len(runs)})")
             compare = subsets.compare if subsets else lambda inputs: {}
             row = finish(one, folder.root, "sweep", compare, check=many.check_data)
-            rows[one.name] = many.noted(row)
+            rows[one.name] = many.row_to_keep(row)
             tried.append(row)
             if row["status"] == DONE:
                 finished.append(row)
-            many.save(rows.values())
+            many.save(rows.values(), made=[one.name])
             if measure and finished and same_results:
                 _check_measure(finished, fields, measure)
-        done = [row for row in rows.values() if row["status"] == DONE]
+        compared = many.comparable(rows.values())
+        done = [row for row in compared if row["status"] == DONE]
         given = fingerprints.jsonable(runs[0].values) if one_at_a_time else {}
         _write_plots(folder, done, fields, plotted, given)
-    show(list(rows.values()), ["run"] if one_at_a_time else fields, plotted, folder)
+    show(compared, ["run"] if one_at_a_time else fields, plotted, folder)
     if measure and finished:
         _check_measure(finished, fields, measure)
     if correlate:
         _show_correlations(correlations(finished, plotted), plotted)
-    tell_passed_by(tried)
+    print_passed_by(tried)
     check_none_failed(tried, len(runs))
     return list(rows.values())
 

@@ -107,12 +107,12 @@ def _evaluate(jaxpr: Any, consts: Any, inputs: list, batch: Batch) -> list[Value
 
 def _operation(equation: Any, inputs: list, batch: Batch) -> Sequence[Value]:
     name, params = equation.primitive.name, equation.params
-    if all(isinstance(x, Shared) for x in inputs):
-        return flat_rules.once(equation, inputs)
     if name in _CALLS:
         inner = params[_CALLS[name]]
         jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
         return _evaluate(jaxpr, consts, inputs, batch)
+    if all(isinstance(x, Shared) for x in inputs):
+        return flat_rules.once(equation, inputs)
     if name in ("checkpoint", "remat2"):
         if params["differentiated"] and params["prevent_cse"]:
             # What `jax.checkpoint` lowers to: the recomputation is not merged with the forward pass.

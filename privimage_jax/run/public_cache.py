@@ -84,7 +84,7 @@ def run(inputs: Inputs, make: Callable[[], None]) -> None:
 
 
 def _resources(entry: Path, inputs: Inputs) -> Path:
-    """Where the run's private cache notes what making an entry took.
+    """Where the private cache notes what making an entry took, for runs that share both caches.
 
     The process that made it held sensitive images, so that its times and its memory may tell of them.
     """
@@ -93,7 +93,7 @@ def _resources(entry: Path, inputs: Inputs) -> Path:
 
 def _note_resources(entry: Path, inputs: Inputs, stage: Stage) -> None:
     path = _resources(entry, inputs)
-    if processes.is_first():
+    if processes.is_first() and inputs.config.private_cache:
         make_dir(path.parent, mode=0o700)
         durable.atomic_write_json(path, resources.read(inputs.workdir).get(stage.name, {}), resources.MODE)
 

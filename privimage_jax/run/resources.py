@@ -71,10 +71,12 @@ def _is_record(record: Any) -> bool:
 def total(run: Workdir) -> dict[str, float]:
     """Seconds of all stages together, and the most memory of any; what is not known is left out.
 
-    A stage that was taken from `config.public_cache` counts as it was made.
+    A stage that was taken from `config.public_cache` counts as it was made. If that is not known, nor is the total.
     """
     records = list(read(run).values())
-    found = {SECONDS: sum(record.get(SECONDS, 0.0) for record in records)} if records else {}
+    if not all(SECONDS in record for record in records):
+        return {}
+    found = {SECONDS: sum(record[SECONDS] for record in records)} if records else {}
     for name in (HOST, DEVICE):
         if most := max((record.get(name, 0) for record in records), default=0):
             found[name] = most

@@ -130,9 +130,10 @@ def check(config: ConfigDict) -> None:
         section, name = key.split(".")
         given: Any = config[section][name]
         if given != without:
+            others = " or ".join(name for name, other in FAMILIES.items() if key not in other.without)
             raise UserError(
-                f"config.{key}={given!r} is of other generators, and config.generator={config.generator} has nothing "
-                f"like it; give {without!r}."
+                f"config.{key}={given!r} is of config.generator={others}, and {config.generator} has nothing like it; "
+                f"give {without!r}."
             )
     family.check(config)
 

@@ -125,11 +125,6 @@ METHOD, EPSILON = "method", "privacy.epsilon"  # the settings that name a row of
 RULE: Rule = (lambda v: not v or v in METHODS, f'"" or one of {", ".join(METHODS)}')
 
 
-def decided() -> set[str]:
-    """The settings that some method gives a value."""
-    return {key for method in METHODS.values() for key in (*method.settings, *method.defaults)}
-
-
 def apply(config: ConfigDict, name: str) -> None:
     """Names a method in a config, and gives the config its settings, in place; "" names none and changes nothing else.
 
@@ -142,11 +137,17 @@ def apply(config: ConfigDict, name: str) -> None:
     _set(config, "method", name)
     if not name:
         return
-    method = METHODS[name]
-    family = method.settings.get("generator")
+    family = METHODS[name].settings.get("generator")
     if family in FAMILIES and family != config.generator:
         for key, wanted in FAMILIES[family].training.items():
             _set(config, key, wanted)
+    define(config, name)
+
+
+def define(config: ConfigDict, name: str) -> None:
+    """Gives a config, in place, what defines a method, and no more; arguments and errors as those of `apply`."""
+    _set(config, "method", name)
+    method = METHODS[name]
     norm = method.settings.get("pretrain.perturbation_norm")
     rescaled = norm is not None and norm != _get(config, "pretrain.perturbation_norm")  # gamma is of another unit then
     for key, wanted in method.settings.items():
@@ -169,9 +170,9 @@ def check(config: ConfigDict) -> None:
         found = _get(config, key)
         if not _does(method, key, found):
             fitting = [name for name, other in METHODS.items() if _fits(other, config)]
-            instead = f"--method={fitting[0]}, which means that" if fitting else "--method= to name none"
+            instead = f"the method {fitting[0]}, which means that" if fitting else "no method"
             raise UserError(
-                f"config.method={config.method} means {_meant(method, key)}; it is {found!r}: change that, or give "
+                f"config.method={config.method} means {_meant(method, key)}; it is {found!r}: change that, or name "
                 f"{instead}."
             )
 

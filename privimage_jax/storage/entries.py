@@ -144,10 +144,10 @@ def _check(found: dict[str, str], expected: dict[str, str]) -> None:
         raise reading.Unreadable("changed while it was read")
 
 
-def _copy(source: Path, target: Path, without: str = "") -> None:
+def _copy(source: Path, target: Path, without: str | None = None) -> None:
     """Copies a regular file, or a folder of such without those of that pattern; nothing where there is none."""
     for name in digests(source):
-        if fnmatch.fnmatch(Path(name).name, without):
+        if without is not None and fnmatch.fnmatch(Path(name).name, without):
             continue
         into = target / name if name else target
         durable.make_dir(into.parent, _MODE)

@@ -185,10 +185,32 @@ def test_a_table_is_of_equal_settings(study, copy):
     """Also of those that some method decides itself, and of those that decide what a run is measured by."""
     study(copy, "--config.pretrain.steps=7").refuses("holds a study with config.pretrain.steps=6, which is now 7")
     other = "--config.evaluate.max_images=20"
-    study(copy, "--methods=random", other).refuses(f"{NAMES[1]} was made with other settings", "measures them anew")
-    before = [float(row["fid"]) for row in read_csv(copy, "study.csv")]
+    told = f"{NAMES[1]} was made with config.evaluate.max_images=10000, which is now 20"
+    study(copy, "--methods=random", other).refuses(told, "measures them anew")
+    before = {row["run"]: float(row["fid"]) for row in read_csv(copy, "study.csv")}
+    study(copy, other, failing=(NAMES[2],)).refuses("1 of 4 runs failed", NAMES[2])
+    now = {row["run"]: row for row in read_csv(copy, "study.csv")}
+    assert now.pop(NAMES[2])["status"] == "failed", "its old number does not compare with the others'"
+    assert all(float(row["fid"]) != before[name] for name, row in now.items())
+    assert [row["runs"] for row in read_csv(copy, "study_table.csv")] == ["1", "2"]
     study(copy, other).succeeds()
-    assert all(float(row["fid"]) != fid for row, fid in zip(read_csv(copy, "study.csv"), before, strict=True))
+
+
+def test_what_is_not_measured_anew_yet_is_in_no_table(study, copy):
+    """As another process holds it."""
+    with Workdir(copy / NAMES[0]).lock():
+        study(copy, "--config.evaluate.max_images=20").succeeds()
+    assert [row["run"] for row in read_csv(copy, "study.csv")] == NAMES[1:]
+    assert [row["runs"] for row in read_csv(copy, "study_table.csv")] == ["2", "1"]
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_is_no_difference(study, copy):
+    path = Workdir(copy).study_json
+    stored = json.loads(path.read_text())
+    for settings in stored["measured"].values():
+        del settings["evaluate.max_images"]
+    path.write_text(json.dumps(stored))
+    study(copy, "--methods=random").succeeds()
 
 
 def test_a_run_that_is_done_stays_so_where_a_later_attempt_fails(study, copy):
@@ -204,6 +226,18 @@ def test_a_setting_that_only_some_methods_read_is_told(privimage, config, tmp_pa
     told = "config.gan.noise makes no difference to runs with config.generator=diffusion."
     assert told in privimage(*call, "--methods=dpgan,dpdm").succeeds().out
     privimage(*call, "--methods=dpdm").refuses("config.gan.noise makes no difference with config.generator=diffusion")
+
+
+def test_a_method_overrules_what_defines_it_and_no_rate_that_is_given(privimage, config, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(running, "run", lambda runs, *more: made.extend(runs))
+    call = ("study", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", "--methods=dpgan,dpdm")
+    said = privimage(*call, "--config.generator=gan", "--config.finetune.learning_rate=0.1").succeeds().out
+    assert [one.config.generator for one in made] == ["gan", "diffusion"]
+    assert [one.config.finetune.learning_rate for one in made] == [0.1, 0.1]
+    assert [line for line in said.splitlines() if "does not count" in line] == [
+        "config.generator=gan does not count for dpdm, which decides that itself."
+    ]
 
 
 def test_the_folder_takes_no_other_study_and_no_run(study, privimage, config, copy, made):

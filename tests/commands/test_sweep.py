@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import shutil
@@ -18,6 +19,7 @@ from privimage_jax import config as configs
 from privimage_jax import main, pipeline
 from privimage_jax.commands import sweep
 from privimage_jax.commands.ledger import describe_joint
+from privimage_jax.commands.many_runs import rows
 from privimage_jax.commands.many_runs.combinations import name_runs
 from privimage_jax.commands.many_runs.plots import plot
 from privimage_jax.commands.many_runs.table import CAUTION
@@ -255,6 +257,24 @@ def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, e
     assert read_rows(tmp_path)[0]["error"] == memory_sentence(error), "what any command says"
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a/file"), "the system refuses: Permission denied"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "the memory does not suffice"),
+    ],
+)
+def test_what_the_system_refuses_one_run_is_told_as_ever(tmp_path, monkeypatch, error, sentence):
+    def run(context, check):
+        if context.config.query.k1 == 1:
+            raise error
+
+    monkeypatch.setattr(pipeline, "run", run)
+    with pytest.raises(UserError, match=rf"1 of 2 runs failed, the first of them k1=1 \({sentence}"):
+        sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
+    assert not (tmp_path / "k1=1" / "internal" / "traceback.txt").exists()
+
+
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL: a\nmistake"), IndexError("a mistake")])
 def test_a_run_with_a_bug_is_one_that_failed(tmp_path, monkeypatch, error):
     """Where it lies is told in the run's own folder, to nobody else."""
@@ -269,6 +289,25 @@ def test_a_run_with_a_bug_is_one_that_failed(tmp_path, monkeypatch, error):
     assert [row["status"] for row in read_rows(tmp_path)] == ["failed", "done"]
     told = tmp_path / "k1=1" / "internal" / "traceback.txt"
     assert "in run" in told.read_text() and stat.S_IMODE(told.stat().st_mode) == 0o600
+    monkeypatch.setattr(pipeline, "run", lambda context, check: None)
+    sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
+    assert not told.exists()
+
+
+def test_a_bug_is_a_row_even_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def run(context, check):
+        monkeypatch.setattr(rows.durable, "atomic_write_bytes", full)
+        raise IndexError("a mistake")
+
+    def full(path, *more):
+        if path.name == "traceback.txt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, *more)
+
+    written = rows.durable.atomic_write_bytes
+    monkeypatch.setattr(pipeline, "run", run)
+    with pytest.raises(UserError, match=r"2 of 2 runs failed, .* \(IndexError: a mistake \(a bug, here or in a part"):
+        sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
 
 
 def test_a_row_that_is_no_run_s_is_refused(privimage, config, copy):
@@ -330,9 +369,11 @@ def test_a_setting_that_only_some_generators_read_is_told_and_one_for_none_is_re
     call = ("sweep", "--config", config, "--workdir", tmp_path / "w", "--over=method=dpdm,dpgan", "--acknowledge_looks")
     told = "config.gan.noise makes no difference to runs with config.generator=diffusion."
     assert told in privimage(*call, "--config.gan.noise=16").succeeds().out
-    privimage(*call[:-2], "--over=method=dpdm", call[-1], "--config.gan.noise=16").refuses(
-        "config.gan.noise makes no difference with config.generator=diffusion"
-    )
+    alone = (*call[:-2], "--acknowledge_looks")
+    none = "config.gan.noise makes no difference with config.generator=diffusion"
+    privimage(*alone, "--over=method=dpdm", "--config.gan.noise=16").refuses(none)
+    privimage(*alone, "--over=gan.noise=16,32").refuses(none)
+    privimage(*call, "--over=gan.noise=16,32").refuses("would be the same run, as config.generator=diffusion does not")
 
 
 def test_changes_one_at_a_time_have_a_table_by_name_and_a_plot_each(privimage, config, tmp_path, monkeypatch):
@@ -352,6 +393,13 @@ def test_changes_one_at_a_time_have_a_table_by_name_and_a_plot_each(privimage, c
         "sample.steps": ["as_given", "steps=2", "steps=4"],
         "sample.guidance": ["as_given", "guidance=1.0"],
     }
+    privimage(*call, "--over=sample.steps=5").refuses("--over gives sample.steps twice")
+    again = [*call[:3], "--one_at_a_time", "--over=sample.steps=5", "--over=sample.guidance=2.0", *SMALL]
+    privimage(*again, call[-1], "--config.sample.guidance=0.5").refuses(
+        "holds a sweep with config.sample.guidance=0.0, which is now 0.5"
+    )
+    again.remove("--one_at_a_time")
+    privimage(*again, call[-1]).refuses("holds a sweep that was made with --one_at_a_time")
     assert "guidance=1.0" in result.out and "sample.guidance" not in result.out
 
 

@@ -264,10 +264,18 @@ def test_it_learns_where_the_classes_lie():
 @pytest.mark.parametrize(
     ("key", "value", "culprit"),
     [
-        ("sample.guidance", 1.0, "config.sample.guidance=1.0 is of other generators"),
-        ("sampler_choice.enabled", True, "config.sampler_choice.enabled=True is of other generators"),
-        ("finetune.lora_rank", 2, "config.finetune.lora_rank=2 is of other generators"),
-        ("finetune.trainable", ".*attention.*", "config.finetune.trainable='.*attention.*' is of other generators"),
+        ("sample.guidance", 1.0, "config.sample.guidance=1.0 is of config.generator=diffusion, and gan"),
+        (
+            "sampler_choice.enabled",
+            True,
+            "config.sampler_choice.enabled=True is of config.generator=diffusion, and gan",
+        ),
+        ("finetune.lora_rank", 2, "config.finetune.lora_rank=2 is of config.generator=diffusion, and gan"),
+        (
+            "finetune.trainable",
+            ".*attention.*",
+            "config.finetune.trainable='.*attention.*' is of config.generator=diffusion, and gan",
+        ),
         ("gan.batch_size", 7, "config.gan.batch_size=7 cannot be cut into pieces of config.gan.microbatch=4"),
         ("gan.noise", 0, "config.gan.noise=0 is not accepted"),
         ("gan.noise", 1, "config.gan.noise=1 "),

@@ -296,6 +296,36 @@ def test_a_loss_whose_code_may_see_the_batch_is_refused(operation, named):
         check_objective(loss, np.ones(5, np.float32), {"row": np.zeros((2, 5), np.float32)})
 
 
+def test_a_model_is_checked_as_it_is_trained():
+    """Beside frozen parameters, through which examples may mix as well, and which need no derivative."""
+    batch = {"row": np.zeros((2, 5), np.float32)}
+    trained, frozen = np.ones(5, np.float32), np.arange(5, dtype=np.float32)
+
+    @jax.custom_vjp
+    def without_derivative(values):
+        return values
+
+    def derivative(_, gradient):
+        raise NotImplementedError
+
+    without_derivative.defvjp(lambda values: (values, None), derivative)
+
+    def loss(params, batch, keys):
+        return jnp.sin(batch["row"] * params["trained"] + without_derivative(params["frozen"])).sum(axis=1)
+
+    def mixed(params, batch, keys):
+        return loss(params, batch, keys) + (params["frozen"] * batch["row"].mean()).sum()
+
+    def merge(trained, frozen):
+        return {"trained": trained, "frozen": frozen}
+
+    check_objective(loss, trained, batch, merge=merge, frozen=frozen)
+    with pytest.raises(ValueError, match="the loss mixes the examples"):
+        check_objective(mixed, trained, batch, merge=merge, frozen=frozen)
+    with pytest.raises(NotImplementedError):
+        check_objective(loss, merge(trained, frozen), batch)
+
+
 def test_any_batch_can_be_checked():
     """Of a table, say; examples of several arrays, nested as one likes."""
     batch = {"row": (np.zeros((2, 5), np.float32), np.zeros(2, np.float16)), "class": np.arange(2)}

@@ -217,6 +217,7 @@ def test_the_cache_holds_no_more_than_public_stages_make(filled):
         for path in (entry / "files").rglob("*")
     }
     assert names == {"accuracy.json", "metrics", "network", "params"}
+    assert [*(filled / "first" / "internal" / "pretrain").rglob("events.out*")]
     assert not [*(filled / "cache").rglob("events.out*")], "which have times"
     for path in (filled / "cache").glob("*/manifest.json"):
         assert json.loads(path.read_text()).keys() == {"made_from", "files"}, "and neither times nor memory"

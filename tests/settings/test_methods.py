@@ -66,7 +66,8 @@ def test_every_method_can_be_planned_for_the_quickstart(name):
 
 
 def test_no_two_methods_are_the_same():
-    settings = [{key: dict(configs.flatten(of(name)))[key] for key in methods.decided()} for name in METHODS]
+    decided = {key for method in METHODS.values() for key in (*method.settings, *method.defaults)}
+    settings = [{key: dict(configs.flatten(of(name)))[key] for key in decided} for name in METHODS]
     assert all(settings.count(one) == 1 for one in settings)
 
 
@@ -101,12 +102,16 @@ def test_another_family_of_generators_has_its_own_published_rates(first, then):
 def test_the_method_that_fits_is_named():
     config = of("privimage")
     config.finetune.lora_rank = 4
-    with pytest.raises(UserError, match=r"means config\.finetune\.lora_rank=0; it is 4: .* --method=lora, which"):
+    with pytest.raises(
+        UserError, match=r"means config\.finetune\.lora_rank=0; it is 4: .* name the method lora, which"
+    ):
         configs.check(config)
     config.method = "lora"
     configs.check(config)
     config.pretrain.steps = 0
-    with pytest.raises(UserError, match=r"config\.pretrain\.steps is a whole number of at least 1; .* to name none\."):
+    with pytest.raises(
+        UserError, match=r"config\.pretrain\.steps is a whole number of at least 1; .* name no method\."
+    ):
         configs.check(config)
     config.method = ""
     configs.check(config)

@@ -95,7 +95,9 @@ def name_runs(experiments: Sequence[ConfigDict], fields: Sequence[str]) -> list[
     Raises:
       UserError: if two have the same values.
     """
-    return _unlike(Run(_name(values, fields), values, config) for values, config in _valued(experiments, fields))
+    return _check_names_differ(
+        Run(_name(values, fields), values, config) for values, config in _with_values(experiments, fields)
+    )
 
 
 def name_changes(experiments: Sequence[ConfigDict], changes: Sequence[Mapping[str, str]]) -> list[Run]:
@@ -105,23 +107,23 @@ def name_changes(experiments: Sequence[ConfigDict], changes: Sequence[Mapping[st
       UserError: if two have the same values.
     """
     fields = list(dict.fromkeys(key for change in changes for key in change))
-    (given, config), *others = _valued(experiments, fields)
+    (given, config), *others = _with_values(experiments, fields)
     runs = [Run(AS_GIVEN, given, config)]
     for change, (values, config) in zip(changes[1:], others, strict=True):
         if values == given:
             ((key, text),) = change.items()
             raise UserError(f"--over gives {key}={text}, which the config has already and is run anyway; leave it out.")
         runs.append(Run(_name({key: values[key] for key in change}, fields), values, config))
-    return _unlike(runs)
+    return _check_names_differ(runs)
 
 
-def _valued(experiments: Sequence[ConfigDict], fields: Sequence[str]) -> list[tuple[dict[str, Any], ConfigDict]]:
+def _with_values(experiments: Sequence[ConfigDict], fields: Sequence[str]) -> list[tuple[dict[str, Any], ConfigDict]]:
     """Each config with the values that it gives the fields."""
     settings = [dict(configs.flatten(config)) for config in experiments]
     return [({key: each[key] for key in fields}, config) for each, config in zip(settings, experiments, strict=True)]
 
 
-def _unlike(runs: Iterable[Run]) -> list[Run]:
+def _check_names_differ(runs: Iterable[Run]) -> list[Run]:
     """The runs, whose names must differ."""
     found: dict[str, Run] = {}
     for run in runs:
@@ -131,14 +133,16 @@ def _unlike(runs: Iterable[Run]) -> list[Run]:
     return list(found.values())
 
 
-def _name(values: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """Such as `k1=2_k2=1`; a setting whose last word another one of `fields` shares is named in full."""
+def short_names(fields: Sequence[str]) -> dict[str, str]:
+    """Setting -> its last word; one whose last word another one of `fields` shares is named in full."""
     words = [key.rpartition(".")[2] for key in fields]
-    parts = []
-    for key, value in values.items():
-        word = key.rpartition(".")[2]
-        parts.append(f"{word if words.count(word) == 1 else key}={_text(value)}")
-    name = "_".join(parts)
+    return {key: word if words.count(word) == 1 else key for key, word in zip(fields, words, strict=True)}
+
+
+def _name(values: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """Such as `k1=2_k2=1`, with the short names that the settings have among `fields`."""
+    short = short_names(fields)
+    name = "_".join(f"{short[key]}={_text(value)}" for key, value in values.items())
     safe = as_file_name(name)[:MOST_CHARACTERS]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 

@@ -15,7 +15,6 @@ from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Workdir
 
 _MEASURES = ("sample.", "evaluate.")  # decide what a finished run is measured by, and do not train it
-MEASURED_AS = "measured_as"  # in a row of a finished run: a digest of these settings
 MAY_CHANGE = ("name", *_MEASURES, "log.", "audit.")  # of no say in training; a run refuses what it has to
 _OF_THE_MACHINE = frozenset(  # and these of none at all
     {f"{name}.{key}" for name in ("data", "public") for key in ("cache", "residency", "accept")}
@@ -33,18 +32,22 @@ class ManyRuns:
       kind: "sweep" or "study".
       over: the settings in which the runs differ.
       base: a config with all other settings, as they were before any run got its own.
+      one_at_a_time: each run changes one setting of `base` at most, so that all of them are compared with its values.
     """
 
-    def __init__(self, folder: Workdir, kind: str, over: Sequence[str], base: ConfigDict):
+    def __init__(self, folder: Workdir, kind: str, over: Sequence[str], base: ConfigDict, one_at_a_time: bool = False):
         self.folder = folder
         self._kind, self._json = kind, folder.internal / f"{kind}.json"
-        shared = {key: value for key, value in configs.flatten(base) if key not in {*over, "method"}}
+        flat = dict(configs.flatten(base))
+        shared = {key: value for key, value in flat.items() if key not in {*over, "method"}}
         settings = {
             key: value for key, value in shared.items() if not key.startswith(MAY_CHANGE) and key not in _OF_THE_MACHINE
         }
         measures = {key: v for key, v in shared.items() if key.startswith(_MEASURES) and not configs.is_place(key)}
-        self._measured_as = fingerprints.fingerprint(fingerprints.jsonable(measures))[:12]
+        self._measures: Row = fingerprints.jsonable(measures)
         self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
+        if one_at_a_time:
+            self._identity["changed"] = fingerprints.jsonable({key: flat[key] for key in over})
         self._of_one_set = not any(key.startswith(("data.", "public.")) for key in over)
 
     def take(self) -> None:
@@ -79,17 +82,18 @@ class ManyRuns:
         with reading.user_errors(self._json, "choose another --workdir"):
             before = reading.read_json(self._json)
             over, settings = [str(key) for key in before["over"]], dict(before["settings"])
+            changed = before.get("changed")
         begins, now = f"{self.folder.root} holds a {self._kind}", self._identity
         if over != now["over"]:
             raise UserError(f"{begins} over {', '.join(over)}, not {', '.join(now['over'])}; choose another --workdir.")
-        for key in sorted({*settings, *now["settings"]}):
-            if key not in settings:
-                continue  # in the folder of an earlier version, which did not note it
-            if (old := settings.get(key)) != (new := now["settings"].get(key)):
-                raise UserError(
-                    f"{begins} with config.{key}={old!r}, which is now {new!r}; restore that, or choose another "
-                    "--workdir."
-                )
+        if (changed is None) != ("changed" not in now):
+            how = "without" if changed is None else "with"
+            raise UserError(f"{begins} that was made {how} --one_at_a_time; choose another --workdir.")
+        if key := _first_difference({**settings, **(changed or {})}, {**now["settings"], **now.get("changed", {})}):
+            old, new = ({**one["settings"], **one.get("changed", {})}.get(key) for one in (before, now))
+            raise UserError(
+                f"{begins} with config.{key}={old!r}, which is now {new!r}; restore that, or choose another --workdir."
+            )
 
     def rows(self) -> dict[str, Row]:
         """Name of a run -> its row, of all that commands made and that are still there.
@@ -125,37 +129,65 @@ class ManyRuns:
                     "another --workdir."
                 )
 
-    def check_measured(self, names: Collection[str]) -> None:
+    def check_measures(self, names: Collection[str]) -> None:
         """Refuses a command with other settings of `_MEASURES` than finished runs have that it does not name.
 
-        Those it names are measured again. Their numbers would not compare with the others'.
+        Those it names are measured again. The numbers of the others would not compare.
 
         Args:
           names: of the command's runs.
 
         Raises:
-          UserError: naming a run.
+          UserError: naming a run and a setting.
         """
+        measured = self._measured()
         for row in self.rows().values():
-            if row["status"] == DONE and row["run"] not in names and self._measured_otherwise(row):
+            old = measured.get(row["run"], self._measures)
+            if row["status"] == DONE and row["run"] not in names and (key := _first_difference(old, self._measures)):
                 raise UserError(
-                    f"{row['run']} was made with other settings of config.sample or config.evaluate, so that the table "
-                    "would not compare; restore them, or give all runs of the folder again, which measures them anew."
+                    f"{row['run']} was made with config.{key}={old.get(key)!r}, which is now "
+                    f"{self._measures.get(key)!r}, so that the table would not compare; restore that, or give all runs "
+                    "of the folder again, which measures them anew."
                 )
 
-    def _measured_otherwise(self, row: Row) -> bool:
-        return row.get(MEASURED_AS, self._measured_as) != self._measured_as
+    def _measured(self) -> dict[str, Row]:
+        """Run -> the settings that it was measured with, where that was noted."""
+        return dict(reading.read_record(self._json).get("measured", {}))
 
-    def noted(self, row: Row) -> Row:
-        """A row as the table keeps it. Of a run that is done, a later attempt that fails takes no number away."""
-        if row["status"] == DONE:
-            return {**row, MEASURED_AS: self._measured_as}
+    def comparable(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows without those of finished runs that are still to be measured as this command says."""
+        measured = self._measured()
+        return [
+            row
+            for row in rows
+            if row["status"] != DONE or not _first_difference(measured.get(row["run"], {}), self._measures)
+        ]
+
+    def row_to_keep(self, row: Row) -> Row:
+        """The row of a run after this command has tried it.
+
+        Of a run that is done, and was measured as this command says, an attempt that fails takes no number away.
+        """
         before = self.rows().get(row["run"], row)
-        return before if before["status"] == DONE else row
+        stands = row["status"] != DONE and before["status"] == DONE and self.comparable([before])
+        return before if stands else row
 
-    def save(self, rows: Iterable[Row]) -> None:
-        """Writes all rows, in this order."""
+    def save(self, rows: Iterable[Row], made: Collection[str] = ()) -> None:
+        """Writes all rows, in this order.
+
+        Args:
+          rows: of all runs.
+          made: the runs among them that were measured as this command says.
+        """
         rows = list(rows)
-        durable.atomic_write_json(self._json, {**self._identity, "rows": rows})
+        measured = {name: settings for name, settings in self._measured().items() if name not in made}
+        measured |= {row["run"]: self._measures for row in rows if row["run"] in made and row["status"] == DONE}
+        durable.atomic_write_json(self._json, {**self._identity, "rows": rows, "measured": measured})
         if rows:
-            durable.atomic_write_bytes(self.folder.internal / f"{self._kind}.csv", as_csv(rows))
+            shown = self.comparable(rows)
+            durable.atomic_write_bytes(self.folder.internal / f"{self._kind}.csv", as_csv(shown))
+
+
+def _first_difference(old: Row, now: Row) -> str:
+    """The first setting in which two differ, "" if none; what the old one does not note is of an earlier version."""
+    return next((key for key in sorted(old) if old[key] != now.get(key)), "")

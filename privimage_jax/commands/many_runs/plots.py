@@ -6,8 +6,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from privimage_jax.commands.many_runs.combinations import short_names
+
 MOST_LINES = 20  # more cannot be told apart
-_MARKERS = "os^vD"  # one for each round of the ten colours
+_MARKERS = "os"  # one for each round of the ten colours
 
 
 def plot(
@@ -23,15 +25,17 @@ def plot(
       spread: the name of its standard deviation, drawn as bars where a row has it.
     """
     rows = [row for row in rows if measure in row]
-    others = [name for name in fields if name != field]
+    others = [name for name in fields if name != field and len({str(row[name]) for row in rows}) > 1]
     numeric = all(type(row[field]) in (int, float) for row in rows)
     ticks = list(dict.fromkeys(str(row[field]) for row in rows))
+    short = short_names(fields)
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
-        label = ", ".join(f"{name} = {row[name]}" for name in others)
+        label = ", ".join(f"{short[name]} = {row[name]}" for name in others)
         x = row[field] if numeric else ticks.index(str(row[field]))
         lines.setdefault(label, []).append((x, row[measure], row.get(spread, 0.0)))
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    columns = 1 if len(others) > 2 else 3  # of the legend
+    figure = Figure(figsize=(6, 4 + 0.2 * min(len(lines), MOST_LINES) / columns), layout="constrained")
     axes = figure.subplots()
     for number, (label, points) in enumerate(lines.items()):
         x, y, deviations = zip(*sorted(points), strict=True)
@@ -41,7 +45,7 @@ def plot(
     if not numeric:
         axes.set_xticks(range(len(ticks)), ticks)
     if 1 < len(lines) <= MOST_LINES:
-        figure.legend(fontsize="small", loc="outside right upper")
+        figure.legend(fontsize="small", loc="outside lower center", ncols=columns)
     axes.set(xlabel=field, ylabel=measure)
     return figure
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax import pipeline
 from privimage_jax.commands.many_runs.combinations import Run
-from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence
+from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, system_sentence
 from privimage_jax.generators import artefact
 from privimage_jax.privacy.ledger import total_epsilon
 from privimage_jax.run import resources
@@ -23,6 +23,7 @@ from privimage_jax.training.writers import headline
 
 Row = dict[str, Any]
 DONE, FAILED, BUSY = "done", "failed", "busy"  # the last: another process holds the run
+EVALUATED = "evaluated"  # in a row of a run that is done: whether real images were looked at to measure it
 TRACEBACK = "traceback.txt"  # in `internal/` of a run that failed by a bug
 MOST_OF_A_BUG = 300  # characters of its message that a row has
 
@@ -61,6 +62,7 @@ def finish(
             headline(kind, "skipped", f"{one.name} is finished with the same settings")
         else:
             pipeline.run(inputs, check=check)
+        durable.remove(own.internal / TRACEBACK)  # of an earlier attempt
         return {**row, "status": DONE, **_results(own, inputs.config), **more(inputs)}
     except BrokenPipeError:  # whoever read the standard output has gone: the command ends
         raise
@@ -87,16 +89,21 @@ def _reason(error: Exception, own: Workdir) -> str:
         return str(error)
     if is_out_of_memory(error):
         return memory_sentence(error)
-    own.make_internal()
-    path = own.internal / TRACEBACK
-    durable.atomic_write_bytes(path, "".join(traceback.format_exception(error)).encode(errors="replace"), 0o600)
+    if isinstance(error, OSError):
+        return system_sentence(error)
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_OF_A_BUG]}".rstrip(": .")
+    path = own.internal / TRACEBACK
+    try:
+        own.make_internal()
+        durable.atomic_write_bytes(path, "".join(traceback.format_exception(error)).encode(errors="replace"), 0o600)
+    except (UserError, OSError):  # the row tells what it can
+        return f"{what} (a bug, here or in a part from elsewhere)."
     return f"{what} (a bug, here or in a part from elsewhere; {path} says where)."
 
 
 def _results(own: Workdir, config: ConfigDict) -> Row:
     """What is known of a finished run."""
-    found: Row = {"epsilon": total_epsilon(open_ledger(own).entries)}
+    found: Row = {"epsilon": total_epsilon(open_ledger(own).entries), EVALUATED: config.evaluate.enabled}
     if (generator := named("finetune").artefact(own)).is_dir():
         with artefact.stored(generator) as arrays:
             found["parameters"] = sum(math.prod(shape) for shape, _ in arrays.headers.values())

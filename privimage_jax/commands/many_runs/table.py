@@ -9,7 +9,7 @@ import rich.markup
 import rich.table
 
 from privimage_jax.commands.ledger import DIGITS, describe_joint, void_note
-from privimage_jax.commands.many_runs.rows import BUSY, FAILED, Row
+from privimage_jax.commands.many_runs.rows import BUSY, DONE, EVALUATED, FAILED, Row
 from privimage_jax.errors import UserError, printable
 from privimage_jax.privacy.ledger import spent
 from privimage_jax.privacy.rounding import plain_up
@@ -62,7 +62,7 @@ def joint_cost(folder: Workdir) -> str:
     return describe_joint(spending, names) if len(spending) > 1 else void_note(spending)
 
 
-def tell_passed_by(rows: Sequence[Row]) -> None:
+def print_passed_by(rows: Sequence[Row]) -> None:
     """Prints which runs other processes hold, if any."""
     if busy := [row["run"] for row in rows if row["status"] == BUSY]:
         print(f"passed by, as other processes hold them: {', '.join(busy)}; the same command joins them later.")
@@ -86,7 +86,7 @@ def check_none_failed(rows: Sequence[Row], of: int) -> None:
 
 
 def tell_what_may_leave(folder: Workdir, rows: Sequence[Row], table: str) -> None:
-    """Prints what none of the epsilons covers, if any run was evaluated, and that the table is internal."""
-    if any("synthetic_images" in row for row in rows):
+    """Prints what none of the epsilons covers, unless no run was evaluated, and that the table is internal."""
+    if any(row.get(EVALUATED, True) for row in rows if row["status"] == DONE):
         print(CAUTION)
     print(printable(f"Only each run's release/ may leave {folder.root}; the table is {folder.internal / table}."))

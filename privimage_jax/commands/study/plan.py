@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from privimage_jax import config as configs
 from privimage_jax.commands.many_runs.combinations import MOST_RUNS, Run
 from privimage_jax.errors import UserError
-from privimage_jax.settings.methods import EPSILON, METHOD, METHODS, apply
+from privimage_jax.settings.methods import EPSILON, METHOD, METHODS, define
 
 SEED = "seed"
 FIELDS = (METHOD, EPSILON, SEED)  # the settings in which the runs differ
@@ -60,7 +60,7 @@ def overrule(config: ConfigDict, method: str) -> list[str]:
       The settings that are overruled, such as "config.pretrain.steps=800".
     """
     before = dict(configs.flatten(config))
-    apply(config, method)
+    define(config, method)
     return [f"config.{key}={before[key]}" for key, value in configs.flatten(config) if value != before[key]]
 
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.rows import BUSY, DONE, Row, finish
-from privimage_jax.commands.many_runs.table import check_none_failed, tell_passed_by
+from privimage_jax.commands.many_runs.table import check_none_failed, print_passed_by
 from privimage_jax.commands.study import results
 from privimage_jax.commands.study.plan import FIELDS, Share
 from privimage_jax.run import private_cache, public_cache
@@ -40,7 +40,7 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
     many = ManyRuns(folder, KIND, FIELDS, base)
     many.take()
     with many.held(wait=True):
-        many.check_measured([one.name for one in runs])
+        many.check_measures([one.name for one in runs])
         many.save(many.rows().values())  # the mark of a study, before its first run ends
     mine = share.of(runs)
     of_all = f", of {len(runs)} in all" if share.count > 1 else ""
@@ -51,13 +51,13 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
         if found[-1]["status"] != BUSY:
             _note(many, runs, found[-1])
     with many.held(wait=True):
-        rows = list(many.rows().values())
+        rows = many.comparable(many.rows().values())
     if share.count == 1:
         results.write(rows, runs, base.name, many)
     else:
         done = sum(row["status"] == DONE for row in found)
         print(f"{done} of the {len(mine)} runs of this share are done; the same command without a share joins all.")
-    tell_passed_by(found)
+    print_passed_by(found)
     check_none_failed(found, len(mine))
     return rows
 
@@ -65,7 +65,7 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
 def _note(many: ManyRuns, runs: Sequence[Run], row: Row) -> None:
     """Adds a row to those of all processes: in the order of the runs, behind those of earlier commands."""
     with many.held(wait=True):
-        rows = {**many.rows(), row["run"]: many.noted(row)}
+        rows = {**many.rows(), row["run"]: many.row_to_keep(row)}
         names = [one.name for one in runs]
         earlier = [other for name, other in rows.items() if name not in names]
-        many.save([*earlier, *(rows[name] for name in names if name in rows)])
+        many.save([*earlier, *(rows[name] for name in names if name in rows)], made=[row["run"]])

@@ -1,0 +1,42 @@
+"""What `privimage sweep` and `privimage study` check of all their runs before the first one begins."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from privimage_jax.commands.many_runs import looks
+from privimage_jax.commands.many_runs.combinations import Run
+from privimage_jax.errors import UserError
+from privimage_jax.settings import families
+
+
+def check(kind: str, runs: Sequence[Run], given: Iterable[str], acknowledged: bool) -> None:
+    """Prints which of the given settings make no difference to some generators, and refuses what makes none to any.
+
+    Args:
+      kind: "sweep" or "study".
+      runs: of the command.
+      given: the settings "section.key" that the command line gives or varies.
+      acknowledged: whether looks at real images are.
+
+    Raises:
+      UserError: also if two runs would be the same, or looks at real images are not acknowledged.
+    """
+    unread = families.check_given([one.config.generator for one in runs], given)
+    _check_differ(runs)
+    looks.check(kind, runs, acknowledged)
+    for key, names in unread.items():
+        print(f"config.{key} makes no difference to runs with config.generator={' or '.join(names)}.")
+
+
+def _check_differ(runs: Sequence[Run]) -> None:
+    """Refuses two runs that differ only in settings that their generator does not read: each would spend for itself."""
+    found: dict[Any, Run] = {}
+    for run in runs:
+        name = run.config.generator
+        read = [(key, repr(value)) for key, value in run.values.items() if families.reads(name, key)]
+        other = found.setdefault((name, *read), run)
+        if other is not run:
+            raise UserError(
+                f"{other.name} and {run.name} would be the same run, as config.generator={name} does not read what "
+                "they differ in; leave one out."
+            )
