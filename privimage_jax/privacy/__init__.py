@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from privimage_jax.privacy.clipping import clipped_grad as clipped_grad
     from privimage_jax.privacy.clipping import per_example_gradients as per_example_gradients
     from privimage_jax.privacy.dp_sgd import DPSGD as DPSGD
-    from privimage_jax.privacy.dp_sgd import check_objective as check_objective
     from privimage_jax.privacy.dp_sgd import dp_step as dp_step
     from privimage_jax.privacy.dp_sgd import with_noise_state as with_noise_state
     from privimage_jax.privacy.events import Gaussian as Gaussian
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from privimage_jax.privacy.noise import Noise as Noise
     from privimage_jax.privacy.noise import gaussian as gaussian
     from privimage_jax.privacy.noise import rounded_gaussian as rounded_gaussian
+    from privimage_jax.privacy.objective_check import check_objective as check_objective
     from privimage_jax.privacy.people import People as People
     from privimage_jax.privacy.people import group as group
     from privimage_jax.privacy.records import place as place
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "DPSGD": "dp_sgd",  # the public settings of DP-SGD
     "dp_step": "dp_sgd",  # one step: sampling, clipping, noise, update
-    "check_objective": "dp_sgd",  # whether a loss keeps examples apart
+    "check_objective": "objective_check",  # whether a loss keeps examples apart
     "check_sum": "sum_check",  # whether this device's compiler keeps sums exact
     "with_noise_state": "dp_sgd",  # a state for noise that carries one
     "clipped_grad": "clipping",  # the sum of clipped per-example gradients

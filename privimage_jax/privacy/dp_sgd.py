@@ -13,7 +13,6 @@ microbatch and where the records lie (`records`) change the result by the roundi
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from privimage_jax.privacy import clipping, operations, people, records, sampling, summation, weight_gradients
+from privimage_jax.privacy import clipping, people, records, sampling, summation, weight_gradients
 from privimage_jax.privacy.noise import INDEPENDENT, Noise
 
 AXIS = records.AXIS
@@ -88,7 +87,7 @@ def dp_step(
     """One step of DP-SGD as a pure, jit-able function.
 
     Args:
-      per_example_loss: `(params, batch, keys [B]) -> [B]`; must not mix examples (see `check_objective`).
+      per_example_loss: `(params, batch, keys [B]) -> [B]`; must not mix examples (see `objective_check`).
       update: `(state, gradient) -> state`, the optimizer's step.
       settings: public settings.
       mesh: of one axis, "data"; None is all devices.
@@ -256,128 +255,3 @@ def _stats(counts: Stats, drawn: jax.Array) -> Stats:
     used = jnp.maximum(counts["processed"] - counts["nonfinite"], 1)
     means = {name: counts[name] / used for name in ("loss", "norm", "clipped")}
     return {**means, "nonfinite": counts["nonfinite"], "processed": counts["processed"], "drawn": drawn}
-
-
-def check_objective(
-    per_example_loss: clipping.PerExampleLoss,
-    params: Any,
-    example_batch: Any,
-    method: str = "auto",
-    convolution: weight_gradients.Rule | None = None,
-    merge: Callable[[Any, Any], Any] | None = None,
-    frozen: Any = None,
-) -> None:
-    """Checks on random public inputs that the loss of one example does not depend on another.
-
-    Four random examples; then the first is replaced by other values, and by NaN. The losses of the rest must not
-    change, their derivatives with respect to the first must be exactly 0, and the clipped sum over all four with the
-    NaN example must be finite and equal the sum over the rest.
-
-    Before that the gradient of one example is traced. It must have no operation that `jax.vmap` may hand the whole
-    batch to: such code could mix examples on other inputs than these.
-
-    Args:
-      per_example_loss: `(params, batch, keys) -> [B]`.
-      params: what is trained.
-      example_batch: a tree of arrays [B, ...], at least one of them of floats. Floats are replaced by random values in
-        [-1, 1), one of them NaN; other values, such as labels, are taken as they are. Must not be sensitive.
-      method: of clipping.
-      convolution: as `dp_step` is going to be told, like `merge`.
-      frozen: what is not trained.
-
-    Raises:
-      ValueError: when examples are mixed (batch statistics, attention over the batch, …) or may be (code on the host),
-        or nothing is a float.
-    """
-    size = 4
-    floats, others, restore = _parted(example_batch, size + 1)
-    if not floats:
-        raise ValueError("the example batch holds no array of floats, so that nothing can be perturbed; give one.")
-    keys = jax.random.split(jax.random.key(1), size + 1)
-    rest = jnp.arange(size) > 0
-    # Each program runs a few times on four examples: on a CPU nearly all of its time is LLVM's, spent on optimising it.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-
-    def first_from(example: int) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
-        """The inputs with another example in the first place: floats, others, keys."""
-        ids = jnp.arange(size).at[0].set(example)
-        return [leaf[ids] for leaf in floats], [leaf[ids] for leaf in others], keys[ids]
-
-    def refuse(problem: str) -> None:
-        raise ValueError(
-            f"the loss mixes the examples of a batch ({problem}), so that clipping each example's gradient would not "
-            "bound its influence; use a model without batch statistics."
-        )
-
-    def loss_beside(frozen: Any) -> clipping.PerExampleLoss:
-        return lambda params, batch, keys: per_example_loss(merge(params, frozen) if merge else params, batch, keys)
-
-    def losses_and_influence(
-        params: Any, frozen: Any, floats: Any, others: Any, keys: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Losses [4], and the first example's largest derivative of a random combination of the other losses.
-
-        With random weights the derivatives of several losses cancel with probability 0.
-        """
-        losses, pull_back = jax.vjp(lambda floats: loss_beside(frozen)(params, restore(floats, others), keys), floats)
-        weights = jnp.where(rest, jax.random.uniform(jax.random.key(2), (size,), losses.dtype, 1.0, 2.0), 0)
-        (derivatives,) = pull_back(weights)
-        return losses, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf[0])) for leaf in derivatives]))
-
-    first = first_from(0)
-    with_nan = ([leaf.at[0].set(jnp.nan) for leaf in first[0]], *first[1:])
-    shape = jax.eval_shape(loss_beside(frozen), params, restore(*first[:2]), first[2]).shape
-    if shape != (size,):
-        refuse(f"it has shape {shape} for {size} examples")
-    _check_operations(loss_beside(frozen), params, restore(*first[:2]), first[2])
-    probe = partial(jax.jit(losses_and_influence, compiler_options=options), params, frozen)
-    close = partial(np.allclose, rtol=1e-5, atol=1e-6)
-    expected, influence = probe(*first)
-    if not close(probe(*first_from(size))[0][1:], expected[1:]):
-        refuse("another first example changes the losses of the others")
-    if not close(probe(*with_nan)[0][1:], expected[1:]):
-        refuse("a NaN in the first example reaches the losses of the others")
-    if influence != 0:
-        refuse("the loss of an example has a derivative with respect to another example")
-
-    def clipped_sum(params: Any, frozen: Any, batch: Any, keys: jax.Array, mask: jax.Array) -> tuple[Any, Any, Any]:
-        """What is frozen is an argument, as in a step: of a constant XLA would compute what follows, slowly."""
-        gradient = clipping.clipped_grad(loss_beside(frozen), 1.0, method, convolution=convolution)
-        return gradient(params, batch, keys, mask)
-
-    fn = partial(jax.jit(clipped_sum, compiler_options=options), params, frozen)
-    alone, _, _ = fn(restore(*first[:2]), first[2], rest)
-    together, norms, _ = fn(restore(*with_nan[:2]), first[2], jnp.ones(size, bool))
-    same = jax.tree.map(close, alone, together)
-    if np.isfinite(norms[0]) or not all(jax.tree.leaves(same)):
-        refuse("a NaN in the first example reaches the gradients of the others")
-
-
-def _check_operations(per_example_loss: clipping.PerExampleLoss, params: Any, batch: Any, keys: jax.Array) -> None:
-    gradient = jax.value_and_grad(clipping.loss_of_one(per_example_loss))
-    row = jax.tree.map(lambda leaf: leaf[0], (batch, keys))
-    if found := operations.that_may_mix(gradient, params, row):
-        raise ValueError(
-            f"the loss uses {found[0]}, which may look at several examples at once, so that clipping each example's "
-            "gradient would not bound its influence; use a model made of jax's own operations."
-        )
-
-
-def _parted(batch: Any, size: int) -> tuple[list[jax.Array], list[jax.Array], Callable[[Any, Any], Any]]:
-    """Random values for the floats of a batch, its other leaves, both [size, ...], and what puts the two together."""
-    leaves, structure = jax.tree.flatten(batch)
-    is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
-
-    def random(number: int, leaf: Any) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(0), number)
-        return jax.random.uniform(key, (size, *jnp.shape(leaf)[1:]), jnp.result_type(leaf), minval=-1.0)
-
-    floats = [random(number, leaf) for number, leaf in enumerate(leaves) if is_float[number]]
-    kept = [leaf for leaf, floating in zip(leaves, is_float, strict=True) if not floating]
-    others = [jnp.resize(leaf, (size, *leaf.shape[1:])) for leaf in kept]
-
-    def restore(floats: Any, others: Any) -> Any:
-        remaining = {True: iter(floats), False: iter(others)}
-        return jax.tree.unflatten(structure, [next(remaining[floating]) for floating in is_float])
-
-    return floats, others, restore

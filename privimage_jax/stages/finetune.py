@@ -15,7 +15,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
 from privimage_jax.generators.base import Generator, Params, draws_of
 from privimage_jax.generators.sampler import Sampler
-from privimage_jax.privacy import clipping, dp_sgd, sum_check, weight_gradients
+from privimage_jax.privacy import clipping, dp_sgd, objective_check, sum_check, weight_gradients
 from privimage_jax.run import publication
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import Mechanism
@@ -323,7 +323,7 @@ def _check_model(
     state = generator.private_state(params, inputs.key(FIRST_VALUES))
     trained, frozen = state["params"], state["frozen"]
     try:
-        dp_sgd.check_objective(
+        objective_check.check_objective(
             generator.per_example_loss, trained, batch, config.clipping.method, rule, generator.merge, frozen
         )
     except ValueError as error:

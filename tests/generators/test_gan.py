@@ -15,7 +15,7 @@ from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.models import gan, spectral_norm
 from privimage_jax.models.registry import parameter_count
-from privimage_jax.privacy import clipping, dp_sgd, noise
+from privimage_jax.privacy import check_objective, clipping, dp_sgd, noise
 from privimage_jax.training import memory
 from privimage_jax.training.batches import batch_shapes
 from privimage_jax.training.mesh import make_mesh, place, replicated
@@ -139,7 +139,7 @@ def test_book_keeping_agrees_with_vmap_and_examples_do_not_mix(built):
         for method in ("bookkeeping", "vmap")
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), flat, reference)
-    dp_sgd.check_objective(loss, state["params"], batch | {"image": batch["image"].astype(np.float32)})
+    check_objective(loss, state["params"], batch | {"image": batch["image"].astype(np.float32)})
 
 
 def test_one_record_moves_the_sum_by_at_most_the_clip_norm(built, noised):

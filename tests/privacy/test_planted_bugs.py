@@ -48,7 +48,17 @@ from privimage_jax.generators.edm import EDM, make_per_example_loss
 from privimage_jax.metrics import features
 from privimage_jax.models import registry
 from privimage_jax.models.unet import UNet
-from privimage_jax.privacy import chacha, clipping, dp_sgd, flat_rules, noise, records, sampling, summation
+from privimage_jax.privacy import (
+    chacha,
+    clipping,
+    dp_sgd,
+    flat_rules,
+    noise,
+    objective_check,
+    records,
+    sampling,
+    summation,
+)
 from privimage_jax.run import mechanism, noisy_counts
 from privimage_jax.run.inputs import make_inputs
 from privimage_jax.stages import choose_sampler, query, sample, warmup
@@ -97,7 +107,7 @@ def examples_apart(folder):
     model = UNet(n_classes=2, channels=1, nf=4, ch_mult=(1,), num_blocks=1)
     params = registry.init_denoiser(model, jax.random.key(0), (4, 4, 1))
     batch = {"image": np.zeros((2, 4, 4, 1), np.float32), "label": np.arange(2, dtype=np.int32)}
-    dp_sgd.check_objective(make_per_example_loss(model, EDM(), 2, 1), params, batch)
+    objective_check.check_objective(make_per_example_loss(model, EDM(), 2, 1), params, batch)
 
 
 def full_precision(folder):

@@ -48,7 +48,7 @@ def keep_programs(patch: pytest.MonkeyPatch, results: dict[str, dict] | None = N
         (artefact, "shapes", lambda generator: ""),
         (train_query, "shapes", lambda *arguments: None),
         (query, "forward", lambda model, variables: tree_digest(variables)),
-        (finetune.dp_sgd, "check_objective", lambda *arguments: None),
+        (finetune.objective_check, "check_objective", lambda *arguments: None),
         (finetune.sum_check, "check_sum", lambda: None),
         (finetune.clipping, "left_to_vmap", lambda *arguments: None),
         (preflight, "check_models", lambda *arguments: None),

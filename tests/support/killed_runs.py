@@ -36,7 +36,7 @@ from privimage_jax import main  # noqa: E402
 from privimage_jax.cli import devices  # noqa: E402
 from privimage_jax.cli.command import Command  # noqa: E402
 from privimage_jax.cluster import distributed  # noqa: E402
-from privimage_jax.privacy import accounting, clipping, dp_sgd, ledger, verification  # noqa: E402
+from privimage_jax.privacy import accounting, clipping, ledger, objective_check, verification  # noqa: E402
 from privimage_jax.privacy.ledger import Ledger  # noqa: E402
 from privimage_jax.run import inputs, noisy_counts  # noqa: E402
 from privimage_jax.run.code_version import code_version  # noqa: E402
@@ -212,7 +212,7 @@ def verify(root: pathlib.Path) -> None:
 
 def pass_checks(config: ConfigDict) -> None:
     """Lets the models of a config pass, once a run has checked them: that takes as long as the training itself."""
-    dp_sgd.check_objective = noisy_counts.check_images_apart = lambda *of: None
+    objective_check.check_objective = noisy_counts.check_images_apart = lambda *of: None
     clipping.left_to_vmap = lambda *of: ()
     preflight.check_models = lambda *of: config.clipping.microbatch
 

@@ -96,7 +96,7 @@ def fine_tune(inputs: Inputs) -> None:
     """
     pretrain.run(of(inputs, pretrain))
     with pytest.MonkeyPatch.context() as patch:
-        kept(patch, finetune.dp_sgd, "check_objective", results=_FOUND)
+        kept(patch, finetune.objective_check, "check_objective", results=_FOUND)
         finetune.run(of(inputs, finetune))
 
 

@@ -203,7 +203,7 @@ def test_a_run_goes_on_with_the_choice_it_began_with(tmp_path, monkeypatch, time
     monkeypatch.setattr(convolution_choice, "TRIED", {"cpu": tuple(weight_gradients.RULES)})
     monkeypatch.setattr(finetune, "convolution_rule", lambda *args: used.append(args[0]) or rule_of(*args))
     monkeypatch.setattr(finetune.loop, "train", train)
-    monkeypatch.setattr(finetune.dp_sgd, "check_objective", lambda *args: None)
+    monkeypatch.setattr(finetune.objective_check, "check_objective", lambda *args: None)
     with pytest.raises(Stopped):
         run(config, tmp_path / "run", "finetune")
     began = used[-1]
