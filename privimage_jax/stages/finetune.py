@@ -13,7 +13,7 @@ from privimage_jax import config as configs
 from privimage_jax import generators
 from privimage_jax.errors import UserError
 from privimage_jax.generators import artefact
-from privimage_jax.generators.base import Generator, Params, draws_of
+from privimage_jax.generators.base import Generator, Params, State, draws_of
 from privimage_jax.generators.sampler import Sampler
 from privimage_jax.privacy import clipping, dp_sgd, objective_check, sum_check, weight_gradients
 from privimage_jax.run import publication
@@ -200,7 +200,8 @@ def _train(
     convolutions: convolution_choice.Choice,
 ) -> Params:
     config, plan, log = inputs.config, inputs.plan, inputs.config.log
-    state = dp_sgd.with_noise_state(generator.private_state(params, inputs.key(FIRST_VALUES)), NOISE)
+    public = generator.private_state(params, inputs.key(FIRST_VALUES))  # as pre-training left it
+    state = dp_sgd.with_noise_state(public, NOISE)
     state = place(state, replicated(inputs.mesh))
     checkpoints = Checkpoints(mechanism.folder / "checkpoints", log.keep)
     state = checkpoints.restore_latest(state, mechanism.warn, mechanism.owns) or state
@@ -220,7 +221,7 @@ def _train(
         "data": residency.place_records(inputs.sensitive, draws_of(generator), inputs.mesh, config.data.residency),
         **place(keys, replicated(inputs.mesh)),
     }
-    _check_model(inputs, mechanism, generator, params, convolutions)  # public ones, as pre-training left them
+    _check_model(inputs, mechanism, generator, public, convolutions)
     fixed = factors(inputs, mechanism.lines)
     dp = dp_settings(config, plan.n, fixed["noise_multiplier"], inputs.microbatch)
     draw, grid_key = Sampler(generator, inputs.mesh), inputs.key("sample grids")
@@ -310,7 +311,7 @@ def _check_model(
     inputs: Inputs,
     mechanism: Mechanism,
     generator: Generator,
-    params: Params,
+    public: State,
     convolutions: convolution_choice.Choice,
 ) -> None:
     """Refuses a model that mixes the examples of a batch, or a device that does not add; warns of a slow model."""
@@ -320,8 +321,7 @@ def _check_model(
     batch = {"image": np.zeros((len(labels), *generator.image_shape), np.float32), "label": labels}
     if inputs.sensitive.owners is not None and (draws := draws_of(generator)) > 1:
         batch = {name: np.repeat(leaf[:, None], draws, axis=1) for name, leaf in batch.items()}  # as people have them
-    state = generator.private_state(params, inputs.key(FIRST_VALUES))
-    trained, frozen = state["params"], state["frozen"]
+    trained, frozen = public["params"], public["frozen"]
     try:
         objective_check.check_objective(
             generator.per_example_loss, trained, batch, config.clipping.method, rule, generator.merge, frozen
