@@ -36,6 +36,7 @@ def _for_two_cores(config: ConfigDict) -> None:
     """What all studies share."""
     config.query_net.model = "resnet9"
     config.query_net.kwargs.width = 16
+    config.query_net.epochs = 3.0
     config.query_net.batch_size = 128
     config.query_net.learning_rate = 0.1
 
@@ -89,7 +90,6 @@ def _glyphs(config: ConfigDict) -> None:
     config.public.per_class = 400
     config.public.test_fraction = 0.05
 
-    config.query_net.epochs = 3.0
     config.query_net.flip = False
     config.query_net.shift = 2
     config.selection.k2 = 1
@@ -105,7 +105,6 @@ def _natural(config: ConfigDict) -> None:
     config.name = f"{config.name} from small pictures"
     config.data.image_size = 16
 
-    config.query_net.epochs = 3.0
     config.query.k1 = 4
     config.selection.k2 = 4
 
