@@ -244,13 +244,19 @@ def test_networks_of_other_public_classes_do_not_compare(tmp_path, monkeypatch, 
     assert ("train 2 query networks" in capsys.readouterr().out) != shared
 
 
-@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no 9 bytes.\nmore"), MemoryError()])
-def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, error):
+def fail_first(monkeypatch, error):
+    """Lets the first of `two_runs` fail so, and the other one pass."""
+
     def run(context, check):
         if context.config.query.k1 == 1:
             raise error
 
     monkeypatch.setattr(pipeline, "run", run)
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no 9 bytes.\nmore"), MemoryError()])
+def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, error):
+    fail_first(monkeypatch, error)
     with pytest.raises(UserError, match=r"1 of 2 runs failed, the first of them k1=1 \(the memory does not suffice \("):
         sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
     assert [row["status"] for row in read_rows(tmp_path)] == ["failed", "done"]
@@ -265,11 +271,7 @@ def test_a_run_without_enough_memory_is_one_that_failed(tmp_path, monkeypatch, e
     ],
 )
 def test_what_the_system_refuses_one_run_is_told_as_ever(tmp_path, monkeypatch, error, sentence):
-    def run(context, check):
-        if context.config.query.k1 == 1:
-            raise error
-
-    monkeypatch.setattr(pipeline, "run", run)
+    fail_first(monkeypatch, error)
     with pytest.raises(UserError, match=rf"1 of 2 runs failed, the first of them k1=1 \({sentence}"):
         sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
     assert not (tmp_path / "k1=1" / "internal" / "traceback.txt").exists()
@@ -278,12 +280,7 @@ def test_what_the_system_refuses_one_run_is_told_as_ever(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL: a\nmistake"), IndexError("a mistake")])
 def test_a_run_with_a_bug_is_one_that_failed(tmp_path, monkeypatch, error):
     """Where it lies is told in the run's own folder, to nobody else."""
-
-    def run(context, check):
-        if context.config.query.k1 == 1:
-            raise error
-
-    monkeypatch.setattr(pipeline, "run", run)
+    fail_first(monkeypatch, error)
     with pytest.raises(UserError, match=r"1 of 2 runs failed, the first of them k1=1 \(.* a mistake \(a bug, here or"):
         sweep.run(two_runs(), base.get_config(), Workdir(tmp_path))
     assert [row["status"] for row in read_rows(tmp_path)] == ["failed", "done"]
