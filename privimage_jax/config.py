@@ -17,7 +17,6 @@ from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
 from privimage_jax.settings import derived, evaluation, families, import_strings, methods, units
 from privimage_jax.settings.evaluation import short_name
-from privimage_jax.settings.families import FAMILIES, reads
 from privimage_jax.settings.rules import (
     ABOVE_0,
     AT_LEAST_0,
@@ -58,8 +57,8 @@ def _is_regex(text: str) -> bool:
 RULES: dict[str, Rule] = {
     "method": methods.RULE,
     "generator": (
-        lambda v: v in FAMILIES or import_strings.is_one(v),
-        f"{', '.join(FAMILIES)} or package.module:Class",
+        lambda v: v in families.FAMILIES or import_strings.is_one(v),
+        f"{', '.join(families.FAMILIES)} or package.module:Class",
     ),
     "precision": one_of("auto", "float32", "tf32", "bfloat16"),
     "seed": SEED,
@@ -280,7 +279,7 @@ def settings_in_use(config: ConfigDict) -> dict[str, Any]:
     return {
         key: value
         for key, value in public_settings(config).items()
-        if key not in unused and reads(config.generator, key) and not key.startswith(("log.", "audit."))
+        if key not in unused and families.reads(config.generator, key) and not key.startswith(("log.", "audit."))
     }
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from privimage_jax.cli import devices, many_runs
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import CONFIG, configured, given_settings, overridden, parse
@@ -23,13 +25,15 @@ def run(arguments: list[str]) -> None:
     if given.zip and given.one_at_a_time:
         raise UserError("--zip and --one_at_a_time say different things of how values are combined; give one.")
     fields = combinations.parse(given.over)
-    one_at_a_time = given.one_at_a_time
-    combined = combinations.one_at_a_time(fields) if one_at_a_time else combinations.combine(fields, given.zip)
-    experiments = [configured(overridden(arguments, texts), *required, **accepted)[0] for texts in combined]
-    if one_at_a_time:
-        runs = combinations.name_changes(experiments, combined)
+
+    def experiments(rows: list[dict[str, str]]) -> list[ConfigDict]:
+        return [configured(overridden(arguments, texts), *required, **accepted)[0] for texts in rows]
+
+    if given.one_at_a_time:
+        changes = combinations.one_at_a_time(fields)
+        runs = combinations.name_changes(experiments(changes), changes)
     else:
-        runs = combinations.name_runs(experiments, list(fields))
+        runs = combinations.name_runs(experiments(combinations.combine(fields, given.zip)), list(fields))
     many_runs.check("sweep", runs, [*fields, *given_settings(arguments)], given.acknowledge_looks)
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir
@@ -38,7 +42,7 @@ def run(arguments: list[str]) -> None:
         devices.start(workdir.internal / "compilation_cache")
         from privimage_jax.commands import sweep
 
-        sweep.run(runs, given.config, workdir, given.measure or "", given.correlate, one_at_a_time)
+        sweep.run(runs, given.config, workdir, given.measure or "", given.correlate, given.one_at_a_time)
 
 
 COMMAND = Command(

@@ -81,18 +81,19 @@ class ManyRuns:
     def _check_identity(self) -> None:
         with reading.user_errors(self._json, "choose another --workdir"):
             before = reading.read_json(self._json)
-            over, settings = [str(key) for key in before["over"]], dict(before["settings"])
-            changed = before.get("changed")
+            over, was_apart = [str(key) for key in before["over"]], "changed" in before
+            old = {**before["settings"], **before.get("changed", {})}
         begins, now = f"{self.folder.root} holds a {self._kind}", self._identity
         if over != now["over"]:
             raise UserError(f"{begins} over {', '.join(over)}, not {', '.join(now['over'])}; choose another --workdir.")
-        if (changed is None) != ("changed" not in now):
-            how = "without" if changed is None else "with"
+        if was_apart != ("changed" in now):
+            how = "with" if was_apart else "without"
             raise UserError(f"{begins} that was made {how} --one_at_a_time; choose another --workdir.")
-        if key := _first_difference({**settings, **(changed or {})}, {**now["settings"], **now.get("changed", {})}):
-            old, new = ({**one["settings"], **one.get("changed", {})}.get(key) for one in (before, now))
+        new = {**now["settings"], **now.get("changed", {})}
+        if key := _first_difference(old, new):
             raise UserError(
-                f"{begins} with config.{key}={old!r}, which is now {new!r}; restore that, or choose another --workdir."
+                f"{begins} with config.{key}={old[key]!r}, which is now {new.get(key)!r}; restore that, or choose "
+                "another --workdir."
             )
 
     def rows(self) -> dict[str, Row]:
