@@ -63,11 +63,12 @@ def run(inputs: Inputs) -> None:
     save_png(inputs.workdir.internal / "comparison.png", _comparison(inputs, sets))
     results: dict[str, Any] = {"private": False, "note": "computed on real images without noise: keep it internal"}
     network = extractors.of_network(*train_query.load(inputs))
-    results |= _fidelity(inputs, network, synthetic, before)
+    compared = _extractors(inputs, network)
+    results |= _fidelity(inputs, network, compared, synthetic, before)
     accuracies = inputs.folder(STAGE.name) / "accuracies.json"
     useful = utility.measure(inputs, synthetic, accuracies)
     useful["accuracy_majority"] = seen_classes.commonest_share(inputs.held_out.labels)
-    results |= _seen_classes(inputs, network, useful)
+    results |= _seen_classes(inputs, compared, useful)
     results |= useful | {"classifier": section.classifiers[0], "classifier_seeds": section.classifier_seeds}
     results |= {"recipe": section.recipe, "extractor": section.extractors[0]} | extractors.weights_digest(
         section.extractors, section.inception_weights
@@ -116,59 +117,73 @@ def _comparison(inputs: Inputs, sets: list[ImageSet]) -> np.ndarray:
     return image_grid(np.concatenate(columns, axis=1)[:, :-1], scale)
 
 
-def _fidelity(inputs: Inputs, network: Extractor, synthetic: Dataset, before: Dataset | None) -> dict[str, float]:
+def _extractors(inputs: Inputs, network: Extractor) -> dict[str, Extractor]:
+    """The networks that `config.evaluate.extractors` names, in its order; the query network is this run's."""
+    section, shape = inputs.config.evaluate, inputs.sensitive.image_shape
+    return {
+        name: network if name == extractors.QUERY else extractors.load(name, section.inception_weights, shape)
+        for name in section.extractors
+    }
+
+
+def _fidelity(
+    inputs: Inputs,
+    network: Extractor,
+    compared: Mapping[str, Extractor],
+    synthetic: Dataset,
+    before: Dataset | None,
+) -> dict[str, float]:
     """The measures of the synthetic set, and some of what was drawn before fine-tuning, whose keys say so."""
     table = measures.with_outside(inputs.config.evaluate.measures)
-    results = _measured(inputs, network, synthetic, table)
+    results = _measured(inputs, network, compared, synthetic, table)
     if before is not None:
         some = {name: table[name] for name in pretrained_images.MEASURES}
-        results |= {PRETRAINED + key: value for key, value in _measured(inputs, network, before, some).items()}
+        measured = _measured(inputs, network, compared, before, some)
+        results |= {PRETRAINED + key: value for key, value in measured.items()}
     return results
 
 
-def _measured(inputs: Inputs, network: Extractor, made: Dataset, table: Mapping[str, Measure]) -> dict[str, float]:
+def _measured(
+    inputs: Inputs,
+    network: Extractor,
+    compared: Mapping[str, Extractor],
+    made: Dataset,
+    table: Mapping[str, Measure],
+) -> dict[str, float]:
     """The measures of every extractor, and how similar the semantics are that the query network sees in both sets.
 
     The first extractor gives the plain keys; where there are several, each gives keys that end with its name.
     """
-    section, results = inputs.config.evaluate, {}
-    asks_network = "sds" in table or extractors.QUERY in section.extractors
+    results: dict[str, float] = {}
+    asks_network = "sds" in table or network in compared.values()
     semantic = _features_of(inputs, network, made) if asks_network else Outputs(None)
     if "sds" in table:
         results["sds"] = semantic_similarity(inputs, network, semantic.logits, made.labels)
-    for name in section.extractors:
-        extractor = _extractor(inputs, network, name)
+    for number, (name, extractor) in enumerate(compared.items()):
         outputs = semantic if extractor is network else _features_of(inputs, extractor, made)
         train = _real_features(inputs, extractor, inputs.sensitive, "training")
         test = _real_features(inputs, extractor, inputs.held_out, "held-out")
-        measured = fidelity.measure(train.features, test, outputs, section.neighbours, name, table)
-        if name == section.extractors[0]:
+        neighbours = inputs.config.evaluate.neighbours
+        measured = fidelity.measure(train.features, test, outputs, neighbours, name, table)
+        if number == 0:
             results |= measured
-        if len(section.extractors) > 1:
+        if len(compared) > 1:
             results |= {f"{measure}_{short_name(name)}": value for measure, value in measured.items()}
     return results
 
 
-def _extractor(inputs: Inputs, network: Extractor, name: str) -> Extractor:
-    """The extractor of this name: the query network, or another."""
-    if name == extractors.QUERY:
-        return network
-    return extractors.load(name, inputs.config.evaluate.inception_weights, inputs.sensitive.image_shape)
-
-
-def _seen_classes(inputs: Inputs, network: Extractor, useful: Mapping[str, float]) -> dict[str, float]:
+def _seen_classes(inputs: Inputs, compared: Mapping[str, Extractor], useful: Mapping[str, float]) -> dict[str, float]:
     """How well each extractor tells the real classes apart, keys as in `_measured`; warns of one that does not."""
-    names, trouble = inputs.config.evaluate.extractors, Trouble(inputs)
+    trouble = Trouble(inputs)
     found: dict[str, float] = {}
-    for name in names:
-        extractor = _extractor(inputs, network, name)
+    for number, (name, extractor) in enumerate(compared.items()):
         features: list[np.ndarray] = []
         for dataset, part in ((inputs.sensitive, "training"), (inputs.held_out, "held-out")):
             rows = real_features.measured_rows(dataset.n, inputs.config.evaluate.max_images)
             features += [_real_features(inputs, extractor, dataset, part).features, dataset.labels[rows]]
         seen = seen_classes.nearest_class(*features)
-        keys = ["accuracy_features"] * (name == names[0])
-        keys += [f"accuracy_features_{short_name(name)}"] * (len(names) > 1)
+        keys = ["accuracy_features"] * (number == 0)
+        keys += [f"accuracy_features_{short_name(name)}"] * (len(compared) > 1)
         found |= dict.fromkeys(keys, seen)
         title = "the query network" if name == extractors.QUERY else name
         if sentence := seen_classes.warning(title, seen, useful["accuracy_real"], useful["accuracy_majority"]):

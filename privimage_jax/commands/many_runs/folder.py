@@ -141,28 +141,30 @@ class ManyRuns:
         Raises:
           UserError: naming a run and a setting.
         """
-        measured = self._measured()
-        for row in self.rows().values():
-            old = measured.get(row["run"], self._measures)
-            if row["status"] == DONE and row["run"] not in names and (key := _first_difference(old, self._measures)):
+        for name, key in self._measured_otherwise(self.rows().values()).items():
+            if name not in names:
                 raise UserError(
-                    f"{row['run']} was made with config.{key}={old.get(key)!r}, which is now "
+                    f"{name} was made with config.{key}={self._measured()[name][key]!r}, which is now "
                     f"{self._measures.get(key)!r}, so that the table would not compare; restore that, or give all runs "
                     "of the folder again, which measures them anew."
                 )
 
+    def comparable(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows without those of finished runs that are still to be measured as this command says."""
+        rows = list(rows)
+        otherwise = self._measured_otherwise(rows)
+        return [row for row in rows if row["run"] not in otherwise]
+
+    def _measured_otherwise(self, rows: Iterable[Row]) -> dict[str, str]:
+        """Each finished run that was measured with other settings than this command's -> the first of these."""
+        measured = self._measured()
+        finished = [row["run"] for row in rows if row["status"] == DONE]
+        differences = {name: _first_difference(measured.get(name, {}), self._measures) for name in finished}
+        return {name: key for name, key in differences.items() if key}
+
     def _measured(self) -> dict[str, Row]:
         """Run -> the settings that it was measured with, where that was noted."""
         return dict(reading.read_record(self._json).get("measured", {}))
-
-    def comparable(self, rows: Iterable[Row]) -> list[Row]:
-        """The rows without those of finished runs that are still to be measured as this command says."""
-        measured = self._measured()
-        return [
-            row
-            for row in rows
-            if row["status"] != DONE or not _first_difference(measured.get(row["run"], {}), self._measures)
-        ]
 
     def row_to_keep(self, row: Row) -> Row:
         """The row of a run after this command has tried it.
