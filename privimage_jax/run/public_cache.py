@@ -5,9 +5,8 @@ it reads, code, libraries and devices. Then it would have made the same, so that
 damaged counts as not there. Nothing enters that was computed from sensitive images without noise: see `keeps`.
 """
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from privimage_jax.run.stage import Stage, enabled_stages, upstream
 from privimage_jax.storage import durable, entries, reading
 from privimage_jax.storage.durable import make_dir, remove
 from privimage_jax.storage.fingerprints import fingerprint, jsonable
-from privimage_jax.storage.locks import exclusive, guard
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -69,7 +67,9 @@ def run(inputs: Inputs, make: Callable[[], None]) -> None:
     place, folder = shared_folders.path("public_cache", inputs.config.public_cache), inputs.folder(stage.name)
     entry = place / f"{stage.name}-{fingerprint(made_from)[:32]}"
     make_dir(entry.parent, mode=0o700)
-    with _turn(entry, stage):
+    with durable.written_by_one(
+        entry, lambda: headline(stage.name, "waiting", f"for another process, which makes {entry}")
+    ):
         if manifest := _found(entry, made_from, stage):
             _take(entry, manifest, inputs, stage)
             durable.atomic_write_json(folder / BEGUN, made_from, 0o600)
@@ -102,20 +102,6 @@ def _begin(folder: Path, made_from: dict[str, Any]) -> None:
     """Notes what decides the result of a stage that begins afresh; of one that goes on this must have been noted."""
     if {path.name for path in folder.iterdir()} <= {"started.json"}:
         durable.atomic_write_json(folder / BEGUN, made_from, 0o600)
-
-
-@contextlib.contextmanager
-def _turn(entry: Path, stage: Stage) -> Iterator[None]:
-    """Holds the right to make an entry; of several processes of a run the first holds it."""
-    lock = guard(entry)
-    with contextlib.ExitStack() as held:
-        if processes.is_first():
-            try:
-                held.enter_context(exclusive(lock, wait=False))
-            except BlockingIOError:
-                headline(stage.name, "waiting", f"for another process, which makes {entry}")
-                held.enter_context(exclusive(lock))
-        yield
 
 
 def _found(entry: Path, made_from: dict[str, Any], stage: Stage) -> dict[str, Any]:

@@ -129,9 +129,18 @@ def atomic_write_npz(path: Path, mode: int | None = None, /, **arrays: np.ndarra
 
 
 @contextlib.contextmanager
-def written_by_one(path: Path) -> Iterator[None]:
-    """Inside, no other run writes `path`: those that make the same file of a shared folder wait for each other."""
-    with exclusive(guard(path)) if processes.is_first() else contextlib.nullcontext():
+def written_by_one(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, no other run writes `path`: those that make the same file of a shared folder wait for each other.
+
+    Of several processes of a run the first holds the lock. It calls `on_wait` before it has to wait.
+    """
+    with contextlib.ExitStack() as held:
+        if processes.is_first():
+            try:
+                held.enter_context(exclusive(guard(path), wait=False))
+            except BlockingIOError:
+                on_wait()
+                held.enter_context(exclusive(guard(path)))
         yield
 
 
