@@ -114,7 +114,9 @@ def test_every_artefact_is_there(finished):
         assert synthetic["images"].dtype == np.uint8
         np.testing.assert_array_equal(np.bincount(synthetic["labels"]), [4] * CLASSES)
     evaluation = json.loads((workdir.internal / "evaluation.json").read_text())
-    assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_real", "picks_agreeing"} <= set(evaluation)
+    assert {*FIDELITY, "sds", "accuracy_synthetic", "accuracy_labels", "accuracy_real", "picks_agreeing"} <= set(
+        evaluation
+    )
     assert evaluation["accuracy_majority"] == pytest.approx(1 / CLASSES)  # of 30 held-out images, ten a class
     assert 0 <= evaluation["accuracy_features"] <= 1
     accuracy = query_accuracy.read(workdir)

@@ -96,38 +96,6 @@ def benchmark(n: int, cifar: bool = False) -> Protocol:
     return Protocol(recipe, held_back, epoch)
 
 
-def train_and_score(
-    model: nn.Module,
-    train: Dataset,
-    test: Dataset,
-    protocol: Protocol,
-    *,
-    seed: int = 0,
-    on_steps: Callable[..., None] | None = None,
-    residency: str = "auto",
-) -> float:
-    """Trains a fresh classifier on `train` and returns its accuracy on `test`.
-
-    Trained on synthetic and tested on real images this is the "classification accuracy score" (Ravuri & Vinyals 2019,
-    arXiv:1905.10887). `test` is looked at once, when everything is decided: choosing a checkpoint by its accuracy on
-    sensitive images would be a use of them that nobody paid for.
-
-    Args:
-      model: a classifier of `models.registry` with `train.n_classes` outputs.
-      train: images and labels to learn from.
-      test: images and labels to score on, with the same classes and image shape.
-      protocol, seed, on_steps, residency: of `fit`.
-
-    Returns:
-      The share of `test` that is classified correctly, in [0, 1].
-
-    Raises:
-      UserError: if the two sets differ in classes or image shape, one is empty, or all images would be held back.
-    """
-    _check(train, test, protocol.held_back)
-    return accuracy(model, fit(model, train, protocol, seed=seed, on_steps=on_steps, residency=residency), test)
-
-
 def fit(
     model: nn.Module,
     train: Dataset,
@@ -151,6 +119,9 @@ def fit(
 
     Returns:
       `{"params": ..., "batch_stats": ... if it has any}`.
+
+    Raises:
+      UserError: if `train` is empty, or all its images would be held back.
     """
     train, held_back = hold_back(train, protocol.held_back, seed)
     recipe = protocol.recipe
@@ -175,6 +146,9 @@ def fit(
 
 def hold_back(train: Dataset, held_back: int, seed: int) -> tuple[Dataset, Dataset | None]:
     """The images to learn from and those that choose the checkpoint, drawn, as a set may be sorted by class."""
+    if train.n <= held_back:
+        only = f", of which {held_back} would only choose the checkpoint" if held_back else ""
+        raise UserError(f"{train.name} has {train.n} image(s){only}: a classifier cannot learn from it; give it more.")
     if not held_back:
         return train, None
     rows = np.random.default_rng(seed).permutation(train.n)
@@ -195,22 +169,17 @@ def kept_runner(model: nn.Module, recipe: Recipe, mesh: Mesh) -> Callable:
 
 
 def accuracy(model: nn.Module, variables: Any, test: Dataset, batch_size: int = 512) -> float:
-    """Share of `test` whose largest logit is the label's."""
+    """Share of `test` whose largest logit is the label's.
+
+    Of a classifier that was trained on synthetic images and is tested on real ones this is the "classification accuracy
+    score" (Ravuri & Vinyals 2019, arXiv:1905.10887), and the other way round "GAN-test" (Shmelkov et al. 2018,
+    arXiv:1807.09499). Test images are to be looked at once, when everything is decided: choosing a checkpoint by its
+    accuracy on sensitive images would be a use of them that nobody paid for.
+
+    Raises:
+      UserError: if `test` is empty.
+    """
+    if test.n == 0:
+        raise UserError(f"{test.name} has no images: no classifier can be tested on it.")
     logits = extract(forward(model, variables, method="__call__"), test.images, batch_size)
     return float(np.mean(logits.argmax(-1) == np.asarray(test.labels)))
-
-
-def _check(train: Dataset, test: Dataset, held_back: int) -> None:
-    for dataset in (train, test):
-        if dataset.n == 0:
-            raise UserError(f"{dataset.name} has no images: a classifier can be neither trained nor tested on it.")
-    if train.n <= held_back:
-        raise UserError(
-            f"{train.name} has {train.n} image(s), of which {held_back} would only choose the checkpoint; give it more."
-        )
-    if train.n_classes != test.n_classes or train.image_shape != test.image_shape:
-        raise UserError(
-            f"{train.name} ({train.n_classes} classes, images {train.image_shape}) and {test.name} ({test.n_classes} "
-            f"classes, images {test.image_shape}) do not fit: "
-            "train and test on sets of the same classes and image shape."
-        )

@@ -78,6 +78,15 @@ MEASURES: dict[str, Measure] = {
         needs="classifier",
         comparable_when=_CLASSIFIER,
     ),
+    "accuracy_labels": Measure(
+        "Labels that a classifier agrees with",
+        "Share of synthetic images that the classifier which learnt from real ones gives their label. Where it is low, "
+        "images show something else than their label says; where it is high, they may still be much alike.",
+        "higher",
+        True,
+        needs="classifier",
+        comparable_when=_CLASSIFIER,
+    ),
     "accuracy_majority": Measure(
         "Accuracy of the commonest class",
         "Share of held-out real images that are of their commonest class: what always answering it gets right. An "

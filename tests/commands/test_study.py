@@ -113,7 +113,7 @@ def test_every_run_has_a_row_with_all_that_is_known_of_it(made):
     assert settings["public_cache"] == str(folder / "public_cache")
     assert settings["private_cache"] == str(folder / "internal" / "cache")
     kept = {path.name.split("-")[0] for path in (folder / "internal" / "cache").iterdir()}
-    assert kept == {"npz", "features", "accuracy", "resources"}, "what all runs find of real images, and what it took"
+    assert kept == {"npz", "features", "classifier", "resources"}, "what all runs find of real images, and what it took"
 
 
 def test_methods_are_compared_by_means_and_spreads_over_seeds(made):

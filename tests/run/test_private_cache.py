@@ -20,12 +20,12 @@ pytestmark = pytest.mark.usefixtures("programs_kept")
 @pytest.fixture
 def shared(tmp_path, monkeypatch):
     """A config with a private cache, `measure(config, run)`, and what classifiers have learnt from."""
-    config, learnt_from, train_and_score = tiny_config(tmp_path), [], utility.train_and_score
+    config, learnt_from, fit = tiny_config(tmp_path), [], utility.fit
     config.private_cache = str(tmp_path / "cache")
 
     def noted(model, train, *args, **kwargs):
         learnt_from.append(train.name)
-        return train_and_score(model, train, *args, **kwargs)
+        return fit(model, train, *args, **kwargs)
 
     def measure(config, run):
         inputs = make_inputs(configs.check(config), Workdir(tmp_path / run), make_mesh(jax.devices()[:1]))
@@ -34,7 +34,7 @@ def shared(tmp_path, monkeypatch):
         synthetic = dataclasses.replace(inputs.held_out, name="synthetic")
         return utility.measure(inputs, synthetic, inputs.workdir.internal / "accuracies.json")
 
-    monkeypatch.setattr(utility, "train_and_score", noted)
+    monkeypatch.setattr(utility, "fit", noted)
     return config, measure, learnt_from
 
 
@@ -44,9 +44,9 @@ def test_another_run_learns_from_its_own_images_alone(shared, tmp_path):
     real = learnt_from[1]
     second = measure(config, "second")
     assert learnt_from == ["synthetic", real, "synthetic"] and second == first
-    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"npz", "accuracy"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()} == {"npz", "classifier"}
     assert list((tmp_path / "second" / "internal" / "cache").iterdir()) == []
-    (entry,) = (tmp_path / "cache").glob("accuracy-*.json")
+    (entry,) = (tmp_path / "cache").glob("classifier-*.npz")
     assert entry.stat().st_mode & 0o077 == 0
 
 

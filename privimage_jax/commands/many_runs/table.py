@@ -17,7 +17,7 @@ from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.console import make_console
 
-ACCURACIES = ("accuracy_synthetic", "accuracy_real", "accuracy_majority")
+ACCURACIES = ("accuracy_synthetic", "accuracy_labels", "accuracy_real", "accuracy_majority")
 EPSILONS = ("epsilon",)  # columns that are rounded up: what is spent must not look smaller
 CAUTION = (
     "To choose among these runs by their evaluation is to look at the real images without noise: the epsilon of the "

@@ -4,14 +4,16 @@ Not private: what is found here stays in `internal/`, and nothing is chosen by i
 """
 
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from privimage_jax.data import Dataset
-from privimage_jax.metrics import real_accuracy
-from privimage_jax.metrics.downstream import Protocol, benchmark, quick, train_and_score
+from privimage_jax.metrics import real_classifier
+from privimage_jax.metrics.downstream import Protocol, accuracy, benchmark, fit, quick
 from privimage_jax.models import registry
 from privimage_jax.report.measures import SPREAD
 from privimage_jax.run.inputs import Inputs
@@ -23,12 +25,15 @@ from privimage_jax.storage.reading import read_record
 from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import progress
 
+KINDS = ("synthetic", "real", "labels")  # of accuracies; see `measure`
+
 
 def measure(inputs: Inputs, synthetic: Dataset, record: Path) -> dict[str, float]:
-    """`accuracy_synthetic` and `accuracy_real`, named by what the classifiers learnt from.
+    """`accuracy_synthetic` and `accuracy_real`, named by what the classifiers learnt from, and `accuracy_labels`.
 
-    Where there are several classifiers these are the first one's, and each also has its own name at their end. Several
-    seeds give their mean, and their sample standard deviation under the name with `_std`.
+    The last is how many synthetic images the classifier that learnt from real ones gives their labels. Where there are
+    several classifiers these are the first one's, and each also has its own name at their end. Several seeds give
+    their mean, and their sample standard deviation under the name with `_std`.
 
     Args:
       inputs: its `config.evaluate` names the classifiers; real images are the sensitive training part.
@@ -36,19 +41,19 @@ def measure(inputs: Inputs, synthetic: Dataset, record: Path) -> dict[str, float
       record: a file of every accuracy found so far, so that an interrupted run need not train for it again.
     """
     section = inputs.config.evaluate
+    seeds = range(section.classifier_seeds)
     found = read_record(record)
     results: dict[str, float] = {}
     for name in section.classifiers:
-        for kind, train in (("synthetic", synthetic), ("real", inputs.sensitive)):
-            trained = [f"{name} {kind} {seed}" for seed in range(section.classifier_seeds)]
-            for seed, one in enumerate(trained):
-                if not isinstance(found.get(one), float):
-                    found[one] = _found(inputs, name, train, kind, seed)
-                    atomic_write_json(record, found)
+        for find in (_of_synthetic, _of_real):
+            for seed in seeds:
+                find(inputs, name, seed, synthetic, found)
+                atomic_write_json(record, found)
+        for kind in KINDS:
             keys = [f"accuracy_{kind}"] * (name == section.classifiers[0])
             keys += [f"accuracy_{kind}_{short_name(name)}"] * (len(section.classifiers) > 1)
             for key in keys:
-                results |= _summary(key, [found[one] for one in trained])
+                results |= _summary(key, [found[f"{name} {kind} {seed}"] for seed in seeds])
     return results
 
 
@@ -74,39 +79,48 @@ def build_classifier(config: ConfigDict, name: str, n_classes: int) -> nn.Module
     )
 
 
-def _found(inputs: Inputs, name: str, train: Dataset, kind: str, seed: int) -> float:
-    """What `_accuracy` finds; of real images it is kept, as it is the same for many runs."""
-    if kind != "real":
-        return _accuracy(inputs, name, train, kind, seed)
-    kwargs = inputs.config.evaluate.classifier_kwargs.get(short_name(name), {})
-    identity = [
-        made_by(inputs),
-        [name, fingerprints.jsonable(dict(kwargs)), activations(inputs.config.precision)],
-        repr(_protocol(inputs.config.evaluate, train.n)),
-        (inputs.config.seed + seed) % 2**32,
-        [train.digest(), inputs.held_out.digest()],
-    ]
-    return real_accuracy.load_or_make(
-        inputs.private_cache, identity, lambda: _accuracy(inputs, name, train, kind, seed)
-    )
+def _of_synthetic(inputs: Inputs, name: str, seed: int, synthetic: Dataset, found: dict) -> None:
+    """Adds to `found`, unless it is there, how a classifier does that learns from the synthetic images."""
+    key = f"{name} synthetic {seed}"
+    if not isinstance(found.get(key), float):
+        model, variables = _trained(inputs, name, seed, synthetic, "synthetic")
+        found[key] = accuracy(model, variables, inputs.held_out)
 
 
-def _accuracy(inputs: Inputs, name: str, train: Dataset, kind: str, seed: int) -> float:
-    section = inputs.config.evaluate
-    protocol = _protocol(section, train.n)
+def _of_real(inputs: Inputs, name: str, seed: int, synthetic: Dataset, found: dict) -> None:
+    """The same of one that learns from real images, on held-out ones and on the synthetic ones."""
+    real, labels = f"{name} real {seed}", f"{name} labels {seed}"
+    if not (isinstance(found.get(real), float) and isinstance(found.get(labels), float)):
+        model, variables = _trained(inputs, name, seed, inputs.sensitive, "real")
+        found |= {real: accuracy(model, variables, inputs.held_out), labels: accuracy(model, variables, synthetic)}
+
+
+def _trained(inputs: Inputs, name: str, seed: int, train: Dataset, kind: str) -> tuple[nn.Module, Any]:
+    """A classifier and its variables; one that learns from real images is kept, as it is the same for many runs."""
+    section, protocol = inputs.config.evaluate, _protocol(inputs.config.evaluate, train.n)
+    model = build_classifier(inputs.config, name, train.n_classes)
+    own_seed = (inputs.config.seed + seed) % 2**32
     title = f"evaluate: {short_name(name)} on {kind}"
     if section.classifier_seeds > 1:
         title += f", seed {seed + 1} of {section.classifier_seeds}"
-    with progress(title, protocol.recipe.steps) as bar:
-        return train_and_score(
-            build_classifier(inputs.config, name, train.n_classes),
-            train,
-            inputs.held_out,
-            protocol,
-            seed=(inputs.config.seed + seed) % 2**32,
-            on_steps=bar.advance,
-            residency=inputs.config.data.residency,
-        )
+
+    def make() -> Any:
+        with progress(title, protocol.recipe.steps) as bar:
+            residency = inputs.config.data.residency
+            return fit(model, train, protocol, seed=own_seed, on_steps=bar.advance, residency=residency)
+
+    if kind != "real":
+        return model, make()
+    kwargs = section.classifier_kwargs.get(short_name(name), {})
+    identity = [
+        made_by(inputs),
+        [name, fingerprints.jsonable(dict(kwargs)), activations(inputs.config.precision)],
+        repr(protocol),
+        own_seed,
+        train.digest(),
+    ]
+    shapes = jax.eval_shape(lambda key: registry.init_classifier(model, key, train.image_shape), jax.random.key(0))
+    return model, real_classifier.load_or_make(inputs.private_cache, identity, shapes, make)
 
 
 def _protocol(section: ConfigDict, n: int) -> Protocol:
