@@ -45,7 +45,8 @@ def test_every_experiment_is_accepted_planned_and_built(name, variant):
     known = {"public_n": 60_000, "public_classes": 200} if name == "mnist_cpu" else {}
     if config.data.n:
         sizes = facts.gather(config, **known)
-        assert make_plan(config, sizes.n).mechanisms == ["semantic query", "DP-SGD fine-tuning"]
+        warmup = ["noisy means"] * config.warmup.enabled
+        assert make_plan(config, sizes.n).mechanisms == ["semantic query", *warmup, "DP-SGD fine-tuning"]
         assert 0 < facts.selected(config, sizes) <= sizes.public_n
     assert size_of_network(config) > 50_000
     for classifier in config.evaluate.classifiers:
