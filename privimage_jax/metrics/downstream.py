@@ -119,9 +119,6 @@ def fit(
 
     Returns:
       `{"params": ..., "batch_stats": ... if it has any}`.
-
-    Raises:
-      UserError: if `train` is empty, or all its images would be held back.
     """
     train, held_back = hold_back(train, protocol.held_back, seed)
     recipe = protocol.recipe
@@ -146,9 +143,6 @@ def fit(
 
 def hold_back(train: Dataset, held_back: int, seed: int) -> tuple[Dataset, Dataset | None]:
     """The images to learn from and those that choose the checkpoint, drawn, as a set may be sorted by class."""
-    if train.n <= held_back:
-        only = f", of which {held_back} would only choose the checkpoint" if held_back else ""
-        raise UserError(f"{train.name} has {train.n} image(s){only}: a classifier cannot learn from it; give it more.")
     if not held_back:
         return train, None
     rows = np.random.default_rng(seed).permutation(train.n)
@@ -175,11 +169,31 @@ def accuracy(model: nn.Module, variables: Any, test: Dataset, batch_size: int = 
     score" (Ravuri & Vinyals 2019, arXiv:1905.10887), and the other way round "GAN-test" (Shmelkov et al. 2018,
     arXiv:1807.09499). Test images are to be looked at once, when everything is decided: choosing a checkpoint by its
     accuracy on sensitive images would be a use of them that nobody paid for.
-
-    Raises:
-      UserError: if `test` is empty.
     """
-    if test.n == 0:
-        raise UserError(f"{test.name} has no images: no classifier can be tested on it.")
     logits = extract(forward(model, variables, method="__call__"), test.images, batch_size)
     return float(np.mean(logits.argmax(-1) == np.asarray(test.labels)))
+
+
+def check_sets(train: Dataset, test: Dataset, held_back: int) -> None:
+    """Refuses sets of which a classifier cannot learn from one and be tested on the other.
+
+    Args:
+      train, test: the two.
+      held_back: images of `train` that are not trained on.
+
+    Raises:
+      UserError: if the two sets differ in classes or image shape, one is empty, or all images would be held back.
+    """
+    for dataset in (train, test):
+        if dataset.n == 0:
+            raise UserError(f"{dataset.name} has no images: a classifier can be neither trained nor tested on it.")
+    if train.n <= held_back:
+        raise UserError(
+            f"{train.name} has {train.n} image(s), of which {held_back} would only choose the checkpoint; give it more."
+        )
+    if train.n_classes != test.n_classes or train.image_shape != test.image_shape:
+        raise UserError(
+            f"{train.name} ({train.n_classes} classes, images {train.image_shape}) and {test.name} ({test.n_classes} "
+            f"classes, images {test.image_shape}) do not fit: "
+            "train and test on sets of the same classes and image shape."
+        )

@@ -60,6 +60,7 @@ class Normalised(nn.Module):
 
 def train_and_score(model, train, test, protocol, **how):
     """The accuracy on one set of a classifier that was trained on another."""
+    downstream.check_sets(train, test, protocol.held_back)
     return downstream.accuracy(model, fit(model, train, protocol, **how), test)
 
 
@@ -102,13 +103,17 @@ def test_a_set_smaller_than_the_batch():
     assert 0 <= train_and_score(Normalised(2), bars(10, 0), bars(20, 1), quick(3, 64)) <= 1
 
 
-def test_sets_that_are_too_small():
+def test_sets_that_do_not_fit():
     train = bars(10, 0)
+    three = Dataset(train.images, train.labels, ("a", "b", "c"), "three")
+    small = Dataset(train.images[:, :4], train.labels, train.class_names, "small")
     empty = Dataset(train.images[:0], train.labels[:0], train.class_names, "empty")
+    with pytest.raises(UserError, match="three.*same classes"):
+        train_and_score(Normalised(2), train, three, quick())
+    with pytest.raises(UserError, match="small.*image shape"):
+        train_and_score(Normalised(2), train, small, quick())
     with pytest.raises(UserError, match="empty has no images"):
-        train_and_score(Normalised(2), train, empty, quick(1, 4))
-    with pytest.raises(UserError, match=r"empty has 0 image\(s\): a classifier cannot learn"):
-        train_and_score(Normalised(2), empty, train, quick(1, 4))
+        train_and_score(Normalised(2), train, empty, quick())
     with pytest.raises(UserError, match=r"bars 0 has 10 image\(s\), of which 10 would only choose"):
         train_and_score(Normalised(2), train, train, Protocol(Recipe(4, 4, 1e-2), held_back=10, candidate_every=2))
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax.data import Dataset
 from privimage_jax.metrics import real_classifier
-from privimage_jax.metrics.downstream import Protocol, accuracy, benchmark, fit, quick
+from privimage_jax.metrics.downstream import Protocol, accuracy, benchmark, check_sets, fit, quick
 from privimage_jax.models import registry
 from privimage_jax.report.measures import SPREAD
 from privimage_jax.run.inputs import Inputs
@@ -24,8 +24,6 @@ from privimage_jax.storage.durable import atomic_write_json
 from privimage_jax.storage.reading import read_record
 from privimage_jax.training.precision import activations
 from privimage_jax.training.writers import progress
-
-KINDS = ("synthetic", "real", "labels")  # of accuracies; see `measure`
 
 
 def measure(inputs: Inputs, synthetic: Dataset, record: Path) -> dict[str, float]:
@@ -44,16 +42,23 @@ def measure(inputs: Inputs, synthetic: Dataset, record: Path) -> dict[str, float
     seeds = range(section.classifier_seeds)
     found = read_record(record)
     results: dict[str, float] = {}
+    learners = (  # from what, and what it is tested on
+        ("synthetic", synthetic, {"synthetic": inputs.held_out}),
+        ("real", inputs.sensitive, {"real": inputs.held_out, "labels": synthetic}),
+    )
     for name in section.classifiers:
-        for find in (_of_synthetic, _of_real):
+        for kind, train, tests in learners:
             for seed in seeds:
-                find(inputs, name, seed, synthetic, found)
-                atomic_write_json(record, found)
-        for kind in KINDS:
-            keys = [f"accuracy_{kind}"] * (name == section.classifiers[0])
-            keys += [f"accuracy_{kind}_{short_name(name)}"] * (len(section.classifiers) > 1)
-            for key in keys:
-                results |= _summary(key, [found[f"{name} {kind} {seed}"] for seed in seeds])
+                wanted = {f"{name} {tested} {seed}": test for tested, test in tests.items()}
+                if not all(isinstance(found.get(one), float) for one in wanted):
+                    model, variables = _trained(inputs, name, seed, train, kind)
+                    found |= {one: accuracy(model, variables, test) for one, test in wanted.items()}
+                    atomic_write_json(record, found)
+            for tested in tests:
+                keys = [f"accuracy_{tested}"] * (name == section.classifiers[0])
+                keys += [f"accuracy_{tested}_{short_name(name)}"] * (len(section.classifiers) > 1)
+                for key in keys:
+                    results |= _summary(key, [found[f"{name} {tested} {seed}"] for seed in seeds])
     return results
 
 
@@ -79,25 +84,10 @@ def build_classifier(config: ConfigDict, name: str, n_classes: int) -> nn.Module
     )
 
 
-def _of_synthetic(inputs: Inputs, name: str, seed: int, synthetic: Dataset, found: dict) -> None:
-    """Adds to `found`, unless it is there, how a classifier does that learns from the synthetic images."""
-    key = f"{name} synthetic {seed}"
-    if not isinstance(found.get(key), float):
-        model, variables = _trained(inputs, name, seed, synthetic, "synthetic")
-        found[key] = accuracy(model, variables, inputs.held_out)
-
-
-def _of_real(inputs: Inputs, name: str, seed: int, synthetic: Dataset, found: dict) -> None:
-    """The same of one that learns from real images, on held-out ones and on the synthetic ones."""
-    real, labels = f"{name} real {seed}", f"{name} labels {seed}"
-    if not (isinstance(found.get(real), float) and isinstance(found.get(labels), float)):
-        model, variables = _trained(inputs, name, seed, inputs.sensitive, "real")
-        found |= {real: accuracy(model, variables, inputs.held_out), labels: accuracy(model, variables, synthetic)}
-
-
 def _trained(inputs: Inputs, name: str, seed: int, train: Dataset, kind: str) -> tuple[nn.Module, Any]:
     """A classifier and its variables; one that learns from real images is kept, as it is the same for many runs."""
     section, protocol = inputs.config.evaluate, _protocol(inputs.config.evaluate, train.n)
+    check_sets(train, inputs.held_out, protocol.held_back)
     model = build_classifier(inputs.config, name, train.n_classes)
     own_seed = (inputs.config.seed + seed) % 2**32
     title = f"evaluate: {short_name(name)} on {kind}"
