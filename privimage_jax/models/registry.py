@@ -119,6 +119,11 @@ def init_classifier(model: nn.Module, key: jax.Array, image_shape: tuple[int, in
     return dict(jax.jit(model.init)(fast_key(key), jnp.zeros((1, *image_shape))))
 
 
+def classifier_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
+    """Shapes and dtypes of what `init_classifier` makes; nothing is computed."""
+    return jax.eval_shape(lambda key: init_classifier(model, key, image_shape), jax.random.key(0))
+
+
 def parameter_count(params: Any) -> int:
     """Number of scalars in a pytree of arrays (or shapes).
 

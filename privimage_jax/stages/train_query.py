@@ -159,8 +159,7 @@ def load(inputs: Inputs) -> tuple[nn.Module, Any]:
 
 def shapes(inputs: Inputs) -> Any:
     """Shapes and dtypes of the network's variables."""
-    model, shape = build(inputs.config, inputs.public.n_classes), inputs.public.image_shape
-    return jax.eval_shape(lambda key: registry.init_classifier(model, key, shape), jax.random.key(0))
+    return registry.classifier_shapes(build(inputs.config, inputs.public.n_classes), inputs.public.image_shape)
 
 
 def _reused_network(inputs: Inputs) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -109,7 +108,7 @@ def _trained(inputs: Inputs, name: str, seed: int, train: Dataset, kind: str) ->
         own_seed,
         train.digest(),
     ]
-    shapes = jax.eval_shape(lambda key: registry.init_classifier(model, key, train.image_shape), jax.random.key(0))
+    shapes = registry.classifier_shapes(model, train.image_shape)
     return model, real_classifier.load_or_make(inputs.private_cache, identity, shapes, make)
 
 
