@@ -1,4 +1,4 @@
-"""The studies of docs/methods.md: every method at equal compute, at a size for two CPU cores.
+"""The studies of docs/methods.md: every method with equal steps of DP-SGD, at a size for two CPU cores.
 
     privimage study --config configs/study.py:mnist_glyphs --config.data.path=DIR/mnist/3.0.1 --workdir runs/study \\
         --methods privimage,pdp_diffusion,dpdm --epsilons 1,10 --seeds 3 --acknowledge_looks
