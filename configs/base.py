@@ -128,6 +128,8 @@ def get_config() -> ConfigDict:
     config.gan.discriminator_width = 160  # channels of the discriminator's blocks
     config.gan.attention = 2  # the generator's block, from 1, after which there is self-attention; 0 = none
     config.gan.discriminator_steps = 5  # of the discriminator for each step of the generator
+    config.gan.pretrain_rate = 5e-4  # the discriminator's learning rate in pre-training, of Adam
+    config.gan.finetune_rate = 5e-4  # and in fine-tuning
     config.gan.generator_rate = 0.4  # the generator's learning rate, as a multiple of the discriminator's
     config.gan.batch_size = 4096  # images made for a step of the generator
     config.gan.microbatch = 256  # of these, at once on a device
@@ -163,7 +165,7 @@ def get_config() -> ConfigDict:
     config.finetune.ema = 0.999  # decay of the averaged parameters
     config.finetune.flip = False  # random left-right flips
     config.finetune.shift = 0  # random shifts of up to so many pixels
-    config.finetune.trainable = ".*"  # regular expression of the parameters to fine-tune, e.g. ".*attention.*"
+    config.finetune.trainable = ".*"  # regular expression of the parameters to fine-tune, e.g. ".*attention.*|label/.*"
     config.finetune.lora_rank = 0  # >0: train low-rank changes of the chosen kernels (LoRA) in place of the kernels
     config.finetune.block = 0  # steps reserved in the ledger at a time; 0 = a tenth of all
 

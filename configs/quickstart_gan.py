@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
     config.name = "Quickstart with a GAN: handwritten digits"
 
     config.pretrain.steps = 3000
-    config.pretrain.learning_rate = 1e-3
+    config.gan.pretrain_rate = 1e-3
     return config

@@ -101,7 +101,7 @@ RULES: dict[str, Rule] = {
     "gan.discriminator_width": POSITIVE,
     "gan.attention": AT_LEAST_0,
     "gan.discriminator_steps": POSITIVE,
-    "gan.generator_rate": ABOVE_0,
+    **dict.fromkeys(("gan.pretrain_rate", "gan.finetune_rate", "gan.generator_rate"), ABOVE_0),
     "gan.batch_size": POSITIVE,
     "gan.microbatch": POSITIVE,
     "pretrain.steps": AT_LEAST_0,
@@ -294,7 +294,7 @@ def _check_storable(key: str, value: Any) -> None:
 
 def _check_together(config: ConfigDict) -> None:
     """What no single key can tell."""
-    methods.check(config)
+    methods.check(config, base.get_config())
     if config.selection.method == "none" and config.pretrain.steps:
         raise UserError(
             f"config.selection.method=none leaves no public image for config.pretrain.steps={config.pretrain.steps}; "

@@ -89,7 +89,7 @@ def test_whose_settings_are_whose():
 def test_a_gan_in_place_of_a_diffusion_model_has_its_published_settings(name):
     config = celeba.get_config("dpimagebench_32")
     methods.apply(config, name)
-    assert (config.finetune.learning_rate, config.finetune.noise_multiplicity) == (5e-4, 1)
+    assert (config.gan.pretrain_rate, config.gan.finetune_rate, config.finetune.noise_multiplicity) == (5e-4, 5e-4, 1)
     config.finetune.noise_multiplicity = 3  # a GAN's own
     methods.apply(config, name)
     assert config.finetune.noise_multiplicity == 3

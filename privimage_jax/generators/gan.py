@@ -71,13 +71,13 @@ class GAN:
 
     def public_state(self, params: Params) -> State:
         """From the initial parameters."""
-        return self._state(self.config.pretrain, params)
+        return self._state(params, self.config.gan.pretrain_rate)
 
     def public_update(self, mesh: Mesh) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
         """A step of the discriminator on public images, and every so often one of the generator."""
         section = self.config.pretrain
         per_example_loss = fast_convolutions(platform=meshes.platform(mesh))(self._loss(section, 1))
-        update = self._update(section, mesh)
+        update = self._update(self.config.gan.pretrain_rate, section.ema, mesh)
 
         def step(state: State, batch: Batch, keys: jax.Array) -> tuple[State, dict[str, jax.Array]]:
             def mean_loss(trained: Params) -> jax.Array:
@@ -92,7 +92,7 @@ class GAN:
 
     def private_state(self, params: Params, key: jax.Array) -> State:
         """From the pre-trained parameters; only the discriminator is under "params"."""
-        return self._state(self.config.finetune, params)
+        return self._state(params, self.config.gan.finetune_rate)
 
     def merge(self, trained: Params, frozen: Params) -> Params:
         """Both networks' parameters."""
@@ -100,7 +100,7 @@ class GAN:
 
     def private_update(self, mesh: Mesh) -> Callable[[State, Params], State]:
         """A step of the discriminator by its noised gradient, and every so often one of the generator."""
-        update = self._update(self.config.finetune, mesh)
+        update = self._update(self.config.gan.finetune_rate, self.config.finetune.ema, mesh)
 
         def with_labels(state: State, gradient: Params) -> State:
             key = jax.random.fold_in(self._key(state["step"]), 1)
@@ -186,28 +186,28 @@ class GAN:
 
         return loss
 
-    def _state(self, section: ConfigDict, params: Params) -> State:
+    def _state(self, params: Params, rate: float) -> State:
         weights, vectors = _converged(params["generator"])
         judge = params["discriminator"]
         return {
             "params": judge,
             "frozen": {"generator": weights},
             "ema": _copy({"discriminator": judge, "generator": weights}),  # donated buffers must not be shared
-            "opt_state": _adam(section.learning_rate).init(judge),
+            "opt_state": _adam(rate).init(judge),
             "step": jnp.zeros((), jnp.int32),
             "generator": {
                 "weights": _copy(params["generator"]),
                 "vectors": vectors,
-                "opt_state": self._generator_adam(section).init(weights),
+                "opt_state": self._generator_adam(rate).init(weights),
                 "step": jnp.zeros((), jnp.int32),
                 "loss": jnp.zeros(()),
             },
         }
 
-    def _update(self, section: ConfigDict, mesh: Mesh) -> Update:
+    def _update(self, rate: float, decay: float, mesh: Mesh) -> Update:
         """`(state, gradient, labels) -> state`: what follows the discriminator's gradient; sees no image."""
-        adam, every = _adam(section.learning_rate), self.config.gan.discriminator_steps
-        generator_step = self._generator_step(section, mesh)
+        adam, every = _adam(rate), self.config.gan.discriminator_steps
+        generator_step = self._generator_step(rate, decay, mesh)
 
         def update(state: State, gradient: Params, labels: jax.Array) -> State:
             updates, opt_state = adam.update(gradient, state["opt_state"], state["params"])
@@ -229,9 +229,9 @@ class GAN:
 
         return update
 
-    def _generator_step(self, section: ConfigDict, mesh: Mesh) -> Callable:
+    def _generator_step(self, rate: float, decay: float, mesh: Mesh) -> Callable:
         """A step of the generator against a discriminator: `((own, weights, average), judge, labels, key) -> (…)`."""
-        adam, pieces = self._generator_adam(section), self._pieces(mesh)
+        adam, pieces = self._generator_adam(rate), self._pieces(mesh)
 
         @fast_convolutions(platform=meshes.platform(mesh))
         def piece_loss(
@@ -257,14 +257,15 @@ class GAN:
             weights = optax.apply_updates(state["weights"], updates)
             normalised, vectors = spectral_norm.normalise(weights, state["vectors"])
             count = state["step"] + 1
-            average = ema_update(average, normalised, count, section.ema)
+            average = ema_update(average, normalised, count, decay)
             after = {"weights": weights, "vectors": vectors, "opt_state": opt_state, "step": count, "loss": loss}
             return after, normalised, average
 
         return step
 
-    def _generator_adam(self, section: ConfigDict) -> optax.GradientTransformation:
-        return _adam(self.config.gan.generator_rate * section.learning_rate)
+    def _generator_adam(self, rate: float) -> optax.GradientTransformation:
+        """For the discriminator's learning rate."""
+        return _adam(self.config.gan.generator_rate * rate)
 
     def _pieces(self, mesh: Mesh) -> int:
         """Into how many pieces a batch of generated images is cut, all of one size."""

@@ -12,6 +12,9 @@ from privimage_jax.settings import gan
 Value = bool | int | float | str
 
 
+_RATES = {stage: f"{stage}.learning_rate" for stage in ("pretrain", "warmup", "finetune")}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A row of `FAMILIES`.
@@ -22,7 +25,8 @@ class Family:
       network: the setting that names its network, for messages.
       unread: other sections and settings, "section.key", that it does without.
       without: settings that it does without as well, and of which it takes no other value than this one.
-      training: settings as published, for a config file whose own are those of another family.
+      rates: stage -> the setting that is the learning rate of its training.
+      multiplicity: K as published, for a config file whose own is that of another family.
       check: refuses settings of its sections that do not go together.
     """
 
@@ -31,7 +35,8 @@ class Family:
     network: str = "generator"
     unread: tuple[str, ...] = ()
     without: Mapping[str, Value] = dataclasses.field(default_factory=dict)
-    training: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, str] = dataclasses.field(default_factory=lambda: _RATES)
+    multiplicity: int = 8
     check: Callable[[ConfigDict], None] = lambda config: None
 
 
@@ -40,17 +45,13 @@ FAMILIES: dict[str, Family] = {
         "privimage_jax.generators.diffusion:Diffusion",
         ("model", "diffusion"),
         "model.name",
-        training={
-            "pretrain.learning_rate": 3e-4,
-            "finetune.learning_rate": 3e-4,
-            "finetune.noise_multiplicity": 8,
-        },
     ),
     "gan": Family(
         "privimage_jax.generators.gan:GAN",
         ("gan",),
         unread=(
             "pretrain.perturbation_norm",
+            *_RATES.values(),
             *(f"sample.{name}" for name in ("sampler", "steps", "s_churn", "s_min", "s_max", "s_noise")),
             "sampler_choice",
         ),
@@ -61,11 +62,8 @@ FAMILIES: dict[str, Family] = {
             "finetune.lora_rank": 0,
             "finetune.trainable": ".*",
         },
-        training={
-            "pretrain.learning_rate": 5e-4,  # the discriminator's
-            "finetune.learning_rate": 5e-4,
-            "finetune.noise_multiplicity": 1,  # generated images beside each real one
-        },
+        rates={"pretrain": "gan.pretrain_rate", "warmup": "gan.pretrain_rate", "finetune": "gan.finetune_rate"},
+        multiplicity=1,  # generated images beside each real one
         check=gan.check,
     ),
 }
@@ -136,6 +134,13 @@ def check(config: ConfigDict) -> None:
                 f"give {without!r}."
             )
     family.check(config)
+
+
+def rate(config: ConfigDict, stage: str) -> str:
+    """The learning rate of "pretrain", "warmup" or "finetune" in words, such as "config.gan.finetune_rate=0.0005"."""
+    setting = (FAMILIES[config.generator].rates if config.generator in FAMILIES else _RATES)[stage]
+    section, name = setting.split(".")
+    return f"config.{setting}={config[section][name]:g}"
 
 
 def network_setting(name: str) -> str:

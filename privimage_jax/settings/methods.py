@@ -35,7 +35,8 @@ class Method:
     defaults: Mapping[str, Value] = dataclasses.field(default_factory=dict)
 
 
-_A_PART: Rule = (lambda v: v != ".*", "a pattern of only some parameters, such as .*attention.*")
+_ATTENTION = ".*attention.*|label/.*"  # and the embedding of labels, which conditions the model
+_A_PART: Rule = (lambda v: v != ".*", f"a pattern of only some parameters, such as {_ATTENTION}")
 _TAUGHT: Mapping[str, Rule] = {"pretrain.steps": POSITIVE}
 _UNTAUGHT: Mapping[str, Value] = {"selection.method": "none", "pretrain.steps": 0}
 _USUAL: Mapping[str, Value] = {  # what each method leaves as it is, but for those that are about it
@@ -107,11 +108,11 @@ METHODS: dict[str, Method] = {
         defaults={"finetune.lora_rank": 4},
     ),
     "attention": Method(
-        "fine-tunes the attention layers alone, after whatever pre-training the config selects",
+        "fine-tunes attention and the embedding of labels alone, after whatever pre-training the config selects",
         _usual("finetune.trainable"),
         "DP-LDM, Liu et al. 2024, arXiv:2305.15759",
         needs={**_TAUGHT, "finetune.trainable": _A_PART},
-        defaults={"finetune.trainable": ".*attention.*"},
+        defaults={"finetune.trainable": _ATTENTION},
     ),
     "rpgen": Method(
         "privimage whose pre-training withstands adversarial changes of the weights",
@@ -121,6 +122,7 @@ METHODS: dict[str, Method] = {
         defaults={"pretrain.perturbation": 0.2},
     ),
 }
+OF_METHODS = frozenset(key for method in METHODS.values() for key in (*method.settings, *method.needs))
 METHOD, EPSILON = "method", "privacy.epsilon"  # the settings that name a row of a study
 RULE: Rule = (lambda v: not v or v in METHODS, f'"" or one of {", ".join(METHODS)}')
 
@@ -139,8 +141,7 @@ def apply(config: ConfigDict, name: str) -> None:
         return
     family = METHODS[name].settings.get("generator")
     if family in FAMILIES and family != config.generator:
-        for key, wanted in FAMILIES[family].training.items():
-            _set(config, key, wanted)
+        _set(config, "finetune.noise_multiplicity", FAMILIES[family].multiplicity)
     define(config, name)
 
 
@@ -157,8 +158,12 @@ def define(config: ConfigDict, name: str) -> None:
             _set(config, key, wanted)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, defaults: ConfigDict) -> None:
     """Checks that the settings are those of the method that the config names, if any.
+
+    Args:
+      config: of a run.
+      defaults: all settings as they are where nobody gives them.
 
     Raises:
       UserError: naming the method and the first setting that contradicts it.
@@ -169,12 +174,23 @@ def check(config: ConfigDict) -> None:
     for key in (*method.settings, *method.needs):
         found = _get(config, key)
         if not _does(method, key, found):
-            fitting = [name for name, other in METHODS.items() if _fits(other, config)]
-            instead = f"the method {fitting[0]}, which means that" if fitting else "no method"
             raise UserError(
-                f"config.method={config.method} means {_meant(method, key)}; it is {found!r}: change that, or name "
-                f"{instead}."
+                f"config.method={config.method} means {_meant(method, key)}; it is {found!r}: change that, or "
+                f"{_instead(config, defaults, key)}."
             )
+
+
+def _instead(config: ConfigDict, defaults: ConfigDict, key: str) -> str:
+    """What to do in place of naming the config's method, where `key` contradicts it."""
+    method = METHODS[config.method]
+    untouched = {one for one in OF_METHODS - {*method.settings, key} if _get(config, one) == _get(defaults, one)}
+    for name, other in METHODS.items():
+        of_other = {*other.settings, *other.needs}
+        if all(_does(other, one, _get(config, one)) for one in of_other - untouched):
+            no_longer = {one: _get(config, one) for one in method.settings if one not in {*of_other, key}}
+            beside = [f"config.{one}={value}" for one, value in no_longer.items() if value != _get(defaults, one)]
+            return f"give the method {name}{' with ' * bool(beside)}{' and '.join(beside)} in its place"
+    return "leave the method out"
 
 
 def _meant(method: Method, key: str) -> str:
@@ -187,10 +203,6 @@ def _meant(method: Method, key: str) -> str:
 def _does(method: Method, key: str, value: Any) -> bool:
     """Whether the value is what the method says of the setting."""
     return value == method.settings[key] if key in method.settings else method.needs[key][0](value)
-
-
-def _fits(method: Method, config: ConfigDict) -> bool:
-    return all(_does(method, key, _get(config, key)) for key in (*method.settings, *method.needs))
 
 
 def _get(config: ConfigDict, key: str) -> Any:

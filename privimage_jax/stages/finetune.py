@@ -22,6 +22,7 @@ from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.plan import NOISE
 from privimage_jax.run.stage import named
 from privimage_jax.run.trouble import Trouble
+from privimage_jax.settings import families
 from privimage_jax.stages import pretrain
 from privimage_jax.storage import fingerprints
 from privimage_jax.training import convolution_choice, divergence, loop, memory, residency
@@ -273,7 +274,7 @@ def remedy(config: ConfigDict) -> str:
     """What an operator can do about a fine-tuning that diverges, as the end of a sentence."""
     return (
         "the run goes on, as ending it is your decision (docs/troubleshooting.md says what it costs); next time give "
-        f"less than config.finetune.learning_rate={config.finetune.learning_rate:g}"
+        f"less than {families.rate(config, STAGE.name)}"
     )
 
 

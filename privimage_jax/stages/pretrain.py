@@ -26,6 +26,7 @@ from privimage_jax.privacy import records
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.run.mechanism import is_spent_on
 from privimage_jax.run.stage import named
+from privimage_jax.settings import families
 from privimage_jax.stages import selection, warmup
 from privimage_jax.storage.durable import make_dir
 from privimage_jax.training import divergence, loop, residency
@@ -65,7 +66,7 @@ class Lesson:
       name: what the progress bar shows.
       batches: the purpose of the key of its batches.
       config: the run's, whose section `pretrain` says how it is learnt.
-      setting: of the learning rate, as the user gives it.
+      rate: the learning rate, as a sentence names it.
       folder: of its metrics and checkpoints.
       images: uint8 [M, H, W, C].
       labels: int32 [M].
@@ -74,7 +75,7 @@ class Lesson:
     name: str
     batches: str
     config: ConfigDict
-    setting: str
+    rate: str
     folder: Path
     images: Images
     labels: np.ndarray
@@ -83,7 +84,7 @@ class Lesson:
     def remedy(self) -> str:
         """What to do where it goes wrong, as the end of a sentence."""
         return (
-            f"give less than {self.setting}={self.config.pretrain.learning_rate:g} and run the same command again: the "
+            f"give less than {self.rate} and run the same command again: the "
             "stages before keep their results, and fine-tuning has spent nothing"
         )
 
@@ -93,13 +94,13 @@ def lessons(inputs: Inputs) -> Iterator[Lesson]:
     config, folder = inputs.config, inputs.folder(STAGE.name)
     if config.pretrain.steps:
         names = (STAGE.name, "pre-training batches")
-        yield Lesson(*names, config, "config.pretrain.learning_rate", folder, *selection.load(inputs))
+        yield Lesson(*names, config, families.rate(config, "pretrain"), folder, *selection.load(inputs))
     if warmup.STAGE.enabled(config):
         of_means = config.copy_and_resolve_references()
         of_means.pretrain.update(steps=config.warmup.steps, learning_rate=config.warmup.learning_rate)
         make_dir(folder / MEANS, mode=0o700)
         names = (f"{STAGE.name}: {warmup.STAGE.name}", "warm-up batches")
-        yield Lesson(*names, of_means, "config.warmup.learning_rate", folder / MEANS, *warmup.load(inputs))
+        yield Lesson(*names, of_means, families.rate(config, "warmup"), folder / MEANS, *warmup.load(inputs))
 
 
 def compiled_loss(generator: Generator) -> jax.stages.Wrapped:

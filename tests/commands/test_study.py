@@ -228,13 +228,13 @@ def test_a_setting_that_only_some_methods_read_is_told(privimage, config, tmp_pa
     privimage(*call, "--methods=dpdm").refuses("config.gan.noise makes no difference with config.generator=diffusion")
 
 
-def test_a_method_overrules_what_defines_it_and_no_rate_that_is_given(privimage, config, tmp_path, monkeypatch):
+def test_a_method_overrules_what_defines_it_and_no_k_that_is_given(privimage, config, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(running, "run", lambda runs, *more: made.extend(runs))
     call = ("study", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", "--methods=dpgan,dpdm")
-    said = privimage(*call, "--config.generator=gan", "--config.finetune.learning_rate=0.1").succeeds().out
+    said = privimage(*call, "--config.generator=gan", "--config.finetune.noise_multiplicity=3").succeeds().out
     assert [one.config.generator for one in made] == ["gan", "diffusion"]
-    assert [one.config.finetune.learning_rate for one in made] == [0.1, 0.1]
+    assert [one.config.finetune.noise_multiplicity for one in made] == [3, 3]
     assert [line for line in said.splitlines() if "does not count" in line] == [
         "config.generator=gan does not count for dpdm, which decides that itself."
     ]

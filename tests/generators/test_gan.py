@@ -235,7 +235,7 @@ def test_it_learns_where_the_classes_lie():
     config.data.image_size, config.data.channels, config.generator = 4, 1, "gan"
     config.gan.noise, config.gan.embedding, config.gan.generator_width = 8, 8, 8
     config.gan.discriminator_width, config.gan.batch_size, config.gan.discriminator_steps = 8, 32, 1
-    config.gan.generator_rate, config.pretrain.learning_rate = 1.0, 5e-3
+    config.gan.generator_rate, config.gan.pretrain_rate = 1.0, 5e-3
     config.pretrain.ema, config.pretrain.flip = 0.9, False
     generator = generators.build(config, 2)
     means, spread, size = np.array([-0.5, 0.5]), 0.1, 32

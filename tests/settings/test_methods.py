@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -10,7 +11,7 @@ from privimage_jax.configs import base, quickstart
 from privimage_jax.errors import UserError
 from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import counting, enabled_stages
-from privimage_jax.settings import methods
+from privimage_jax.settings import families, methods
 from privimage_jax.settings.families import FAMILIES
 from privimage_jax.settings.methods import METHODS
 
@@ -23,7 +24,7 @@ OTHER = {
     "pretrain.perturbation_norm": {"global": "layer"},
     "sample.guidance": {0.0: 1.5},
     "pretrain.steps": {0: 100},
-    "finetune.trainable": {".*": ".*attention.*"},
+    "finetune.trainable": {".*": ".*attention.*|label/.*"},
     "finetune.lora_rank": {0: 3},
 }
 
@@ -87,34 +88,54 @@ def base_value(key: str):
     return 0 if key == "pretrain.steps" else dict(configs.flatten(base.get_config()))[key]
 
 
-@pytest.mark.parametrize(("first", "then"), [("dpgan", "dpdm"), ("dpdm", "dpgan")])
-def test_another_family_of_generators_has_its_own_published_rates(first, then):
+@pytest.mark.parametrize(("first", "then", "published"), [("dpgan", "dpdm", 8), ("dpdm", "dpgan", 1)])
+def test_another_family_of_generators_has_the_k_that_is_published_for_it(first, then, published):
     config = of(first)
-    config.finetune.learning_rate = config.pretrain.learning_rate = 7.0
+    config.finetune.noise_multiplicity = 7
     methods.apply(config, then)
-    training = FAMILIES[config.generator].training
-    assert training == {key: dict(configs.flatten(config))[key] for key in training}
-    config.finetune.learning_rate = 7.0
+    assert config.finetune.noise_multiplicity == published
+    config.finetune.noise_multiplicity = 7
     methods.apply(config, "random" if then == "dpdm" else "privimage_gan")
-    assert config.finetune.learning_rate == 7.0, "of the same family it is the config's"
+    assert config.finetune.noise_multiplicity == 7, "of the same family it is the config's"
 
 
-def test_the_method_that_fits_is_named():
-    config = of("privimage")
-    config.finetune.lora_rank = 4
-    with pytest.raises(
-        UserError, match=r"means config\.finetune\.lora_rank=0; it is 4: .* name the method lora, which"
-    ):
+def test_every_family_has_rates_of_its_own():
+    config = base.get_config()
+    for name in FAMILIES:
+        config.generator = name
+        said = [families.rate(config, stage) for stage in ("pretrain", "warmup", "finetune")]
+        read = [one.removeprefix("config.").split("=")[0] for one in said]
+        assert all(families.reads(name, key) for key in read)
+        assert not any(families.reads(other, key) for other in FAMILIES if other != name for key in read)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value", "instead"),
+    [
+        ("privimage", "finetune.lora_rank", 4, "give the method lora in its place"),
+        ("pdp_diffusion", "finetune.lora_rank", 4, "give the method lora with config.selection.method=all in"),
+        ("random", "finetune.trainable", "a.*", "give the method attention with config.selection.method=random in"),
+        ("privimage", "pretrain.perturbation", 0.3, "give the method rpgen in its place"),
+        ("privimage", "selection.method", "random", "give the method random in its place"),
+        ("lora", "pretrain.steps", 0, "leave the method out"),
+        ("dpdm", "pretrain.steps", 100, "leave the method out"),
+        ("dpgan", "pretrain.perturbation", 0.3, "leave the method out"),
+    ],
+)
+def test_the_method_that_would_do_instead_is_named(method, key, value, instead):
+    config = of(method)
+    change(config, key, value)
+    with pytest.raises(UserError, match=rf"it is {value!r}: change that, or {re.escape(instead)}"):
         configs.check(config)
-    config.method = "lora"
-    configs.check(config)
-    config.pretrain.steps = 0
-    with pytest.raises(
-        UserError, match=r"config\.pretrain\.steps is a whole number of at least 1; .* name no method\."
-    ):
-        configs.check(config)
+    if name := re.match(r"give the method (\w+)", instead):  # with what stands beside it
+        kept = of(name[1])
+        change(kept, key, value)
+        for one, given in re.findall(r"config\.(\S+)=(\S+)", instead):
+            change(kept, one, given)
+        assert configs.check(kept).selection.method == config.selection.method
     config.method = ""
-    configs.check(config)
+    if key != "selection.method" and method != "dpdm" and method != "dpgan":
+        configs.check(config)
 
 
 def test_defaults_give_way_to_what_would_do():
@@ -124,7 +145,7 @@ def test_defaults_give_way_to_what_would_do():
         change(config, key, value)
         assert dict(configs.flatten(of(name, config)))[key] == value
         assert dict(configs.flatten(of(name)))[key] == METHODS[name].defaults[key] != value
-    assert of("attention").finetune.trainable == ".*attention.*"
+    assert of("attention").finetune.trainable == ".*attention.*|label/.*"
 
 
 def test_a_perturbation_of_another_norm_gives_way():
