@@ -167,6 +167,7 @@ def get_config() -> ConfigDict:
     config.finetune.shift = 0  # random shifts of up to so many pixels
     config.finetune.trainable = ".*"  # regular expression of the parameters to fine-tune, e.g. ".*attention.*|label/.*"
     config.finetune.lora_rank = 0  # >0: train low-rank changes of the chosen kernels (LoRA) in place of the kernels
+    config.finetune.lora_scale = 1.0  # LoRA: how many times the product of its factors a change is (alpha / r)
     config.finetune.block = 0  # steps reserved in the ledger at a time; 0 = a tenth of all
 
     config.clipping = ConfigDict()  # of per-example gradients

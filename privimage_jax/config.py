@@ -126,6 +126,7 @@ RULES: dict[str, Rule] = {
     "finetune.shift": AT_LEAST_0,
     "finetune.trainable": (_is_regex, "a regular expression"),
     "finetune.lora_rank": AT_LEAST_0,
+    "finetune.lora_scale": ABOVE_0,
     "finetune.block": AT_LEAST_0,
     "clipping.norm": ABOVE_0,
     "clipping.method": one_of("auto", "bookkeeping", "vmap"),

@@ -518,7 +518,7 @@ def test_other_selections_need_no_query(finished, without_query, tmp_path, monke
 def test_low_rank_fine_tuning_changes_kernels_only(finished, tmp_path):
     folder, uninterrupted = finished
     config = make_config(folder)
-    config.finetune.lora_rank = 2
+    config.finetune.lora_rank, config.finetune.lora_scale = 2, 4.0
     workdir = run(config, tmp_path / "run", last="finetune")
     low, full = (np.load(w.release / "generator" / "params.npz") for w in (workdir, uninterrupted))
     assert set(low) == set(full)

@@ -25,6 +25,7 @@ _NEUTRAL: Mapping[str, Any] = {  # of settings younger than workdirs that are go
     "pretrain.perturbation": 0.0,
     "warmup.enabled": False,
     "evaluate.pretrained": False,
+    "finetune.lora_scale": 1.0,
 }
 
 

@@ -51,6 +51,7 @@ FAMILIES: dict[str, Family] = {
         ("gan",),
         unread=(
             "pretrain.perturbation_norm",
+            "finetune.lora_scale",
             *_RATES.values(),
             *(f"sample.{name}" for name in ("sampler", "steps", "s_churn", "s_min", "s_max", "s_noise")),
             "sampler_choice",

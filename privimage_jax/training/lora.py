@@ -1,4 +1,4 @@
-"""Low-rank fine-tuning (LoRA, Hu et al. 2022, arXiv:2106.09685): train W + A B in place of W.
+"""Low-rank fine-tuning (LoRA, Hu et al. 2022, arXiv:2106.09685): train W + s A B in place of W.
 
 With DP-SGD this shrinks the noise, whose norm grows with the square root of the number of trained values.
 """
@@ -49,10 +49,10 @@ def split(params: Any, trainable: str, rank: int, key: jax.Array) -> tuple[dict,
     return factors, {**frozen, **chosen}
 
 
-def merge(factors: dict, frozen: dict) -> dict:
-    """The nested parameters W + A B."""
+def merge(factors: dict, frozen: dict, scale: float) -> dict:
+    """The nested parameters W + s A B; the scale s is alpha / r in the paper."""
     adapted = {}
     for path in (name.removesuffix(A) for name in factors if name.endswith(A)):
         change = jnp.matmul(factors[path + A], factors[path + B], precision=jax.lax.Precision.HIGHEST)
-        adapted[path] = frozen[path] + change.reshape(frozen[path].shape)
+        adapted[path] = frozen[path] + scale * change.reshape(frozen[path].shape)
     return merge_params(adapted, frozen)

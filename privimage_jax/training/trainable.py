@@ -27,4 +27,6 @@ def split_trainable(section: ConfigDict, params: Any, key: jax.Array) -> tuple[d
 
 def merge_trainable(section: ConfigDict, trained: dict, kept: dict) -> dict:
     """The nested parameters of the model."""
-    return (lora.merge if section.lora_rank else merge_params)(trained, kept)
+    if section.lora_rank:
+        return lora.merge(trained, kept, section.lora_scale)
+    return merge_params(trained, kept)

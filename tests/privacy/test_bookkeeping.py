@@ -127,7 +127,7 @@ def adapted(params, base):
     assert factors and full and len(frozen) > len(kernels[::3])
 
     def loss(trained, batch, keys):
-        return base(lora.merge(trained["factors"], {**frozen, **trained["full"]}), batch, keys)
+        return base(lora.merge(trained["factors"], {**frozen, **trained["full"]}, 3.0), batch, keys)
 
     return {"factors": drawn(factors), "full": full}, loss
 

@@ -19,18 +19,18 @@ def test_training_starts_from_the_parameters():
         "dense/kernel/lora_a": (5, 3),
         "dense/kernel/lora_b": (3, 4),
     }
-    jax.tree.map(np.testing.assert_array_equal, lora.merge(factors, frozen), PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, lora.merge(factors, frozen, 2.0), PARAMS)
 
 
-def test_the_product_is_added():
+def test_the_product_is_added_so_many_times():
     factors, frozen = lora.split(PARAMS, "dense.*", 1, jax.random.key(0))
     factors = jax.tree.map(jnp.ones_like, factors)
-    merged = flatten_params(lora.merge(factors, frozen))
-    np.testing.assert_array_equal(merged["dense/kernel"], 2.0)
+    merged = flatten_params(lora.merge(factors, frozen, 3.0))
+    np.testing.assert_array_equal(merged["dense/kernel"], 1 + 3.0)
     np.testing.assert_array_equal(merged["conv/kernel"], PARAMS["conv"]["kernel"])
 
 
 def test_gradients_reach_the_factors_alone():
     factors, frozen = lora.split(PARAMS, "dense.*", 2, jax.random.key(0))
-    gradients = jax.grad(lambda f: lora.merge(f, frozen)["dense"]["kernel"].sum())(factors)
+    gradients = jax.grad(lambda f: lora.merge(f, frozen, 1.0)["dense"]["kernel"].sum())(factors)
     assert float(jnp.abs(gradients["dense/kernel/lora_b"]).max()) > 0
