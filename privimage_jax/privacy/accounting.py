@@ -40,6 +40,7 @@ _ORDERS = tuple(rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 # dp-accounting rounds up.
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 63, 128, 512)
 _INTERVALS = {"pld": 1e-4, "coarse pld": 1e-3, "coarsest pld": 1e-2}
+_DEEPEST = 100  # terms of a sum that recursion goes through: Python allows some 1,000 calls within each other
 _Accountant = str | tuple[float, ...]  # a name; "rdp" of so many orders
 
 
@@ -153,6 +154,13 @@ def _composed(merged: _Merged, delta: float, accountant: _Accountant) -> float:
 
 def _counter(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyAccountant:
     """An accountant that has composed (noise multiplier, sampling rate), so many times each."""
+    for length in range(_DEEPEST, len(merged), _DEEPEST):  # each goes on from the one before
+        _kept_counter(merged[:length], accountant)
+    return _composed_further(merged, accountant)
+
+
+def _composed_further(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyAccountant:
+    """`_counter` by recursion: the last term is composed on a copy of what has composed those before."""
     if not merged:
         if accountant in _INTERVALS:
             return pld.PLDAccountant(_RELATION, _INTERVALS[accountant])
@@ -166,7 +174,7 @@ def _counter(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyA
 @functools.lru_cache(maxsize=4)  # of megabytes each
 def _kept_counter(merged: _Merged, accountant: _Accountant) -> dp_accounting.PrivacyAccountant:
     """`_counter` of a sum's first terms, for the next sum that begins so; it is copied, never composed on."""
-    return _counter(merged, accountant)
+    return _composed_further(merged, accountant)
 
 
 def _near_the_best_order(events: Sequence[Event], delta: float) -> tuple[float, ...]:

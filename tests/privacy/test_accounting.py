@@ -1,6 +1,8 @@
 """Accounting against the published budgets, closed forms, and its own promises of rounding."""
 
+import inspect
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +55,20 @@ def test_splitting_steps_into_blocks_changes_nothing():
     blocks = [SampledGaussian(3.0, 0.1, 50), *QUERY, SampledGaussian(3.0, 0.1, 70), SampledGaussian(3.0, 0.1, 0)]
     for accountant in accounting.ACCOUNTANTS:
         assert epsilon(whole, DELTA, accountant) == epsilon(blocks, DELTA, accountant)
+
+
+def test_any_number_of_different_mechanisms_is_composed(monkeypatch):
+    """With less of Python's stack than one call for each would take."""
+    different, depth = [Gaussian(100.0 + i) for i in range(120)], len(inspect.stack())
+    expected = accounting.epsilon(different, 1e-5, "rdp")
+    monkeypatch.setattr(accounting, "_DEEPEST", 10)
+    accounting._kept_counter.cache_clear()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(depth + 200)
+    try:
+        assert accounting.epsilon([*different, Gaussian(50.0)], 1e-5, "rdp") > expected
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_nothing_costs_nothing():
