@@ -36,4 +36,5 @@ def get_config(whose: str = "") -> ConfigDict:
     if whose == "dpimagebench":
         published.dpimagebench(config, n_classes=2, sigma1=500.0, epochs=50.0)
         config.data.max_examples = config.data.n = 269538
+        config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 250, 12000, 10.0  # DP-FETA
     return config

@@ -13,7 +13,9 @@
 
 PrivImage's own code makes faces without a label: it counts ten semantics of each image and picks ten for all. Here each
 of the two classes picks five. How many images it took is not published; here N is that of the training part.
-DPImageBench holds back 17,706 training images to choose classifiers by; here as many are left out. At 128x128 the
+DPImageBench holds back 17,706 training images to choose classifiers by; here as many are left out. Its DP-FETA fine-tunes otherwise:
+for 150 epochs at 32x32, with K = 4 at 64x64 and for 100 epochs at 128x128; our --method dp_feta keeps what its PrivImage
+has. At 128x128 the
 public set is TFDS's imagenet2012, resized here; it has to be downloaded by hand.
 
 Data already on disk, as prepared TFDS folders:

@@ -36,4 +36,5 @@ def get_config(whose: str = "") -> ConfigDict:
         published.dpimagebench(config, n_classes=100, share=0.1, pretrain_epochs=1600)
         published.benchmark_cifar(config)
         config.data.split, config.data.n = "train[:45000]", 45000
+        config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 1, 12000, 5.0  # DP-FETA
     return config

@@ -9,7 +9,8 @@
 | eurosat.py:dpimagebench | DPImageBench: as its CIFAR-10, N = 21,000 |
 
 The set has no test part: of its 27,000 images 23,000 train and 4,000 test, as in DPImageBench, which draws others. It
-holds back 2,000 of the former to choose classifiers by; here as many are left out.
+holds back 2,000 of the former to choose classifiers by; here as many are left out. Its DP-FETA has batches of 2,048 and
+samples with churn; our --method dp_feta keeps what its PrivImage has.
 
 Data already on disk, as prepared TFDS folders:
 
@@ -36,4 +37,5 @@ def get_config(whose: str = "") -> ConfigDict:
     if whose == "dpimagebench":
         published.dpimagebench(config, n_classes=10)
         config.data.split, config.data.n = "train[:21000]", 21000
+        config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 1, 12000, 5.0  # DP-FETA
     return config

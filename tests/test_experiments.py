@@ -8,7 +8,7 @@ import pytest
 
 from privimage_jax import config as configs
 from privimage_jax import generators
-from privimage_jax.configs import base, celeba, cifar10, mnist, places365, published
+from privimage_jax.configs import base, camelyon, celeba, cifar10, cifar100, eurosat, mnist, places365, published
 from privimage_jax.errors import UserError
 from privimage_jax.models.registry import build_classifier, parameter_count
 from privimage_jax.run.plan import make_plan
@@ -99,6 +99,10 @@ def test_the_published_noisy_means():
     faces, digits = celeba.get_config("dpimagebench_32").warmup, mnist.get_config("dpimagebench").warmup
     assert (faces.means, faces.subset_size, faces.noise_multiplier) == (250, 12_000, 10)
     assert (digits.means, digits.subset_size, digits.noise_multiplier) == (5, 6_000, 5)
+    tissue = camelyon.get_config("dpimagebench").warmup
+    assert (tissue.means, tissue.subset_size, tissue.noise_multiplier) == (250, 12_000, 10)
+    for one in (cifar100.get_config("dpimagebench").warmup, eurosat.get_config("dpimagebench").warmup):
+        assert (one.means, one.subset_size, one.noise_multiplier) == (1, 12_000, 5)
 
 
 def test_celeba_has_three_sizes():
