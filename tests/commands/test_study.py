@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from privimage_jax import main, pipeline
 from privimage_jax.commands.ledger import describe_joint
+from privimage_jax.commands.many_runs import rows
 from privimage_jax.commands.many_runs.table import CAUTION
 from privimage_jax.commands.study import plan, running
 from privimage_jax.commands.study.summary import summarize
@@ -171,6 +172,32 @@ def test_a_deleted_run_is_made_again_from_the_cache(study, copy):
         "train-query",
         "pretrain",
     }
+
+
+def computed_elsewhere(folder, name, precision="bfloat16"):
+    """Lets a finished run say that it was made on an accelerator, where "auto" means another format than here."""
+    path = folder / name / "internal" / "done" / "report.json"
+    mark = json.loads(path.read_text())
+    assert mark["settings"]["precision"] == "float32"
+    path.write_text(json.dumps({**mark, "settings": {**mark["settings"], "precision": precision}}))
+
+
+def test_runs_that_an_accelerator_made_are_joined_on_a_cpu(study, copy, made):
+    assert "number format" not in made[3].out
+    for name in NAMES:
+        computed_elsewhere(copy, name)
+    said = study(copy).succeeds().out
+    assert said.count("is finished with the same settings") == 4 and "number format" not in said
+    assert {row["computed_in"] for row in read_csv(copy, "study.csv")} == {"bfloat16"}
+
+
+def test_runs_of_several_number_formats_are_told(study, copy):
+    computed_elsewhere(copy, NAMES[1])
+    said = " ".join(study(copy).succeeds().out.split())
+    assert said.count("is finished with the same settings") == 4
+    assert f"3 in float32 (such as {NAMES[0]}), 1 in bfloat16 (such as {NAMES[1]})" in said
+    assert [row["computed_in"] for row in read_csv(copy, "study.csv")] == ["float32", "bfloat16", "float32", "float32"]
+    assert "Computed in" in (copy / "internal" / "study.html").read_text()
 
 
 def test_further_budgets_join_and_a_failure_is_a_row(study, copy):
@@ -362,6 +389,14 @@ def test_a_method_wins_over_what_all_runs_share(privimage, config, tmp_path, mon
         "dpdm-eps10-seed0": 0,
         "dpgan-eps10-seed0": 0,
     }
+
+
+@pytest.mark.parametrize(("precision", "finished"), [("auto", True), ("float32", True), ("bfloat16", False)])
+def test_a_number_format_that_is_asked_for_is_a_setting(privimage, config, made, monkeypatch, precision, finished):
+    """Only "auto" leaves it to the devices, and the run was made on a CPU."""
+    flags = ("--config", config, "--workdir", made[0], *FLAGS, f"--config.precision={precision}")
+    _, runs = planned(privimage, monkeypatch, *flags)
+    assert rows.is_finished(Workdir(made[0] / NAMES[0]), runs[NAMES[0]]) == finished
 
 
 @pytest.mark.parametrize("flag", [(), ("--method=",), ("--config.method=",)])

@@ -123,6 +123,15 @@ def test_the_table_rounds_epsilon_up(tmp_path, capsys):
     assert " 1.00001 " in capsys.readouterr().out
 
 
+def test_number_formats_that_differ_are_told(tmp_path, capsys):
+    runs = [{"run": name, "status": "done", "computed_in": name} for name in ("float32", "tf32")]
+    failed = {"run": "none", "status": "failed", "error": "a sentence."}
+    sweep.show([runs[0], failed], [], "fid", Workdir(tmp_path))
+    assert "number format" not in capsys.readouterr().out
+    sweep.show([*runs, failed], [], "fid", Workdir(tmp_path))
+    assert "1 in float32 (such as float32), 1 in tf32 (such as tf32); what" in capsys.readouterr().out
+
+
 def test_one_void_run_is_told_as_well(made, tmp_path, capsys):
     shutil.copytree(made[0] / FINISHED[0] / "release", tmp_path / "run" / "release")
     sweep.show([], [], "fid", Workdir(tmp_path))
