@@ -97,6 +97,11 @@ def test_shares_part_the_runs_and_the_command_joins_them(made):
     assert "memory does not suffice" in rows[NAMES[1]]["error"]
 
 
+def test_a_share_without_a_run_says_so(study, tmp_path):
+    said = study(tmp_path / "study", "--methods=dpdm", "--seeds=1", "--share=2/2").succeeds().out
+    assert said.strip() == "no run falls to this share, as there are more shares (2) than runs (1)."
+
+
 def test_every_run_has_a_row_with_all_that_is_known_of_it(made):
     folder = made[0]
     rows = read_csv(folder, "study.csv")

@@ -54,6 +54,8 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
         rows = many.comparable(many.rows().values())
     if share.count == 1:
         results.write(rows, runs, base.name, many)
+    elif not mine:
+        print(f"no run falls to this share, as there are more shares ({share.count}) than runs ({len(runs)}).")
     else:
         done = sum(row["status"] == DONE for row in found)
         print(f"{done} of the {len(mine)} runs of this share are done; the same command without a share joins all.")
