@@ -260,6 +260,52 @@ def test_a_setting_that_only_some_methods_read_is_told(privimage, config, tmp_pa
     privimage(*call, "--methods=dpdm").refuses("config.gan.noise makes no difference with config.generator=diffusion")
 
 
+@pytest.mark.parametrize(
+    ("methods", "flags", "culprit"),
+    [
+        (
+            "privimage",
+            ["--config.warmup.steps=99"],
+            "config.warmup.steps makes no difference with config.warmup.enabled=F",
+        ),
+        (
+            "privimage,dpgan",
+            ["--config.class_histogram.noise_multiplier=9"],
+            "with config.class_histogram.enabled=False",
+        ),
+        ("privimage", ["--config.sampler_choice.n=9"], "with config.sampler_choice.enabled=False; leave it out"),
+        (
+            "dpdm,dpgan",
+            ["--config.pretrain.ema=0.9"],
+            "config.pretrain.ema makes no difference with config.pretrain.steps=0",
+        ),
+        ("dpdm,random", ["--config.query.noise_multiplier=9"], "makes no difference with config.selection.method=none"),
+        (
+            "dpdm",
+            ["--config.evaluate.enabled=False", "--config.query_net.epochs=9"],
+            "and config.evaluate.enabled=False",
+        ),
+        (
+            "dpdm",
+            ["--config.pretrain.steps=7"],
+            "config.pretrain.steps=7 does not count for dpdm, which decides that itself",
+        ),
+    ],
+)
+def test_a_setting_of_what_no_run_does_is_refused(privimage, config, tmp_path, methods, flags, culprit):
+    call = ("study", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", f"--methods={methods}")
+    privimage(*call, *flags).refuses(culprit)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_setting_of_what_some_runs_do_is_taken(privimage, config, tmp_path, monkeypatch):
+    flags = ("--methods=dp_feta,dpdm,random", "--config.warmup.steps=9", "--config.pretrain.ema=0.9")
+    _, runs = planned(privimage, monkeypatch, "--config", config, "--workdir", tmp_path / "w", *flags)
+    assert {(one.warmup.steps, one.pretrain.ema) for one in runs.values()} == {(9, 0.9)}
+    alone = ("--methods=dp_feta", "--config.pretrain.ema=0.9")  # noisy means are learnt as pretrain says
+    planned(privimage, monkeypatch, "--config", config, "--workdir", tmp_path / "w", *alone)
+
+
 def test_a_method_overrules_what_defines_it_and_no_rate_that_is_given(privimage, config, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(running, "run", lambda runs, *more: made.extend(runs))

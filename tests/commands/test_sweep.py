@@ -382,6 +382,14 @@ def test_a_setting_that_only_some_generators_read_is_told_and_one_for_none_is_re
     privimage(*call, "--over=gan.noise=16,32").refuses("would be the same run, as config.generator=diffusion does not")
 
 
+def test_a_setting_of_what_no_run_does_is_refused(privimage, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "run", lambda runs, *more: None)
+    call = ("sweep", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", "--over=warmup.steps=1,2")
+    privimage(*call).refuses("config.warmup.steps makes no difference with config.warmup.enabled=False; leave it out")
+    privimage(*call, "--config.warmup.enabled=True").succeeds()
+    privimage(*call, "--over=warmup.enabled=True,False").succeeds()
+
+
 def test_changes_one_at_a_time_have_a_table_by_name_and_a_plot_each(privimage, config, tmp_path, monkeypatch):
     """Of the setting's own runs and the one that changes nothing."""
     drawn = {}
