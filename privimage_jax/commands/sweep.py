@@ -72,7 +72,7 @@ def run(
     for one in runs:
         public_cache.check(one.config, folder)
         private_cache.check(one.config, folder)
-    many = ManyRuns(folder, "sweep", fields, base, one_at_a_time)
+    many = ManyRuns(folder, "sweep", fields, base, runs, one_at_a_time)
     many.take()
     if (networks := len({fingerprints.fingerprint(_network(one.config)) for one in runs})) > 1:
         headline(

@@ -347,10 +347,16 @@ def test_a_study_is_of_one_image_set(study, config, copy, tmp_path):
         ("public", "train_images", "the images of config.public"),
     ],
 )
-def test_images_that_are_replaced_in_place_do_not_join(study, copy, tmp_path, section, arrays, words):
-    """One pixel of one image differs, under the same path and settings; nothing is spent on it."""
+@pytest.mark.parametrize("lost", [False, True])
+def test_images_that_are_replaced_in_place_do_not_join(study, copy, tmp_path, section, arrays, words, lost):
+    """One pixel of one image differs, under the same path and settings; nothing is spent on it.
+
+    Nor where the file of the study is lost, and the finished runs tell of themselves.
+    """
     path = pathlib.Path(json.loads(Workdir(copy).study_json.read_text())["settings"][f"{section}.path"])
     shutil.rmtree(copy / NAMES[0])
+    if lost:
+        Workdir(copy).study_json.unlink()
     with np.load(path) as found:
         changed = dict(found)
     changed[arrays][0, 0, 0] ^= 1
@@ -376,7 +382,104 @@ def test_a_study_has_its_mark_before_its_first_run_ends(study, privimage, config
         study(folder)
     assert json.loads(Workdir(folder).study_json.read_text())["rows"] == []
     privimage("run", "--config", config, "--workdir", folder).refuses("holds a study")
-    study(folder, "--config.clipping.norm=2e-3").refuses("holds a study with config.clipping.norm")
+
+
+def stored(folder):
+    return json.loads(Workdir(folder).study_json.read_text())
+
+
+def test_settings_bind_nobody_before_a_run_has_spent(study, copy):
+    """Nor once the runs that did are deleted; what failed before may be mended."""
+    other = "--config.clipping.norm=2e-3"
+    told = (
+        "config.clipping.norm=0.001, which is now 0.002; restore that, choose another --workdir, or delete the folders"
+    )
+    study(copy, other).refuses(told, f"({', '.join(sorted(NAMES)[:3])} and 1 more), whose budget stays spent")
+    for name in NAMES:
+        shutil.rmtree(copy / name)
+    assert stored(copy)["settings"]["clipping.norm"] == 1e-3
+    study(copy, other, failing=NAMES).refuses("4 of 4 runs failed")
+    assert stored(copy)["settings"]["clipping.norm"] == 2e-3
+    study(copy, failing=NAMES).refuses("4 of 4 runs failed")
+    assert [row["status"] for row in read_csv(copy, "study.csv")] == ["failed"] * 4
+
+
+@pytest.mark.parametrize("left", ["ledger", "damaged ledger", "mark", "row", "lock"])
+def test_one_run_that_has_spent_or_is_being_made_binds(study, copy, left):
+    for name in NAMES[1:]:
+        shutil.rmtree(copy / name)
+    run, held = Workdir(copy / NAMES[0]), contextlib.nullcontext()
+    if left != "row":
+        Workdir(copy).study_json.write_text(json.dumps({**stored(copy), "rows": []}))
+    if left != "mark":
+        shutil.rmtree(run.internal / "done")
+    if left not in ("ledger", "damaged ledger"):
+        shutil.rmtree(run.release)
+        shutil.rmtree(run.internal / "query", ignore_errors=True)
+        (run.internal / "ledger_head.json").unlink()
+        for path in run.internal.glob("*/inputs.json"):
+            path.unlink()
+    if left == "damaged ledger":
+        run.ledger.write_text("{}")
+    if left == "lock":
+        held = run.lock()
+    with held:
+        study(copy, "--config.clipping.norm=2e-3", failing=NAMES).refuses(
+            "holds a study with config.clipping.norm=0.001, which is now 0.002", f"({NAMES[0]}), whose budget stays"
+        )
+
+
+def test_settings_bind_those_runs_that_they_make_a_difference_to(study, copy):
+    """A run that failed may be mended beside others, and what no run reads is not in the way of later ones."""
+    gans = [name.replace("random", "dpgan") for name in NAMES if "random" in name]
+    assert not {"gan.noise", "warmup.steps", "selection.method"} & stored(copy)["settings"].keys()
+    for noise in (16, 32):
+        result = study(copy, "--methods=dpgan,dpdm", f"--config.gan.noise={noise}", failing=gans)
+        result.refuses("2 of 4 runs failed")
+        assert stored(copy)["settings"]["gan.noise"] == noise
+    study(copy).succeeds()
+    assert stored(copy)["settings"]["gan.noise"] == 32, "of other runs, and still known"
+    study(copy, "--config.model.kwargs.width=8").refuses(
+        "holds a study with config.model.kwargs.width=None, which is now"
+    )
+
+
+def test_a_microbatch_may_be_lowered_beside_finished_runs(study, copy):
+    """Which whoever runs out of memory is told to do."""
+    said = study(copy, "--config.clipping.microbatch=4").succeeds().out
+    assert said.count("is finished with the same settings") == 4
+
+
+def test_a_command_whose_folder_has_other_settings_by_now_spends_nothing(study, copy, monkeypatch):
+    """Two that begin at once, before any run binds: the later one wins."""
+    for name in NAMES:
+        shutil.rmtree(copy / name)
+    original = running.finish
+
+    def late(*arguments, **more):
+        now = stored(copy)
+        now["settings"]["clipping.norm"] = 2e-3
+        Workdir(copy).study_json.write_text(json.dumps(now))
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(running, "finish", late)
+    study(copy).refuses("config.clipping.norm=0.002, which is now 0.001, as another command has begun meanwhile")
+    assert not Workdir(copy / NAMES[0]).ledger.exists()
+
+
+def test_a_damaged_file_is_made_again_from_the_runs(study, copy):
+    before = [{**row, "seconds": ""} for row in read_csv(copy, "study.csv")]
+    ledgers = [Workdir(copy / name).ledger.read_bytes() for name in NAMES]
+    path = Workdir(copy).study_json
+    path.write_text("{")
+    study(copy).refuses("study.json is not JSON; delete it, and the same command takes its rows from the runs' folders")
+    path.unlink()
+    assert study(copy).succeeds().out.count("is finished with the same settings") == 4
+    assert [{**row, "seconds": ""} for row in read_csv(copy, "study.csv")] == before
+    assert [Workdir(copy / name).ledger.read_bytes() for name in NAMES] == ledgers
+    path.unlink()
+    study(copy, "--config.clipping.norm=2e-3").refuses("4 of 4 runs failed", "has spent privacy budget in the stage")
+    assert [Workdir(copy / name).ledger.read_bytes() for name in NAMES] == ledgers
 
 
 def test_a_damaged_run_takes_nothing_from_the_table(study, copy):
