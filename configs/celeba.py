@@ -11,12 +11,11 @@
 | :official_32, :official_64 | the code of PrivImage: 1% of ImageNet, 72,000 steps, 50 epochs, sigma1 = 5300 |
 | :dpimagebench_32, :dpimagebench_64, :dpimagebench_128 | DPImageBench: 5%, N = 145,064, K = 32, 16 and 4 |
 
-PrivImage's own code makes faces without a label: it counts ten semantics of each image and picks ten for all. Here each
-of the two classes picks five. How many images it took is not published; here N is that of the training part.
-DPImageBench holds back 17,706 training images to choose classifiers by; here as many are left out. Its DP-FETA fine-tunes otherwise:
-for 150 epochs at 32x32, with K = 4 at 64x64 and for 100 epochs at 128x128; our --method dp_feta keeps what its PrivImage
-has. At 128x128 the
-public set is TFDS's imagenet2012, resized here; it has to be downloaded by hand.
+PrivImage's own code makes faces without a label: it counts ten semantics of each image and picks ten for all. Here
+each of the two classes picks five. How many images it took is not published; here N is that of the training part.
+DPImageBench holds back 17,706 training images to choose classifiers by; here as many are left out. Its DP-FETA has
+another fine-tuning: 150 epochs at 32x32, K = 4 at 64x64, 100 epochs at 128x128; ours has that of its PrivImage. The
+public set at 128x128 is TFDS's imagenet2012, resized here; it has to be downloaded by hand.
 
 Data already on disk, as prepared TFDS folders:
 

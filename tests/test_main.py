@@ -116,6 +116,7 @@ def test_a_command_that_does_not_fit_is_refused(privimage, config, tmp_path, mon
         ("data.class_names=('a','a')", ["config.data.class_names=('a', 'a')", "distinct names"]),
         ("data.source=hdf5", ["config.data.source='hdf5'", "tfds, folder"]),
         ("public.path=", ["config.public.path is empty"]),
+        ("warmup.steps=9", ["config.warmup.steps makes no difference with config.warmup.enabled=False; leave it out"]),
     ],
 )
 def test_a_setting_that_is_not_accepted_is_named(privimage, config, setting, culprits):
@@ -255,7 +256,7 @@ def test_overrides_reach_the_config_wherever_they_stand(config):
 def test_lists_are_given_as_words(config, setting, value, apart):
     key, _, text = setting.partition("=")
     given = [f"--config.{key}", text] if apart else [f"--config.{setting}"]
-    values, _ = parsing.parse(["--config", str(config), *given], "config")
+    values, _ = parsing.parse(["--config", str(config), *given], "config", of_several=True)  # whatever is switched on
     assert tuple(values.config[key.partition(".")[0]][key.partition(".")[2]]) == value
 
 

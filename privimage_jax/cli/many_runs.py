@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from privimage_jax import config as configs
 from privimage_jax.commands.many_runs import looks
 from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.errors import UserError
-from privimage_jax.settings import families
+from privimage_jax.settings import families, use
 
 
 def check(kind: str, runs: Sequence[Run], given: Iterable[str], acknowledged: bool) -> None:
@@ -21,7 +22,7 @@ def check(kind: str, runs: Sequence[Run], given: Iterable[str], acknowledged: bo
     Raises:
       UserError: also if two runs would be the same, or looks at real images are not acknowledged.
     """
-    unread = families.check_given([one.config.generator for one in runs], given)
+    unread = use.check_given([dict(configs.flatten(one.config)) for one in runs], given)
     _check_differ(runs)
     looks.check(kind, runs, acknowledged)
     for key, names in unread.items():

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from privimage_jax import config as configs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import config_files, families, methods
+from privimage_jax.settings import config_files, methods, use
 
 # What the pages of all commands say that take one.
 CONFIG = f"""\
@@ -45,7 +45,7 @@ def parse(
     A command takes the flags that it requires, the optional ones and the switches (flags without a value), no other; a
     `repeated` one may be given several times and is a list. `positional` describes the arguments that are no flags,
     from one to `most`, where it takes any. Settings that are shared by runs `of_several` generators need not make a
-    difference to the one of this config: the command asks `families.check_given`.
+    difference to the one of this config: the command asks `use.check_given`.
     """
     path, method, arguments = _take_config(arguments)
     for name, value in (("config", path), ("method", method)):
@@ -73,7 +73,7 @@ def parse(
             )
         rest = values(argv)[1:]
         if path is not None and not of_several:
-            families.check_given([config.generator], given_settings(arguments))
+            use.check_given([dict(configs.flatten(config))], given_settings(arguments))
     except KeyError as error:  # of ConfigDict
         text = " ".join(str(error.args[0]).split()).rstrip(".")
         raise UserError(f"a setting lies in a section that is not there ({text}); add it in the config file.") from None

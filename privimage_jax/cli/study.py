@@ -47,8 +47,7 @@ def run(arguments: list[str]) -> None:
     runs = plan.name_runs(plan.methods(given.methods), budgets, seeds, of)
     share = plan.share(given.share, os.environ)
     many_runs.check("study", runs, given_settings(arguments), given.acknowledge_looks)
-    for setting, names in overruled.items():
-        print(f"{setting} does not count for {', '.join(dict.fromkeys(names))}, which decides that itself.")
+    _tell(overruled, len({one.values[plan.METHOD] for one in runs}))
     with preemption.handled():
         from privimage_jax.storage.workdir import Workdir
 
@@ -57,6 +56,25 @@ def run(arguments: list[str]) -> None:
         from privimage_jax.commands.study import running
 
         running.run(runs, base, workdir, share)
+
+
+def _tell(overruled: dict[str, list[str]], of: int) -> None:
+    """Prints for which methods a setting does not count, and refuses one that counts for none.
+
+    Args:
+      overruled: setting and value -> the methods that decide it themselves, once for each of their runs.
+      of: how many methods there are.
+    """
+    told = {setting: list(dict.fromkeys(names)) for setting, names in overruled.items()}
+    for setting, names in told.items():
+        if len(names) == of:
+            raise UserError(f"{_decided(setting, names)}; leave it out.")
+    for setting, names in told.items():
+        print(f"{_decided(setting, names)}.")
+
+
+def _decided(setting: str, names: list[str]) -> str:
+    return f"{setting} does not count for {', '.join(names)}, which decides that itself"
 
 
 COMMAND = Command(

@@ -19,6 +19,7 @@ from privimage_jax.commands.many_runs.rows import DONE, Row, finish
 from privimage_jax.commands.many_runs.table import (
     ACCURACIES,
     check_none_failed,
+    formats_differ,
     joint_cost,
     print_passed_by,
     show_table,
@@ -71,7 +72,7 @@ def run(
     for one in runs:
         public_cache.check(one.config, folder)
         private_cache.check(one.config, folder)
-    many = ManyRuns(folder, "sweep", fields, base, one_at_a_time)
+    many = ManyRuns(folder, "sweep", fields, base, runs, one_at_a_time)
     many.take()
     if (networks := len({fingerprints.fingerprint(_network(one.config)) for one in runs})) > 1:
         headline(
@@ -148,6 +149,8 @@ def show(rows: Sequence[Row], named_by: Sequence[str], measure: str, folder: Wor
     """Prints the table, whose rows are told apart by the columns `named_by`, what all runs cost, and what may leave."""
     columns = ("status", *named_by, "epsilon", *dict.fromkeys([measure, *SHOWN]), *MEASURES)
     show_table(rows, columns, left=("status", "run"))
+    if note := formats_differ(rows):
+        print(note)
     if cost := joint_cost(folder):
         print(cost)
     tell_what_may_leave(folder, rows, "sweep.csv")

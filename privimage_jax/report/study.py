@@ -23,6 +23,7 @@ _RESOURCES = {  # name in a row -> title, and what shows it
     "peak_host_bytes": ("Host memory, GiB", lambda value: text.value(value / _GIB)),
     "peak_device_bytes": ("Device memory, GiB", lambda value: text.value(value / _GIB)),
     "parameters": ("Parameters", lambda value: text.signed(int(value))),
+    "computed_in": ("Computed in", text.escape),
 }
 
 

@@ -95,7 +95,8 @@ def _note_resources(entry: Path, inputs: Inputs, stage: Stage) -> None:
     path = _resources(entry, inputs)
     if processes.is_first() and inputs.config.private_cache:
         make_dir(path.parent, mode=0o700)
-        durable.atomic_write_json(path, resources.read(inputs.workdir).get(stage.name, {}), resources.MODE)
+        with durable.written_by_one(path):  # or a run that begins takes it for what a killed one has left
+            durable.atomic_write_json(path, resources.read(inputs.workdir).get(stage.name, {}), resources.MODE)
 
 
 def _begin(folder: Path, made_from: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from privimage_jax import main, pipeline
 from privimage_jax.commands.ledger import describe_joint
+from privimage_jax.commands.many_runs import rows
 from privimage_jax.commands.many_runs.table import CAUTION
 from privimage_jax.commands.study import plan, running
 from privimage_jax.commands.study.summary import summarize
@@ -96,6 +97,11 @@ def test_shares_part_the_runs_and_the_command_joins_them(made):
     assert "memory does not suffice" in rows[NAMES[1]]["error"]
 
 
+def test_a_share_without_a_run_says_so(study, tmp_path):
+    said = study(tmp_path / "study", "--methods=dpdm", "--seeds=1", "--share=2/2").succeeds().out
+    assert said.strip() == "no run falls to this share, as there are more shares (2) than runs (1)."
+
+
 def test_every_run_has_a_row_with_all_that_is_known_of_it(made):
     folder = made[0]
     rows = read_csv(folder, "study.csv")
@@ -173,6 +179,32 @@ def test_a_deleted_run_is_made_again_from_the_cache(study, copy):
     }
 
 
+def computed_elsewhere(folder, name, precision="bfloat16"):
+    """Lets a finished run say that it was made on an accelerator, where "auto" means another format than here."""
+    path = folder / name / "internal" / "done" / "report.json"
+    mark = json.loads(path.read_text())
+    assert mark["settings"]["precision"] == "float32"
+    path.write_text(json.dumps({**mark, "settings": {**mark["settings"], "precision": precision}}))
+
+
+def test_runs_that_an_accelerator_made_are_joined_on_a_cpu(study, copy, made):
+    assert "number format" not in made[3].out
+    for name in NAMES:
+        computed_elsewhere(copy, name)
+    said = study(copy).succeeds().out
+    assert said.count("is finished with the same settings") == 4 and "number format" not in said
+    assert {row["computed_in"] for row in read_csv(copy, "study.csv")} == {"bfloat16"}
+
+
+def test_runs_of_several_number_formats_are_told(study, copy):
+    computed_elsewhere(copy, NAMES[1])
+    said = " ".join(study(copy).succeeds().out.split())
+    assert said.count("is finished with the same settings") == 4
+    assert f"3 in float32 (such as {NAMES[0]}), 1 in bfloat16 (such as {NAMES[1]})" in said
+    assert [row["computed_in"] for row in read_csv(copy, "study.csv")] == ["float32", "bfloat16", "float32", "float32"]
+    assert "Computed in" in (copy / "internal" / "study.html").read_text()
+
+
 def test_further_budgets_join_and_a_failure_is_a_row(study, copy):
     result = study(copy, "--methods=privimage", "--epsilons=0.1", "--seeds=1")
     result.refuses("1 of 1 runs failed", FAILED)
@@ -228,6 +260,52 @@ def test_a_setting_that_only_some_methods_read_is_told(privimage, config, tmp_pa
     privimage(*call, "--methods=dpdm").refuses("config.gan.noise makes no difference with config.generator=diffusion")
 
 
+@pytest.mark.parametrize(
+    ("methods", "flags", "culprit"),
+    [
+        (
+            "privimage",
+            ["--config.warmup.steps=99"],
+            "config.warmup.steps makes no difference with config.warmup.enabled=F",
+        ),
+        (
+            "privimage,dpgan",
+            ["--config.class_histogram.noise_multiplier=9"],
+            "with config.class_histogram.enabled=False",
+        ),
+        ("privimage", ["--config.sampler_choice.n=9"], "with config.sampler_choice.enabled=False; leave it out"),
+        (
+            "dpdm,dpgan",
+            ["--config.pretrain.ema=0.9"],
+            "config.pretrain.ema makes no difference with config.pretrain.steps=0",
+        ),
+        ("dpdm,random", ["--config.query.noise_multiplier=9"], "makes no difference with config.selection.method=none"),
+        (
+            "dpdm",
+            ["--config.evaluate.enabled=False", "--config.query_net.epochs=9"],
+            "and config.evaluate.enabled=False",
+        ),
+        (
+            "dpdm",
+            ["--config.pretrain.steps=7"],
+            "config.pretrain.steps=7 does not count for dpdm, which decides that itself",
+        ),
+    ],
+)
+def test_a_setting_of_what_no_run_does_is_refused(privimage, config, tmp_path, methods, flags, culprit):
+    call = ("study", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", f"--methods={methods}")
+    privimage(*call, *flags).refuses(culprit)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_setting_of_what_some_runs_do_is_taken(privimage, config, tmp_path, monkeypatch):
+    flags = ("--methods=dp_feta,dpdm,random", "--config.warmup.steps=9", "--config.pretrain.ema=0.9")
+    _, runs = planned(privimage, monkeypatch, "--config", config, "--workdir", tmp_path / "w", *flags)
+    assert {(one.warmup.steps, one.pretrain.ema) for one in runs.values()} == {(9, 0.9)}
+    alone = ("--methods=dp_feta", "--config.pretrain.ema=0.9")  # noisy means are learnt as pretrain says
+    planned(privimage, monkeypatch, "--config", config, "--workdir", tmp_path / "w", *alone)
+
+
 def test_a_method_overrules_what_defines_it_and_no_k_that_is_given(privimage, config, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(running, "run", lambda runs, *more: made.extend(runs))
@@ -269,10 +347,16 @@ def test_a_study_is_of_one_image_set(study, config, copy, tmp_path):
         ("public", "train_images", "the images of config.public"),
     ],
 )
-def test_images_that_are_replaced_in_place_do_not_join(study, copy, tmp_path, section, arrays, words):
-    """One pixel of one image differs, under the same path and settings; nothing is spent on it."""
+@pytest.mark.parametrize("lost", [False, True])
+def test_images_that_are_replaced_in_place_do_not_join(study, copy, tmp_path, section, arrays, words, lost):
+    """One pixel of one image differs, under the same path and settings; nothing is spent on it.
+
+    Nor where the file of the study is lost, and the finished runs tell of themselves.
+    """
     path = pathlib.Path(json.loads(Workdir(copy).study_json.read_text())["settings"][f"{section}.path"])
     shutil.rmtree(copy / NAMES[0])
+    if lost:
+        Workdir(copy).study_json.unlink()
     with np.load(path) as found:
         changed = dict(found)
     changed[arrays][0, 0, 0] ^= 1
@@ -298,7 +382,104 @@ def test_a_study_has_its_mark_before_its_first_run_ends(study, privimage, config
         study(folder)
     assert json.loads(Workdir(folder).study_json.read_text())["rows"] == []
     privimage("run", "--config", config, "--workdir", folder).refuses("holds a study")
-    study(folder, "--config.clipping.norm=2e-3").refuses("holds a study with config.clipping.norm")
+
+
+def stored(folder):
+    return json.loads(Workdir(folder).study_json.read_text())
+
+
+def test_settings_bind_nobody_before_a_run_has_spent(study, copy):
+    """Nor once the runs that did are deleted; what failed before may be mended."""
+    other = "--config.clipping.norm=2e-3"
+    told = (
+        "config.clipping.norm=0.001, which is now 0.002; restore that, choose another --workdir, or delete the folders"
+    )
+    study(copy, other).refuses(told, f"({', '.join(sorted(NAMES)[:3])} and 1 more), whose budget stays spent")
+    for name in NAMES:
+        shutil.rmtree(copy / name)
+    assert stored(copy)["settings"]["clipping.norm"] == 1e-3
+    study(copy, other, failing=NAMES).refuses("4 of 4 runs failed")
+    assert stored(copy)["settings"]["clipping.norm"] == 2e-3
+    study(copy, failing=NAMES).refuses("4 of 4 runs failed")
+    assert [row["status"] for row in read_csv(copy, "study.csv")] == ["failed"] * 4
+
+
+@pytest.mark.parametrize("left", ["ledger", "damaged ledger", "mark", "row", "lock"])
+def test_one_run_that_has_spent_or_is_being_made_binds(study, copy, left):
+    for name in NAMES[1:]:
+        shutil.rmtree(copy / name)
+    run, held = Workdir(copy / NAMES[0]), contextlib.nullcontext()
+    if left != "row":
+        Workdir(copy).study_json.write_text(json.dumps({**stored(copy), "rows": []}))
+    if left != "mark":
+        shutil.rmtree(run.internal / "done")
+    if left not in ("ledger", "damaged ledger"):
+        shutil.rmtree(run.release)
+        shutil.rmtree(run.internal / "query", ignore_errors=True)
+        (run.internal / "ledger_head.json").unlink()
+        for path in run.internal.glob("*/inputs.json"):
+            path.unlink()
+    if left == "damaged ledger":
+        run.ledger.write_text("{}")
+    if left == "lock":
+        held = run.lock()
+    with held:
+        study(copy, "--config.clipping.norm=2e-3", failing=NAMES).refuses(
+            "holds a study with config.clipping.norm=0.001, which is now 0.002", f"({NAMES[0]}), whose budget stays"
+        )
+
+
+def test_settings_bind_those_runs_that_they_make_a_difference_to(study, copy):
+    """A run that failed may be mended beside others, and what no run reads is not in the way of later ones."""
+    gans = [name.replace("random", "dpgan") for name in NAMES if "random" in name]
+    assert not {"gan.noise", "warmup.steps", "selection.method"} & stored(copy)["settings"].keys()
+    for noise in (16, 32):
+        result = study(copy, "--methods=dpgan,dpdm", f"--config.gan.noise={noise}", failing=gans)
+        result.refuses("2 of 4 runs failed")
+        assert stored(copy)["settings"]["gan.noise"] == noise
+    study(copy).succeeds()
+    assert stored(copy)["settings"]["gan.noise"] == 32, "of other runs, and still known"
+    study(copy, "--config.model.kwargs.width=8").refuses(
+        "holds a study with config.model.kwargs.width=None, which is now"
+    )
+
+
+def test_a_microbatch_may_be_lowered_beside_finished_runs(study, copy):
+    """Which whoever runs out of memory is told to do."""
+    said = study(copy, "--config.clipping.microbatch=4").succeeds().out
+    assert said.count("is finished with the same settings") == 4
+
+
+def test_a_command_whose_folder_has_other_settings_by_now_spends_nothing(study, copy, monkeypatch):
+    """Two that begin at once, before any run binds: the later one wins."""
+    for name in NAMES:
+        shutil.rmtree(copy / name)
+    original = running.finish
+
+    def late(*arguments, **more):
+        now = stored(copy)
+        now["settings"]["clipping.norm"] = 2e-3
+        Workdir(copy).study_json.write_text(json.dumps(now))
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(running, "finish", late)
+    study(copy).refuses("config.clipping.norm=0.002, which is now 0.001, as another command has begun meanwhile")
+    assert not Workdir(copy / NAMES[0]).ledger.exists()
+
+
+def test_a_damaged_file_is_made_again_from_the_runs(study, copy):
+    before = [{**row, "seconds": ""} for row in read_csv(copy, "study.csv")]
+    ledgers = [Workdir(copy / name).ledger.read_bytes() for name in NAMES]
+    path = Workdir(copy).study_json
+    path.write_text("{")
+    study(copy).refuses("study.json is not JSON; delete it, and the same command takes its rows from the runs' folders")
+    path.unlink()
+    assert study(copy).succeeds().out.count("is finished with the same settings") == 4
+    assert [{**row, "seconds": ""} for row in read_csv(copy, "study.csv")] == before
+    assert [Workdir(copy / name).ledger.read_bytes() for name in NAMES] == ledgers
+    path.unlink()
+    study(copy, "--config.clipping.norm=2e-3").refuses("4 of 4 runs failed", "has spent privacy budget in the stage")
+    assert [Workdir(copy / name).ledger.read_bytes() for name in NAMES] == ledgers
 
 
 def test_a_damaged_run_takes_nothing_from_the_table(study, copy):
@@ -362,6 +543,14 @@ def test_a_method_wins_over_what_all_runs_share(privimage, config, tmp_path, mon
         "dpdm-eps10-seed0": 0,
         "dpgan-eps10-seed0": 0,
     }
+
+
+@pytest.mark.parametrize(("precision", "finished"), [("auto", True), ("float32", True), ("bfloat16", False)])
+def test_a_number_format_that_is_asked_for_is_a_setting(privimage, config, made, monkeypatch, precision, finished):
+    """Only "auto" leaves it to the devices, and the run was made on a CPU."""
+    flags = ("--config", config, "--workdir", made[0], *FLAGS, f"--config.precision={precision}")
+    _, runs = planned(privimage, monkeypatch, *flags)
+    assert rows.is_finished(Workdir(made[0] / NAMES[0]), runs[NAMES[0]]) == finished
 
 
 @pytest.mark.parametrize("flag", [(), ("--method=",), ("--config.method=",)])

@@ -123,6 +123,15 @@ def test_the_table_rounds_epsilon_up(tmp_path, capsys):
     assert " 1.00001 " in capsys.readouterr().out
 
 
+def test_number_formats_that_differ_are_told(tmp_path, capsys):
+    runs = [{"run": name, "status": "done", "computed_in": name} for name in ("float32", "tf32")]
+    failed = {"run": "none", "status": "failed", "error": "a sentence."}
+    sweep.show([runs[0], failed], [], "fid", Workdir(tmp_path))
+    assert "number format" not in capsys.readouterr().out
+    sweep.show([*runs, failed], [], "fid", Workdir(tmp_path))
+    assert "1 in float32 (such as float32), 1 in tf32 (such as tf32); what" in capsys.readouterr().out
+
+
 def test_one_void_run_is_told_as_well(made, tmp_path, capsys):
     shutil.copytree(made[0] / FINISHED[0] / "release", tmp_path / "run" / "release")
     sweep.show([], [], "fid", Workdir(tmp_path))
@@ -157,7 +166,7 @@ def test_the_folder_takes_no_other_sweep_and_no_run(privimage, config, copy):
     privimage("run", *call).refuses("holds a sweep")
     privimage("audit", *call).refuses("holds a sweep")
     (copy / "internal" / "sweep.json").write_text("[]")
-    privimage("sweep", *call, *SELECTIONS).refuses("sweep.json is damaged", "choose another --workdir")
+    privimage("sweep", *call, *SELECTIONS).refuses("sweep.json is damaged", "delete it, and the same command takes its")
 
 
 def test_a_run_s_folder_takes_no_sweep(privimage, config, made):
@@ -244,6 +253,26 @@ def test_networks_of_other_public_classes_do_not_compare(tmp_path, monkeypatch, 
     assert ("train 2 query networks" in capsys.readouterr().out) != shared
 
 
+def test_settings_bind_nobody_before_a_run_has_spent(tmp_path, monkeypatch):
+    """Nor does what the runs were over: the rows of those that failed go."""
+    fail, other = UserError("enough."), base.get_config()
+    other.clipping.norm = 2e-3
+    monkeypatch.setattr(pipeline, "run", lambda context, check: (_ for _ in ()).throw(fail))
+    for field, values, config in (
+        ("query.k1", (1, 2), base.get_config()),
+        ("query.k1", (1, 2), other),
+        ("selection.k2", (3, 4), other),
+    ):
+        with pytest.raises(UserError, match="2 of 2 runs failed"):
+            sweep.run(two_runs(field, values), config, Workdir(tmp_path))
+        assert [row[field] for row in read_rows(tmp_path)] == [str(value) for value in values]
+    finished = Workdir(tmp_path / "k2=3")
+    finished.create()
+    finished.mark_done("report", {"fingerprint": "any"})
+    with pytest.raises(UserError, match=r"over selection.k2, not query.k1; choose another --workdir"):
+        sweep.run(two_runs(), other, Workdir(tmp_path))
+
+
 def fail_first(monkeypatch, error):
     """Lets the first of `two_runs` fail so, and the other one pass."""
 
@@ -312,7 +341,17 @@ def test_a_row_that_is_no_run_s_is_refused(privimage, config, copy):
     stored = json.loads(path.read_text())
     path.write_text(json.dumps({**stored, "rows": [{"run": "k1=1"}]}))
     result = privimage("sweep", "--config", config, "--workdir", copy, *SELECTIONS)
-    result.refuses("sweep.json holds a row that is no run's", "choose another --workdir")
+    result.refuses("sweep.json holds a row that is no run's", "delete it")
+
+
+def test_a_damaged_file_is_made_again_from_the_runs(privimage, config, copy):
+    released = {name: release_bytes(Workdir(copy / name)) for name in FINISHED}
+    before = [{**row, "seconds": ""} for row in read_rows(copy)]
+    (copy / "internal" / "sweep.json").unlink()
+    result = privimage("sweep", "--config", config, "--workdir", copy, *SELECTIONS)
+    result.refuses("1 of 4 runs failed")
+    assert [{**row, "seconds": ""} for row in read_rows(copy)] == before
+    assert {name: release_bytes(Workdir(copy / name)) for name in FINISHED} == released, "nothing was spent"
 
 
 def test_correlations_are_those_of_the_runs_that_have_both():
@@ -371,6 +410,14 @@ def test_a_setting_that_only_some_generators_read_is_told_and_one_for_none_is_re
     privimage(*alone, "--over=method=dpdm", "--config.gan.noise=16").refuses(none)
     privimage(*alone, "--over=gan.noise=16,32").refuses(none)
     privimage(*call, "--over=gan.noise=16,32").refuses("would be the same run, as config.generator=diffusion does not")
+
+
+def test_a_setting_of_what_no_run_does_is_refused(privimage, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "run", lambda runs, *more: None)
+    call = ("sweep", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", "--over=warmup.steps=1,2")
+    privimage(*call).refuses("config.warmup.steps makes no difference with config.warmup.enabled=False; leave it out")
+    privimage(*call, "--config.warmup.enabled=True").succeeds()
+    privimage(*call, "--over=warmup.enabled=True,False").succeeds()
 
 
 def test_changes_one_at_a_time_have_a_table_by_name_and_a_plot_each(privimage, config, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from privimage_jax.run.inputs import make_inputs
 from privimage_jax.run.stage import STAGES, named, upstream
 from privimage_jax.stages import pretrain, selection, train_query
 from privimage_jax.stages.parts import query_accuracy
+from privimage_jax.storage import durable
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.checkpoint import restore_tree
 from privimage_jax.training.mesh import make_mesh
@@ -196,6 +197,26 @@ def test_two_that_make_the_same_wait_for_each_other(filled, tmp_path, monkeypatc
     first.join(60)
     second.join(60)
     assert made == ["one"] and taken(Workdir(tmp_path / "two")) == ["train-query"]
+
+
+def test_a_run_that_begins_meanwhile_takes_away_nothing_that_is_being_noted(filled, tmp_path):
+    """Another share takes the study's lock, and removes what killed runs have left, just as this one writes."""
+    config, disturbed = cached_config(filled), []
+    config.public_cache, config.private_cache = str(tmp_path / "cache"), str(tmp_path / "private")
+
+    def begin(step, path):
+        if step == "flushed" and path.name.startswith(".resources-"):
+            durable.remove_leftovers(tmp_path / "private")
+            disturbed.append(path)
+
+    durable.observers.append(begin)
+    try:
+        again = run(config, tmp_path / "run", "train-query")
+    finally:
+        durable.observers.remove(begin)
+    assert len(disturbed) == 1
+    (noted,) = (tmp_path / "private").glob("resources-*.json")
+    assert json.loads(noted.read_text()) == resources.read(again)["train-query"]
 
 
 def test_no_stage_that_sees_sensitive_images_unnoised_is_kept(tmp_path):

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from ml_collections import ConfigDict
 
 from privimage_jax import config as configs
-from privimage_jax.commands.many_runs.rows import DONE, Row
+from privimage_jax.commands.many_runs.bound import binding, depends, made
+from privimage_jax.commands.many_runs.combinations import Run
+from privimage_jax.commands.many_runs.rows import DONE, OF_ROUNDING, Row
 from privimage_jax.commands.many_runs.table import as_csv
 from privimage_jax.errors import UserError
 from privimage_jax.run import data_seen
@@ -18,8 +20,10 @@ _MEASURES = ("sample.", "evaluate.")  # decide what a finished run is measured b
 MAY_CHANGE = ("name", *_MEASURES, "log.", "audit.")  # of no say in training; a run refuses what it has to
 _OF_THE_MACHINE = frozenset(  # and these of none at all
     {f"{name}.{key}" for name in ("data", "public") for key in ("cache", "residency", "accept")}
-    | {"public_cache", "private_cache"}
+    | {"public_cache", "private_cache", *OF_ROUNDING}
 )
+MOST_NAMES = 3  # of runs, in a sentence
+_REBUILT = "delete it, and the same command takes its rows from the runs' folders again, which spends nothing"
 
 
 class ManyRuns:
@@ -32,29 +36,42 @@ class ManyRuns:
       kind: "sweep" or "study".
       over: the settings in which the runs differ.
       base: a config with all other settings, as they were before any run got its own.
+      runs: of this command, whose settings are compared with those of the others.
       one_at_a_time: each run changes one setting of `base` at most, so that all of them are compared with its values.
     """
 
-    def __init__(self, folder: Workdir, kind: str, over: Sequence[str], base: ConfigDict, one_at_a_time: bool = False):
+    def __init__(
+        self,
+        folder: Workdir,
+        kind: str,
+        over: Sequence[str],
+        base: ConfigDict,
+        runs: Sequence[Run],
+        one_at_a_time: bool = False,
+    ):
         self.folder = folder
         self._kind, self._json = kind, folder.internal / f"{kind}.json"
         flat = dict(configs.flatten(base))
         shared = {key: value for key, value in flat.items() if key not in {*over, "method"}}
+        self._known, self._runs = {*flat}, [dict(configs.flatten(one.config)) for one in runs]
         settings = {
-            key: value for key, value in shared.items() if not key.startswith(MAY_CHANGE) and key not in _OF_THE_MACHINE
+            key: value
+            for key, value in shared.items()
+            if not key.startswith(MAY_CHANGE) and key not in _OF_THE_MACHINE and self._depends(key)
         }
         measures = {key: v for key, v in shared.items() if key.startswith(_MEASURES) and not configs.is_place(key)}
         self._measures: Row = fingerprints.jsonable(measures)
         self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
         if one_at_a_time:
             self._identity["changed"] = fingerprints.jsonable({key: flat[key] for key in over})
+        self._is_ours = False  # whether this command has written its settings
         self._of_one_set = not any(key.startswith(("data.", "public.")) for key in over)
 
     def take(self) -> None:
         """Makes the folder, or checks that it is this one's.
 
         Raises:
-          UserError: if it holds anything else, or the same over other settings or with another base.
+          UserError: if it holds anything else, or runs over other settings or with another base that bind.
         """
         self.folder.check()
         if (holds := self.folder.holds()) not in ("", f"a {self._kind}"):
@@ -71,7 +88,7 @@ class ManyRuns:
           wait: for other commands on the folder; else their presence is a `UserError`.
 
         Raises:
-          UserError: also if another command has made the folder its own meanwhile.
+          UserError: also if another command has given the folder other settings meanwhile.
         """
         with self.folder.lock(wait):
             if self._json.exists():
@@ -79,22 +96,48 @@ class ManyRuns:
             yield
 
     def _check_identity(self) -> None:
-        with reading.user_errors(self._json, "choose another --workdir"):
+        """Compares what the folder is bound to with what this command says; see `bound`.
+
+        Until a command has written its own settings it may replace those that bind no run. From then on nobody may.
+        """
+        with reading.user_errors(self._json, _REBUILT):
             before = reading.read_json(self._json)
             over, was_apart = [str(key) for key in before["over"]], "changed" in before
             old = {**before["settings"], **before.get("changed", {})}
+            done = [row.get("run") for row in before.get("rows", ()) if row.get("status") == DONE]
         begins, now = f"{self.folder.root} holds a {self._kind}", self._identity
-        if over != now["over"]:
-            raise UserError(f"{begins} over {', '.join(over)}, not {', '.join(now['over'])}; choose another --workdir.")
-        if was_apart != ("changed" in now):
-            how = "with" if was_apart else "without"
-            raise UserError(f"{begins} that was made {how} --one_at_a_time; choose another --workdir.")
+        otherwise = over != now["over"] or was_apart != ("changed" in now)
         new = {**now["settings"], **now.get("changed", {})}
-        if key := _first_difference(old, new):
-            raise UserError(
-                f"{begins} with config.{key}={old[key]!r}, which is now {new.get(key)!r}; restore that, or choose "
-                "another --workdir."
-            )
+        changed = [key for key in sorted({*old, *new}) if self._differs(key, old, new)]
+        if not otherwise and not changed:
+            return
+        bound = {} if self._is_ours else binding(self.folder.root, done)
+        if otherwise and (self._is_ours or bound):
+            raise UserError(f"{begins} {_difference_in_kind(over, was_apart, now)}; choose another --workdir.")
+        for key in changed:
+            what = f"{begins} with config.{key}={old.get(key)!r}, which is now {new.get(key)!r}"
+            if self._is_ours:
+                raise UserError(f"{what}, as another command has begun meanwhile; choose another --workdir.")
+            if names := [name for name, settings in bound.items() if depends(settings, key)]:
+                raise UserError(
+                    f"{what}; restore that, choose another --workdir, or delete the folders of the runs that were made "
+                    f"so ({_some(names)}), whose budget stays spent."
+                )
+
+    def _depends(self, key: str) -> bool:
+        """Whether any run of this command depends on a setting."""
+        return any(depends(run, key) for run in self._runs)
+
+    def _differs(self, key: str, old: Row, new: Row) -> bool:
+        """Whether a setting is another one now, of those that this command's runs depend on.
+
+        What the old ones do not note is of an earlier version, or of no earlier run; a model's argument was left out.
+        """
+        if key in old and key in new:
+            return old[key] != new[key]
+        if key in old:
+            return key not in self._known and self._depends(key)
+        return key.startswith(configs.FREE_SECTIONS)
 
     def rows(self) -> dict[str, Row]:
         """Name of a run -> its row, of all that commands made and that are still there.
@@ -104,14 +147,17 @@ class ManyRuns:
         """
         if not self._json.exists():
             return {}
-        with reading.user_errors(self._json, "choose another --workdir"):
-            rows = [dict(row) for row in reading.read_json(self._json).get("rows", ())]
+        with reading.user_errors(self._json, _REBUILT):
+            before = reading.read_json(self._json)
+            if before.get("over") != self._identity["over"]:
+                return {}  # of failures alone, or this command would have been refused
+            rows = [dict(row) for row in before.get("rows", ())]
             if not all({"run", "status", *self._identity["over"]} <= row.keys() for row in rows):
                 raise reading.Unreadable("holds a row that is no run's")
             return {row["run"]: row for row in rows if (self.folder.root / row["run"]).is_dir()}
 
     def check_data(self, inputs: Inputs) -> None:
-        """Refuses a run on other images than the finished ones were made of, unless the runs are to differ in that.
+        """Refuses a run on other images than those before it were made of, unless the runs are to differ in that.
 
         The settings may be the same all the same: files were replaced under their path.
 
@@ -121,12 +167,12 @@ class ManyRuns:
         if not self._of_one_set:
             return
         now = data_seen.digests(inputs)
-        for row in self.rows().values():
-            if row["status"] != DONE or row["run"] == inputs.workdir.root.name:
-                continue
-            if words := data_seen.difference(now, data_seen.read(Workdir(self.folder.root / row["run"]))):
+        done = [row["run"] for row in self.rows().values() if row["status"] == DONE]
+        for run in made(self.folder.root, done):
+            name = run.root.name
+            if name != inputs.workdir.root.name and (words := data_seen.difference(now, data_seen.read(run))):
                 raise UserError(
-                    f"{words} are not those of {row['run']}, which {self.folder.root} holds; restore them, or choose "
+                    f"{words} are not those of {name}, which {self.folder.root} holds; restore them, or choose "
                     "another --workdir."
                 )
 
@@ -185,10 +231,35 @@ class ManyRuns:
         rows = list(rows)
         measured = {name: settings for name, settings in self._measured().items() if name not in made}
         measured |= {row["run"]: self._measures for row in rows if row["run"] in made and row["status"] == DONE}
-        durable.atomic_write_json(self._json, {**self._identity, "rows": rows, "measured": measured})
+        durable.atomic_write_json(self._json, {**self._joined(), "rows": rows, "measured": measured})
+        self._is_ours = True
         if rows:
             shown = self.comparable(rows)
             durable.atomic_write_bytes(self.folder.internal / f"{self._kind}.csv", as_csv(shown))
+
+    def _joined(self) -> Row:
+        """This command's identity, and the settings of earlier runs that make no difference to its own."""
+        before = reading.read_record(self._json)
+        if before.get("over") != self._identity["over"]:
+            return self._identity
+        return {**self._identity, "settings": {**before.get("settings", {}), **self._identity["settings"]}}
+
+
+def _difference_in_kind(over: Sequence[str], was_apart: bool, now: Row) -> str:
+    """What the folder was made over or how, where that is not what a command says."""
+    if [*over] != now["over"]:
+        return f"over {', '.join(over)}, not {', '.join(now['over'])}"
+    return f"that was made {'with' if was_apart else 'without'} --one_at_a_time"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Some of many names.
+
+    >>> _some(["a", "b"]), _some(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _first_difference(old: Row, now: Row) -> str:

@@ -19,11 +19,14 @@ from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import enabled_stages, named
 from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Busy, Workdir
+from privimage_jax.training.precision import AUTO
 from privimage_jax.training.writers import headline
 
 Row = dict[str, Any]
 DONE, FAILED, BUSY = "done", "failed", "busy"  # the last: another process holds the run
 EVALUATED = "evaluated"  # in a row of a run that is done: whether real images were looked at to measure it
+COMPUTED_IN = "computed_in"  # likewise: the number format, what `config.precision` meant on the devices that made it
+OF_ROUNDING = ("clipping.microbatch",)  # no other results: whoever ran out of memory may lower it
 TRACEBACK = "traceback.txt"  # in `internal/` of a run that failed by a bug
 MOST_OF_A_BUG = 300  # characters of its message that a row has
 
@@ -47,8 +50,9 @@ def finish(
       check: called before any stage of a run that is not left alone; a `UserError` of it is the run's failure.
 
     Returns:
-      "run", the settings in which it differs, "status", and where that is `DONE` "epsilon", "parameters", what
-      `resources.total` says, all numbers of `evaluation.json`, and `more`; else the sentence "error". Tuples are lists.
+      "run", the settings in which it differs, "status", and where that is `DONE` "epsilon", `EVALUATED`,
+      `COMPUTED_IN`, "parameters", what `resources.total` says, all numbers of `evaluation.json`, and `more`; else the
+      sentence "error". Tuples are lists.
     """
     own = Workdir(folder / one.name)
     row: Row = fingerprints.jsonable({"run": one.name, **one.values})
@@ -58,7 +62,7 @@ def finish(
     try:
         durable.make_dir(own.root)  # of one that fails early as well: a row is dropped with its folder
         inputs = make_inputs(config, own)
-        if trust_marks and is_finished(own, inputs.config):
+        if trust_marks and is_finished(own, config):
             headline(kind, "skipped", f"{one.name} is finished with the same settings")
         else:
             pipeline.run(inputs, check=check)
@@ -74,13 +78,27 @@ def finish(
 
 
 def is_finished(own: Workdir, config: ConfigDict) -> bool:
-    """Whether a run has all marks and artefacts of its stages, and was reported with the settings of `config`."""
+    """Whether a run has all marks and artefacts of its stages, and was reported with the settings of `config`.
+
+    What "auto" means here does not matter: a run that is finished in another number format, on other devices, is so.
+
+    Args:
+      own: the run's folder.
+      config: as it is given, with no "auto" resolved.
+    """
     stages = enabled_stages(config)
     paths = [own.root / path for stage in stages for path in stage.writes]
     if not all(own.done_mark(stage.name) for stage in stages) or not all(path.exists() for path in paths):
         return False
-    report = named("report")  # which has all settings
-    return (own.done_mark(report.name) or {}).get("settings") == fingerprints.jsonable(report.settings(config))
+    now, before = fingerprints.jsonable(named("report").settings(config)), _reported(own)
+    alike = {*OF_ROUNDING, *(["precision"] if config.precision == AUTO else [])}
+    return now == {**before, **{key: now[key] for key in alike & now.keys() & before.keys()}}
+
+
+def _reported(own: Workdir) -> Row:
+    """The settings with which a run was reported, which are all that are in use; {} before that."""
+    found = (own.done_mark(named("report").name) or {}).get("settings")
+    return found if isinstance(found, dict) else {}
 
 
 def _reason(error: Exception, own: Workdir) -> str:
@@ -104,6 +122,8 @@ def _reason(error: Exception, own: Workdir) -> str:
 def _results(own: Workdir, config: ConfigDict) -> Row:
     """What is known of a finished run."""
     found: Row = {"epsilon": total_epsilon(open_ledger(own).entries), EVALUATED: config.evaluate.enabled}
+    if precision := _reported(own).get("precision"):
+        found[COMPUTED_IN] = precision
     if (generator := named("finetune").artefact(own)).is_dir():
         with artefact.stored(generator) as arrays:
             found["parameters"] = sum(math.prod(shape) for shape, _ in arrays.headers.values())

@@ -9,7 +9,7 @@ import rich.markup
 import rich.table
 
 from privimage_jax.commands.ledger import DIGITS, describe_joint, void_note
-from privimage_jax.commands.many_runs.rows import BUSY, DONE, EVALUATED, FAILED, Row
+from privimage_jax.commands.many_runs.rows import BUSY, COMPUTED_IN, DONE, EVALUATED, FAILED, Row
 from privimage_jax.errors import UserError, printable
 from privimage_jax.privacy.ledger import spent
 from privimage_jax.privacy.rounding import plain_up
@@ -60,6 +60,21 @@ def joint_cost(folder: Workdir) -> str:
     ledgers = [ledger for ledger in ledgers if spent(ledger.entries)]
     spending, names = [ledger.entries for ledger in ledgers], [ledger.path.parents[1].name for ledger in ledgers]
     return describe_joint(spending, names) if len(spending) > 1 else void_note(spending)
+
+
+def formats_differ(rows: Sequence[Row]) -> str:
+    """One sentence where finished runs computed in several number formats, as those of GPUs and of CPUs do; else ""."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == DONE and COMPUTED_IN in row:
+            found.setdefault(row[COMPUTED_IN], []).append(row["run"])
+    if len(found) < 2:
+        return ""
+    told = ", ".join(f"{len(names)} in {name} (such as {names[0]})" for name, names in found.items())
+    return (
+        f"These runs did not compute in one number format: {told}; what they differ in may come from that, unless "
+        "all runs of another --workdir are given one config.precision."
+    )
 
 
 def print_passed_by(rows: Sequence[Row]) -> None:

@@ -7,7 +7,14 @@ from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.plots import plot, png
 from privimage_jax.commands.many_runs.rows import DONE, Row
-from privimage_jax.commands.many_runs.table import ACCURACIES, as_csv, joint_cost, show_table, tell_what_may_leave
+from privimage_jax.commands.many_runs.table import (
+    ACCURACIES,
+    as_csv,
+    formats_differ,
+    joint_cost,
+    show_table,
+    tell_what_may_leave,
+)
 from privimage_jax.commands.study.summary import summarize
 from privimage_jax.errors import UserError
 from privimage_jax.report import study
@@ -44,6 +51,8 @@ def write(rows: Sequence[Row], runs: Sequence[Run], title: str, many: ManyRuns) 
         _write_plots(folder, table)
     columns = (METHOD, EPSILON, "runs", "failed", "epsilon", *SHOWN, SECONDS, HOST, DEVICE, "parameters")
     show_table([{**row, **_with_spread(row)} for row in table], columns, left=(METHOD,))
+    if note := formats_differ(rows):
+        print(note)
     if cost:
         print(cost)
     tell_what_may_leave(folder, rows, TABLE)

@@ -11,6 +11,7 @@ from privimage_jax.commands.many_runs.table import check_none_failed, print_pass
 from privimage_jax.commands.study import results
 from privimage_jax.commands.study.plan import FIELDS, Share
 from privimage_jax.run import private_cache, public_cache
+from privimage_jax.run.inputs import Inputs
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
 
@@ -37,23 +38,30 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
     """
     public_cache.check(base, folder)
     private_cache.check(base, folder)
-    many = ManyRuns(folder, KIND, FIELDS, base)
+    many = ManyRuns(folder, KIND, FIELDS, base, runs)
     many.take()
     with many.held(wait=True):
         many.check_measures([one.name for one in runs])
         many.save(many.rows().values())  # the mark of a study, before its first run ends
     mine = share.of(runs)
     of_all = f", of {len(runs)} in all" if share.count > 1 else ""
+
+    def check(inputs: Inputs) -> None:
+        with many.held(wait=True):  # which also tells whether another command has begun with other settings
+            many.check_data(inputs)
+
     found = []
     for number, one in enumerate(mine, 1):
         headline(KIND, "running", f"{one.name} ({number} of {len(mine)}{of_all})")
-        found.append(finish(one, folder.root, KIND, trust_marks=True, check=many.check_data))
+        found.append(finish(one, folder.root, KIND, trust_marks=True, check=check))
         if found[-1]["status"] != BUSY:
             _note(many, runs, found[-1])
     with many.held(wait=True):
         rows = many.comparable(many.rows().values())
     if share.count == 1:
         results.write(rows, runs, base.name, many)
+    elif not mine:
+        print(f"no run falls to this share, as there are more shares ({share.count}) than runs ({len(runs)}).")
     else:
         done = sum(row["status"] == DONE for row in found)
         print(f"{done} of the {len(mine)} runs of this share are done; the same command without a share joins all.")

@@ -1,0 +1,64 @@
+"""Which runs of a folder bind later commands to their settings: those that are done, have spent, or are being made.
+
+A run that failed before it spent anything binds nothing: its settings may be mended.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from privimage_jax.commands.many_runs.rows import Row
+from privimage_jax.errors import UserError
+from privimage_jax.privacy.ledger import spent
+from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.run.stage import named
+from privimage_jax.settings import methods, use
+from privimage_jax.storage import locks, reading
+from privimage_jax.storage.workdir import Workdir
+
+
+def depends(settings: use.Settings, key: str) -> bool:
+    """Whether what all runs share decides a setting of a run that it makes a difference to: its method may decide it.
+
+    Args:
+      settings: of the run, as its `config.json` has them; {} where they are not known, as if it read all.
+      key: "section.key".
+    """
+    method = methods.METHODS.get(str(settings.get("method")))
+    return use.matters(settings, key) and not (method and key in method.settings)
+
+
+def made(root: Path, done: Collection[str]) -> Iterator[Workdir]:
+    """The runs in a folder that are done, as those named `done` are known to be, or have spent, in order of names."""
+    for run in _runs(root):
+        if run.root.name in done or run.done_mark(named("report").name) or _has_spent(run):
+            yield run
+
+
+def binding(root: Path, done: Collection[str]) -> dict[str, Row]:
+    """Name of a run that binds -> its settings, {} where a process is making it; arguments as of `made`."""
+    found = {run.root.name: reading.read_record(run.config_json) for run in made(root, done)}
+    return found | {run.root.name: {} for run in _runs(root) if run.root.name not in found and _is_held(run)}
+
+
+def _runs(root: Path) -> list[Workdir]:
+    return [Workdir(path) for path in sorted(root.iterdir()) if path.is_dir()]
+
+
+def _has_spent(run: Workdir) -> bool:
+    """Whether a run has spent, or can no longer tell."""
+    try:
+        return bool(spent(open_ledger(run).entries))
+    except UserError:
+        return True
+
+
+def _is_held(run: Workdir) -> bool:
+    """Whether a process works on a run."""
+    lock = run.internal / "lock"
+    if not lock.exists():
+        return False
+    try:
+        with locks.exclusive(lock, wait=False):
+            return False
+    except BlockingIOError:
+        return True
