@@ -68,6 +68,8 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
     private_cache.check(inputs.config, inputs.workdir)
     inputs.workdir.create()
     with inputs.workdir.lock():
+        if n := inputs.config.data.n:
+            inputs.plan_for(n)  # what it refuses need not wait for images, which may take an hour to read
         needs_public = any(stage.sees("public") for stage in stages)
         inputs.data.read(needs_public)
         available = processes.current().min_over_processes(

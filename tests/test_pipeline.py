@@ -18,7 +18,7 @@ from privimage_jax.models import gan
 from privimage_jax.privacy import noise
 from privimage_jax.report import measures
 from privimage_jax.run import publication
-from privimage_jax.run.inputs import make_inputs
+from privimage_jax.run.inputs import DataSets, make_inputs
 from privimage_jax.run.mechanism import Mechanism
 from privimage_jax.run.stage import STAGES
 from privimage_jax.stages import evaluate, finetune, pretrain, train_query
@@ -265,6 +265,14 @@ def test_a_change_in_or_before_a_spent_stage_is_refused(copy, key, value):
     with pytest.raises(UserError, match=rf"has spent privacy budget .*config\.{key}"):
         run(config, workdir)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_budget_that_cannot_be_met_is_refused_before_images_are_read(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(DataSets, "read", lambda *_: pytest.fail("read"))
+    config = make_config(finished[0])
+    config.data.n, config.privacy.epsilon, config.query.noise_multiplier = 60, 0.1, 1.0
+    with pytest.raises(UserError, match="the semantic query alone costs epsilon"):
+        run(config, tmp_path / "run")
 
 
 def test_other_data_is_refused(copy, tmp_path):

@@ -15,7 +15,7 @@ from privimage_jax import config as configs
 from privimage_jax.commands.many_runs.combinations import Run, as_file_name
 from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.plots import plot, png
-from privimage_jax.commands.many_runs.rows import DONE, Row, finish
+from privimage_jax.commands.many_runs.rows import DONE, Row, check_budgets, check_caches, finish
 from privimage_jax.commands.many_runs.table import (
     ACCURACIES,
     check_none_failed,
@@ -27,7 +27,6 @@ from privimage_jax.commands.many_runs.table import (
 )
 from privimage_jax.commands.sweep_subsets import LEAST_RUNS, MEASURES, Subsets, correlations
 from privimage_jax.errors import UserError
-from privimage_jax.run import private_cache, public_cache
 from privimage_jax.run.stage import named
 from privimage_jax.storage import durable, fingerprints
 from privimage_jax.storage.workdir import Workdir
@@ -69,11 +68,10 @@ def run(
     """
     _check_evaluated(runs, measure, correlate)
     fields, plotted = list(runs[0].values), measure or DEFAULT_MEASURE
-    for one in runs:
-        public_cache.check(one.config, folder)
-        private_cache.check(one.config, folder)
+    check_budgets(runs)
     many = ManyRuns(folder, "sweep", fields, base, runs, one_at_a_time)
     many.take()
+    check_caches(runs, folder)
     if (networks := len({fingerprints.fingerprint(_network(one.config)) for one in runs})) > 1:
         headline(
             "sweep",

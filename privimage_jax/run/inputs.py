@@ -205,9 +205,13 @@ class Inputs:
 
     @property
     def plan(self) -> Plan:
-        """The privacy plan for this data; a ledger that was opened keeps its delta where the default was another."""
+        """The privacy plan for this data."""
+        return self.plan_for(self.sensitive.n_records)
+
+    def plan_for(self, n: int) -> Plan:
+        """The privacy plan for N records; a ledger that was opened keeps its delta where the default was another."""
         lines = Ledger.open(self.workdir.ledger).entries
-        return make_plan(self.config, self.sensitive.n_records, lines[0]["delta"] if lines else None)
+        return make_plan(self.config, n, lines[0]["delta"] if lines else None)
 
     @property
     def is_private(self) -> bool:

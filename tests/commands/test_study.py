@@ -526,6 +526,21 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(privimage, confi
     assert not (tmp_path / "w").exists()
 
 
+def test_a_budget_that_cannot_be_met_is_refused_before_the_first_run(study, tmp_path):
+    folder, several = tmp_path / "w", ("--methods=dpdm,privimage", "--epsilons=10,0.1", "--config.data.n=60")
+    study(folder, *several).refuses(f"{FAILED}: the semantic query alone costs epsilon")
+    means = ("--methods=dp_feta", "--config.data.n=60", "--config.warmup.subset_size=61")
+    study(folder, *means).refuses("dp_feta-eps10-seed0: config.warmup.subset_size=61 is larger than the N=60")
+    assert not folder.exists()
+
+
+def test_what_sees_real_images_is_kept_out_of_the_public_cache_of_all_runs(study, tmp_path):
+    folder = tmp_path / "w"
+    said = study(folder, f"--config.private_cache={folder / 'public_cache'}")
+    said.refuses("are one folder, or one lies in the other; what sees real images must stay apart")
+    assert not any((folder / name).exists() for name in NAMES)
+
+
 def planned(privimage, monkeypatch, *flags):
     """What `privimage study` says of such a study, and its runs by name; none is made."""
     found = {}

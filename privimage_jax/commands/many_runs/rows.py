@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.errors import UserError, is_out_of_memory, memory_sentence, system_sentence
 from privimage_jax.generators import artefact
 from privimage_jax.privacy.ledger import total_epsilon
-from privimage_jax.run import resources
+from privimage_jax.run import private_cache, public_cache, resources
 from privimage_jax.run.inputs import Inputs, make_inputs
 from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import enabled_stages, named
 from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Busy, Workdir
@@ -29,6 +30,36 @@ COMPUTED_IN = "computed_in"  # likewise: the number format, what `config.precisi
 OF_ROUNDING = ("clipping.microbatch",)  # no other results: whoever ran out of memory may lower it
 TRACEBACK = "traceback.txt"  # in `internal/` of a run that failed by a bug
 MOST_OF_A_BUG = 300  # characters of its message that a row has
+
+
+def with_caches(config: ConfigDict, folder: Path) -> ConfigDict:
+    """A copy of a run's config that names both caches: those of the folder of all runs where it names none."""
+    config = config.copy_and_resolve_references()
+    config.public_cache = config.public_cache or str(folder / "public_cache")
+    config.private_cache = config.private_cache or str(Workdir(folder).cache)
+    return config
+
+
+def check_budgets(runs: Iterable[Run]) -> None:
+    """Refuses budgets that cannot be met, where `config.data.n` says for how many records, before any run begins.
+
+    Raises:
+      UserError: naming the run.
+    """
+    for one in runs:
+        try:
+            if one.config.data.n:
+                make_plan(one.config, one.config.data.n)
+        except UserError as error:
+            raise UserError(f"{one.name}: {error}") from None
+
+
+def check_caches(runs: Iterable[Run], folder: Workdir) -> None:
+    """Makes the shared folders, and refuses those that `public_cache.check` or `private_cache.check` does."""
+    for one in runs:
+        shared = with_caches(one.config, folder.root)
+        public_cache.check(shared, folder)
+        private_cache.check(shared, folder)
 
 
 def finish(
@@ -56,9 +87,7 @@ def finish(
     """
     own = Workdir(folder / one.name)
     row: Row = fingerprints.jsonable({"run": one.name, **one.values})
-    config = one.config.copy_and_resolve_references()
-    config.public_cache = config.public_cache or str(folder / "public_cache")
-    config.private_cache = config.private_cache or str(Workdir(folder).cache)
+    config = with_caches(one.config, folder)
     try:
         durable.make_dir(own.root)  # of one that fails early as well: a row is dropped with its folder
         inputs = make_inputs(config, own)

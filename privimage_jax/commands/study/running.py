@@ -6,11 +6,10 @@ from ml_collections import ConfigDict
 
 from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.commands.many_runs.folder import ManyRuns
-from privimage_jax.commands.many_runs.rows import BUSY, DONE, Row, finish
+from privimage_jax.commands.many_runs.rows import BUSY, DONE, Row, check_budgets, check_caches, finish
 from privimage_jax.commands.many_runs.table import check_none_failed, print_passed_by
 from privimage_jax.commands.study import results
 from privimage_jax.commands.study.plan import FIELDS, Share
-from privimage_jax.run import private_cache, public_cache
 from privimage_jax.run.inputs import Inputs
 from privimage_jax.storage.workdir import Workdir
 from privimage_jax.training.writers import headline
@@ -33,13 +32,13 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
       One row for each run in the folder, see `rows.finish`.
 
     Raises:
-      UserError: the folder holds anything else, the public cache cannot be written, or, after everything is written, a
-        run of this share has failed.
+      UserError: the folder holds anything else, a run can be seen to fail, or, after everything is written, one of this
+        share has failed.
     """
-    public_cache.check(base, folder)
-    private_cache.check(base, folder)
+    check_budgets(runs)
     many = ManyRuns(folder, KIND, FIELDS, base, runs)
     many.take()
+    check_caches(runs, folder)
     with many.held(wait=True):
         many.check_measures([one.name for one in runs])
         many.save(many.rows().values())  # the mark of a study, before its first run ends
