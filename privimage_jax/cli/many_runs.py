@@ -7,7 +7,7 @@ from privimage_jax import config as configs
 from privimage_jax.commands.many_runs import looks
 from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.errors import UserError
-from privimage_jax.settings import families, use
+from privimage_jax.settings import use
 
 
 def check(kind: str, runs: Sequence[Run], given: Iterable[str], acknowledged: bool) -> None:
@@ -30,14 +30,14 @@ def check(kind: str, runs: Sequence[Run], given: Iterable[str], acknowledged: bo
 
 
 def _check_differ(runs: Sequence[Run]) -> None:
-    """Refuses two runs that differ only in settings that their generator does not read: each would spend for itself."""
+    """Refuses two runs that differ only in settings that neither reads: each would spend for itself."""
     found: dict[Any, Run] = {}
     for run in runs:
-        name = run.config.generator
-        read = [(key, repr(value)) for key, value in run.values.items() if families.reads(name, key)]
-        other = found.setdefault((name, *read), run)
+        settings = dict(configs.flatten(run.config))
+        read = [(key, repr(value)) for key, value in run.values.items() if use.matters(settings, key)]
+        other = found.setdefault((run.config.generator, *read), run)
         if other is not run:
             raise UserError(
-                f"{other.name} and {run.name} would be the same run, as config.generator={name} does not read what "
-                "they differ in; leave one out."
+                f"{other.name} and {run.name} would be the same run, as neither reads what they differ in; leave one "
+                "out, or give --zip and the values of each run."
             )

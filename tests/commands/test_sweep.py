@@ -409,7 +409,7 @@ def test_a_setting_that_only_some_generators_read_is_told_and_one_for_none_is_re
     none = "config.gan.noise makes no difference with config.generator=diffusion"
     privimage(*alone, "--over=method=dpdm", "--config.gan.noise=16").refuses(none)
     privimage(*alone, "--over=gan.noise=16,32").refuses(none)
-    privimage(*call, "--over=gan.noise=16,32").refuses("would be the same run, as config.generator=diffusion does not")
+    privimage(*call, "--over=gan.noise=16,32").refuses("would be the same run, as neither reads what")
 
 
 def test_a_setting_of_what_no_run_does_is_refused(privimage, config, tmp_path, monkeypatch):
@@ -417,7 +417,8 @@ def test_a_setting_of_what_no_run_does_is_refused(privimage, config, tmp_path, m
     call = ("sweep", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", "--over=warmup.steps=1,2")
     privimage(*call).refuses("config.warmup.steps makes no difference with config.warmup.enabled=False; leave it out")
     privimage(*call, "--config.warmup.enabled=True").succeeds()
-    privimage(*call, "--over=warmup.enabled=True,False").succeeds()
+    privimage(*call, "--over=warmup.enabled=True,False").refuses("would be the same run, as neither reads what")
+    privimage(*call, "--over=warmup.enabled=True,False", "--zip").succeeds()
 
 
 def test_changes_one_at_a_time_have_a_table_by_name_and_a_plot_each(privimage, config, tmp_path, monkeypatch):
