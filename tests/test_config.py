@@ -90,6 +90,9 @@ def test_what_depends_on_n():
     config.privacy.delta = 0.0
     with pytest.raises(UserError, match="batch_size=4096 is larger than the N=1000"):
         derived.check_against_n(config, 1000)
+    config.warmup.enabled, config.warmup.subset_size, config.data.n = True, 6001, 6000
+    with pytest.raises(UserError, match=r"warmup\.subset_size=6001 is larger than the N=6000 .*; give at most 6000"):
+        configs.check(config)
     assert derived.delta(config, 45000) == 1 / (45000 * math.log(45000))
     assert (derived.delta(config, 5000), derived.delta(config, 4999)) == (1 / (5000 * math.log(5000)), 4999**-1.5)
     assert derived.finetune_steps(config, 45000) == 1647

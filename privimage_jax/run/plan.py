@@ -98,11 +98,7 @@ def _event(config: ConfigDict, mechanism: Mechanism, n: int) -> accounting.Event
     if not mechanism.sample_size:
         return accounting.Gaussian(noise)
     size = value(config, mechanism.sample_size)
-    if size > n:
-        raise UserError(
-            f"config.{mechanism.sample_size}={size} is larger than the N={n} sensitive training "
-            f"{units.unit(config).several}; give at most {n}."
-        )
+    derived.check_sample(config, mechanism.sample_size, size, n)
     return accounting.SampledGaussian(noise, sampling.poisson_rate(size, n), value(config, mechanism.samples))
 
 

@@ -67,7 +67,7 @@ def check_against_n(config: ConfigDict, n: int) -> None:
     """Checks what depends on the public number N of sensitive training images, or of people where these are the unit.
 
     Raises:
-      UserError: if delta is not below 1/N or the expected batch is larger than N.
+      UserError: if delta is not below 1/N, or the expected batch or subset of noisy means is larger than N.
     """
     if n < 3:
         raise UserError(f"the sensitive training part has N={n} {unit(config).several}; give at least 3.")
@@ -76,10 +76,27 @@ def check_against_n(config: ConfigDict, n: int) -> None:
             f"config.privacy.delta={config.privacy.delta} is not below 1/N = {1 / n:.3g} for N={n} "
             f"{unit(config).several}; give a smaller value, or 0 for the default."
         )
-    if config.finetune.enabled and config.finetune.batch_size > n:
+    if config.finetune.enabled:
+        check_sample(config, "finetune.batch_size", config.finetune.batch_size, n)
+    if config.warmup.enabled:
+        check_sample(config, "warmup.subset_size", config.warmup.subset_size, n)
+
+
+def check_sample(config: ConfigDict, key: str, size: int, n: int) -> None:
+    """Checks that a mechanism draws no more than all N records in expectation.
+
+    Args:
+      config: of the run.
+      key: the setting "section.key" that says how many.
+      size: its value.
+      n: the public number of records.
+
+    Raises:
+      UserError: naming the setting.
+    """
+    if size > n:
         raise UserError(
-            f"config.finetune.batch_size={config.finetune.batch_size} is larger than the N={n} sensitive training "
-            f"{unit(config).several}; give at most {n}."
+            f"config.{key}={size} is larger than the N={n} sensitive training {unit(config).several}; give at most {n}."
         )
 
 
