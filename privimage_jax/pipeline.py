@@ -63,6 +63,7 @@ def run(inputs: Inputs, last: str | None = None, check: Callable[[Inputs], None]
         raise UserError(f"the stage {last} is not part of this config; its stages are {', '.join(names)}.")
     determinants.check_generator()
     preflight.check_names(inputs.config)
+    preflight.check_paths(inputs.config)
     _compare_processes(inputs)
     public_cache.check(inputs.config, inputs.workdir)
     private_cache.check(inputs.config, inputs.workdir)

@@ -267,11 +267,14 @@ def test_a_change_in_or_before_a_spent_stage_is_refused(copy, key, value):
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
-def test_a_budget_that_cannot_be_met_is_refused_before_images_are_read(finished, tmp_path, monkeypatch):
+def test_what_is_declared_and_cannot_be_is_refused_before_images_are_read(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(DataSets, "read", lambda *_: pytest.fail("read"))
     config = make_config(finished[0])
     config.data.n, config.privacy.epsilon, config.query.noise_multiplier = 60, 0.1, 1.0
     with pytest.raises(UserError, match="the semantic query alone costs epsilon"):
+        run(config, tmp_path / "run")
+    config.public.path = "/nowhere.npz"
+    with pytest.raises(UserError, match=r"config\.public\.path=/nowhere\.npz does not exist"):
         run(config, tmp_path / "run")
 
 

@@ -15,7 +15,7 @@ from privimage_jax import config as configs
 from privimage_jax.commands.many_runs.combinations import Run, as_file_name
 from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.plots import plot, png
-from privimage_jax.commands.many_runs.rows import DONE, Row, check_budgets, check_caches, finish
+from privimage_jax.commands.many_runs.rows import DONE, Row, check_caches, check_declared, finish
 from privimage_jax.commands.many_runs.table import (
     ACCURACIES,
     check_none_failed,
@@ -68,7 +68,7 @@ def run(
     """
     _check_evaluated(runs, measure, correlate)
     fields, plotted = list(runs[0].values), measure or DEFAULT_MEASURE
-    check_budgets(runs)
+    check_declared(runs, folder.root)
     many = ManyRuns(folder, "sweep", fields, base, runs, one_at_a_time)
     many.take()
     check_caches(runs, folder)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from privimage_jax.data.dataset import Dataset, check_compatible
-    from privimage_jax.data.loading import load
+    from privimage_jax.data.loading import check_path, load
 
-__all__ = ["Dataset", "check_compatible", "load"]
+__all__ = ["Dataset", "check_compatible", "check_path", "load"]
 
-_MODULE_OF = {"Dataset": "dataset", "check_compatible": "dataset", "load": "loading"}
+_MODULE_OF = {"Dataset": "dataset", "check_compatible": "dataset", "check_path": "loading", "load": "loading"}
 
 
 def __getattr__(name: str) -> Any:

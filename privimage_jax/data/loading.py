@@ -135,6 +135,22 @@ def load(
     return Dataset(decoded.images, decoded.labels, source.class_names, source.name, people, facts, unit)
 
 
+def check_path(section: ConfigDict | Mapping[str, Any], key: str = "data") -> None:
+    """Checks that the path that a section names is there, where a source of the package reads one.
+
+    Args:
+      section: `config.data` or `config.public`.
+      key: the section's name in the config, for error messages.
+
+    Raises:
+      UserError: naming the setting.
+    """
+    settings = Settings.from_section(section, f"config.{key}")
+    spec = SOURCES.get(settings.source)
+    if settings.path and spec is not None and "path" in spec.needs:
+        settings.existing_path(f"the place of {spec.what}")
+
+
 def _parts(source: Source, settings: Settings, owners: np.ndarray | None) -> dict[str, int]:
     """Number of examples of each part, by the source's own names or else as they are divided here."""
     if source.parts or (source.divided and not settings.validation_fraction):

@@ -531,7 +531,19 @@ def test_a_budget_that_cannot_be_met_is_refused_before_the_first_run(study, tmp_
     study(folder, *several).refuses(f"{FAILED}: the semantic query alone costs epsilon")
     means = ("--methods=dp_feta", "--config.data.n=60", "--config.warmup.subset_size=61")
     study(folder, *means).refuses("config.warmup.subset_size=61 is larger than the N=60")
+    study(folder, "--config.data.path=/nowhere.npz").refuses(
+        f"{NAMES[0]}: config.data.path=/nowhere.npz does not exist"
+    )
     assert not folder.exists()
+
+
+def test_finished_runs_need_their_images_no_more(study, copy):
+    images = pathlib.Path(json.loads(Workdir(copy).study_json.read_text())["settings"]["data.path"])
+    images.rename(images.with_suffix(".away"))
+    try:
+        study(copy).succeeds()
+    finally:
+        images.with_suffix(".away").rename(images)
 
 
 def test_what_sees_real_images_is_kept_out_of_the_public_cache_of_all_runs(study, tmp_path):

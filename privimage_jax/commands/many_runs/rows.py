@@ -18,6 +18,7 @@ from privimage_jax.run.inputs import Inputs, make_inputs
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.plan import make_plan
 from privimage_jax.run.stage import enabled_stages, named
+from privimage_jax.stages.parts import preflight
 from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Busy, Workdir
 from privimage_jax.training.precision import AUTO
@@ -40,14 +41,19 @@ def with_caches(config: ConfigDict, folder: Path) -> ConfigDict:
     return config
 
 
-def check_budgets(runs: Iterable[Run]) -> None:
-    """Refuses budgets that cannot be met, where `config.data.n` says for how many records, before any run begins.
+def check_declared(runs: Iterable[Run], folder: Path) -> None:
+    """Refuses, before any run begins, those whose images are not there or whose budget cannot be met.
+
+    Budgets are known where `config.data.n` says for how many records. A run that is finished needs neither.
 
     Raises:
       UserError: naming the run.
     """
     for one in runs:
+        if is_finished(Workdir(folder / one.name), one.config):
+            continue
         try:
+            preflight.check_paths(one.config)
             if one.config.data.n:
                 make_plan(one.config, one.config.data.n)
         except UserError as error:

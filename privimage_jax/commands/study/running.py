@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.commands.many_runs.folder import ManyRuns
-from privimage_jax.commands.many_runs.rows import BUSY, DONE, Row, check_budgets, check_caches, finish
+from privimage_jax.commands.many_runs.rows import BUSY, DONE, Row, check_caches, check_declared, finish
 from privimage_jax.commands.many_runs.table import check_none_failed, print_passed_by
 from privimage_jax.commands.study import results
 from privimage_jax.commands.study.plan import FIELDS, Share
@@ -35,7 +35,7 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
       UserError: the folder holds anything else, a run can be seen to fail, or, after everything is written, one of this
         share has failed.
     """
-    check_budgets(runs)
+    check_declared(runs, folder.root)
     many = ManyRuns(folder, KIND, FIELDS, base, runs)
     many.take()
     check_caches(runs, folder)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from privimage_jax import generators
+from privimage_jax import data, generators
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError, one_line
 from privimage_jax.generators.diffusion import Diffusion
@@ -47,6 +47,17 @@ def check_names(config: ConfigDict) -> None:
         for name in config.evaluate.classifiers:
             registry.classifier_class(name, "config.evaluate.classifiers")
         evaluate.check_extractors(config, (config.data.image_size, config.data.image_size, config.data.channels))
+
+
+def check_paths(config: ConfigDict) -> None:
+    """Checks that the places of the images are there: reading one set may take an hour before the other's turn.
+
+    Raises:
+      UserError: naming the setting.
+    """
+    data.check_path(config.data, "data")
+    if any(stage.sees("public") for stage in enabled_stages(config)):
+        data.check_path(config.public, "public")
 
 
 def check(
