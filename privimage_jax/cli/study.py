@@ -10,7 +10,6 @@ from privimage_jax.cli import devices, many_runs
 from privimage_jax.cli.command import Command
 from privimage_jax.cli.parsing import (
     CONFIG,
-    configured,
     given_settings,
     overridden,
     parse,
@@ -23,7 +22,7 @@ from privimage_jax.errors import UserError
 
 
 def run(arguments: list[str]) -> None:
-    """Every run is checked before the first one begins."""
+    """Every run is checked before the first one begins. The config without a method is none, and may be no run's."""
     required = ("workdir", "methods")
     accepted: dict[str, Any] = {
         "optional": ["epsilons", "seeds", "share"],
@@ -33,7 +32,8 @@ def run(arguments: list[str]) -> None:
     method, arguments = take_method(arguments)
     if method:
         raise UserError(f"config.method={method} names a method beside --methods; leave it out.")
-    base, given = configured(overridden(arguments, {plan.METHOD: ""}), *required, **accepted)
+    given, _ = parse(overridden(arguments, {plan.METHOD: ""}), "config", *required, **accepted)
+    base, methods = given.config, plan.methods(given.methods)
     overruled: dict[str, list[str]] = {}  # what the command line says -> the methods for which it does not count
 
     def of(settings: dict[str, Any]) -> ConfigDict:
@@ -42,9 +42,10 @@ def run(arguments: list[str]) -> None:
             overruled.setdefault(sentence, []).append(settings[plan.METHOD])
         return configs.check(values.config)
 
+    of({plan.METHOD: methods[0]})  # before a setting of the config is read
     texts = with_defaults(given, {"epsilons": str(base.privacy.epsilon), "seeds": "1"})
     budgets, seeds = plan.epsilons(texts["epsilons"]), plan.seeds(texts["seeds"], base.seed)
-    runs = plan.name_runs(plan.methods(given.methods), budgets, seeds, of)
+    runs = plan.name_runs(methods, budgets, seeds, of)
     share = plan.share(given.share, os.environ)
     many_runs.check("study", runs, given_settings(arguments), given.acknowledge_looks)
     _tell(overruled, len({one.values[plan.METHOD] for one in runs}))

@@ -125,14 +125,15 @@ def check(config: ConfigDict) -> None:
     if config.generator not in FAMILIES:
         return
     family = FAMILIES[config.generator]
+    whose = f", which config.method={config.method} means," if config.method else ""
     for key, without in family.without.items():
         section, name = key.split(".")
         given: Any = config[section][name]
         if given != without:
             others = " or ".join(name for name, other in FAMILIES.items() if key not in other.without)
             raise UserError(
-                f"config.{key}={given!r} is of config.generator={others}, and {config.generator} has nothing like it; "
-                f"give {without!r}."
+                f"config.{key}={given!r} is of config.generator={others}, and {config.generator}{whose} has nothing "
+                f"like it; give {without!r}."
             )
     family.check(config)
 

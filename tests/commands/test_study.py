@@ -318,6 +318,19 @@ def test_a_method_overrules_what_defines_it_and_no_k_that_is_given(privimage, co
     ]
 
 
+def test_what_a_method_has_nothing_like_is_told_with_its_name(privimage, config, tmp_path, monkeypatch):
+    """A config that belongs to none of the methods need not fit itself: no run has it."""
+    monkeypatch.setattr(running, "run", lambda *arguments: None)
+    call = ("study", "--config", config, "--workdir", tmp_path / "w", "--acknowledge_looks", "--methods=lora,dpgan")
+    privimage(*call, "--config.sampler_choice.enabled=True").refuses(
+        "config.sampler_choice.enabled=True is of config.generator=diffusion, and gan",
+        "which config.method=dpgan means, has nothing like it; give False.",
+    )
+    privimage(*call, "--config.generator=gan", "--config.finetune.lora_rank=4").succeeds()
+    (tmp_path / "bare.py").write_text("from ml_collections import ConfigDict\nget_config = ConfigDict")
+    privimage(*call, "--config", tmp_path / "bare.py").refuses("is missing")
+
+
 def test_the_folder_takes_no_other_study_and_no_run(study, privimage, config, copy, made):
     study(copy, "--config.clipping.norm=2e-3").refuses(
         "holds a study with config.clipping.norm=0.001, which is now 0.002"
