@@ -18,7 +18,7 @@ single examples does not matter, as only one example is ever traced.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,8 @@ def flat_vmap(function: Callable[..., Any], batch: Batch | None = None) -> Calla
 def left_to_vmap(function: Callable[..., Any], shared: Any, row: Any) -> list[str]:
     """The primitives of a function, and how often each occurs, that no rule covers and that may be slow.
 
+    What nothing shared reaches is passed over: no gradient of a shared weight passes through it.
+
     Args:
       function: `(shared, row) -> result`.
       shared, row: arrays or shapes; nothing is computed.
@@ -78,8 +80,15 @@ def left_to_vmap(function: Callable[..., Any], shared: Any, row: Any) -> list[st
       Such as "while (2)", sorted.
     """
     log: collections.Counter[str] = collections.Counter()
-    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), row)
-    jax.eval_shape(flat_vmap(function, Batch(log=log)), shared, rows)
+    closed = jax.make_jaxpr(function)(shared, row)
+    weights, others = jax.tree.leaves(shared), jax.tree.leaves(row)
+
+    def evaluate(weights: list[jax.Array], rows: list[jax.Array]) -> None:
+        inputs: list[Value] = [*map(Shared, weights), *(PerExample(2, stacked=leaf) for leaf in rows)]
+        reached = _reached(closed.jaxpr, closed.jaxpr.invars[: len(weights)])
+        _evaluate(closed.jaxpr, closed.consts, inputs, Batch(2, log=log), reached)
+
+    jax.eval_shape(evaluate, weights, [jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype) for leaf in others])
     return sorted(f"{name} ({count})" for name, count in log.items() if name.startswith(_SLOW))
 
 
@@ -90,8 +99,17 @@ def _stacked(value: Value, size: int) -> jax.Array:
     return jnp.broadcast_to(value.value, (size, *value.shape))
 
 
-def _evaluate(jaxpr: Any, consts: Any, inputs: list, batch: Batch) -> list[Value]:
-    """The results of a trace for all examples."""
+def _reached(jaxpr: Any, variables: Iterable[Any]) -> set[Any]:
+    """All variables of a trace that depend on some of them."""
+    found = set(variables)
+    for equation in jaxpr.eqns:
+        if any(not isinstance(atom, Literal) and atom in found for atom in equation.invars):
+            found.update(equation.outvars)
+    return found
+
+
+def _evaluate(jaxpr: Any, consts: Any, inputs: list, batch: Batch, logged: set[Any] | None = None) -> list[Value]:
+    """The results of a trace for all examples; with `logged`, the log takes equations of these results alone."""
     values: dict[Any, Value] = {}
     values.update(zip(jaxpr.constvars, map(Shared, consts), strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
@@ -99,8 +117,10 @@ def _evaluate(jaxpr: Any, consts: Any, inputs: list, batch: Batch) -> list[Value
     def read(atom: Any) -> Value:
         return Shared(atom.val) if isinstance(atom, Literal) else values[atom]
 
+    silent = batch._replace(log=None)
     for equation in jaxpr.eqns:
-        results = _operation(equation, [read(atom) for atom in equation.invars], batch)
+        is_logged = logged is None or not logged.isdisjoint(equation.outvars)
+        results = _operation(equation, [read(atom) for atom in equation.invars], batch if is_logged else silent)
         values.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 

@@ -334,6 +334,25 @@ def test_operations_without_a_rule_are_named():
     assert left_to_vmap(make_per_example_loss(model, EDM(), 2, 1), shapes["params"], batch, keys) == []
 
 
+def test_an_operation_that_no_trained_weight_reaches_is_not_named():
+    """As of a GAN's generator, whose images are given to the discriminator that is trained; but those of both are."""
+    x, keys = random(M, 6, 6, 2), jax.random.split(jax.random.key(0), M)
+    dense = nn.Dense(2)
+    params = initial(dense, x)["params"]
+
+    def pooled(h):
+        return nn.max_pool(h, (2, 2), (2, 2))
+
+    def before(params, x):
+        return dense.apply(params, jax.lax.stop_gradient(pooled(x)))
+
+    def behind(params, x):
+        return pooled(dense.apply(params, pooled(x)))
+
+    assert left_to_vmap(of_outputs(before), params, {"x": x}, keys) == []
+    assert left_to_vmap(of_outputs(behind), params, {"x": x}, keys) == ["reduce_window_max (1)"]
+
+
 def test_the_platform_decides_on_weight_gradients():
     """On CPUs no grouped convolution, which `vmap` makes and which is slow there; on TPUs and GPUs one."""
     module, x = nn.Conv(4, (3, 3)), random(M, 6, 6, 2)
