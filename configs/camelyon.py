@@ -12,6 +12,7 @@ and tumor: FOLDER/train/normal/1.png and so on.
 | camelyon.py:dpimagebench | DPImageBench: 5% of ImageNet, sigma1 = 500, 50 epochs, K = 32, N = 269,538 |
 
 DPImageBench holds back 32,898 of the 302,436 training images to choose classifiers by; here as many are left out.
+`--method dp_feta` has its 250 noisy means of each class, of 12,000 images at a time, with sigma = 10.
 Patches of one patient are many: the unit of the guarantee is one patch.
 """
 
@@ -35,6 +36,6 @@ def get_config(whose: str = "") -> ConfigDict:
     config.selection.ratio = 0.01
     if whose == "dpimagebench":
         published.dpimagebench(config, n_classes=2, sigma1=500.0, epochs=50.0)
+        published.noisy_means(config, means=250, subset_size=12000, sigma=10.0)
         config.data.max_examples = config.data.n = 269538
-        config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 250, 12000, 10.0  # DP-FETA
     return config

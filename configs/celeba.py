@@ -11,11 +11,14 @@
 | :official_32, :official_64 | the code of PrivImage: 1% of ImageNet, 72,000 steps, 50 epochs, sigma1 = 5300 |
 | :dpimagebench_32, :dpimagebench_64, :dpimagebench_128 | DPImageBench: 5%, N = 145,064, K = 32, 16 and 4 |
 
-PrivImage's own code makes faces without a label: it counts ten semantics of each image and picks ten for all. Here
-each of the two classes picks five. How many images it took is not published; here N is that of the training part.
-DPImageBench holds back 17,706 training images to choose classifiers by; here as many are left out. Its DP-FETA has
-another fine-tuning: 150 epochs at 32x32, K = 4 at 64x64, 100 epochs at 128x128; ours has that of its PrivImage. The
-public set at 128x128 is TFDS's imagenet2012, resized here; it has to be downloaded by hand.
+PrivImage's own code makes faces without a label: it counts ten semantics of each image and picks ten for all. Here each
+of the two classes picks five. How many images it took is not published; here N is that of the training part.
+DPImageBench holds back 17,706 training images to choose classifiers by; here as many are left out. At 128x128 the
+public set is TFDS's imagenet2012, resized here; it has to be downloaded by hand.
+
+`--method dp_feta` has DPImageBench's 250 noisy means of each class, of 12,000 images at a time, with sigma = 10. Its
+epochs and K are those of its PrivImage here. DPImageBench's DP-FETA has 150 epochs at 32x32 (K = 32), 50 at 64x64 and
+100 at 128x128 (K = 4): add --config.finetune.epochs=150, and so on.
 
 Data already on disk, as prepared TFDS folders:
 
@@ -81,4 +84,4 @@ def _dpimagebench(config: ConfigDict, size: str) -> None:
     config.model.kwargs.ch_mult = {"32": (2, 4), "64": (1, 2, 4), "128": (1, 2, 4)}[size]
     config.model.kwargs.attn = {"32": (16,), "64": (32, 16), "128": (64, 32)}[size]
     config.data.split, config.data.n = "train[:145064]", 145064
-    config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 250, 12000, 10.0  # DP-FETA
+    published.noisy_means(config, means=250, subset_size=12000, sigma=10.0)

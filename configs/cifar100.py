@@ -9,7 +9,7 @@
 | cifar100.py:dpimagebench | DPImageBench: 10% of ImageNet, 200,000 steps of pre-training, K = 32, N = 45,000 |
 
 PrivImage's own code has none for this set. DPImageBench holds back 5,000 training images to choose classifiers by; here
-as many are left out.
+as many are left out. `--method dp_feta` has its one noisy mean of each class, of 12,000 images, with sigma = 5.
 
 Data already on disk, as prepared TFDS folders:
 
@@ -34,7 +34,7 @@ def get_config(whose: str = "") -> ConfigDict:
     config.selection.k2 = 1
     if whose == "dpimagebench":
         published.dpimagebench(config, n_classes=100, share=0.1, pretrain_epochs=1600)
+        published.noisy_means(config, means=1, subset_size=12000, sigma=5.0)
         published.benchmark_cifar(config)
         config.data.split, config.data.n = "train[:45000]", 45000
-        config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 1, 12000, 5.0  # DP-FETA
     return config

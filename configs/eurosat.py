@@ -9,8 +9,11 @@
 | eurosat.py:dpimagebench | DPImageBench: as its CIFAR-10, N = 21,000 |
 
 The set has no test part: of its 27,000 images 23,000 train and 4,000 test, as in DPImageBench, which draws others. It
-holds back 2,000 of the former to choose classifiers by; here as many are left out. Its DP-FETA has batches of 2,048 and
-samples with churn; our --method dp_feta keeps what its PrivImage has.
+holds back 2,000 of the former to choose classifiers by; here as many are left out.
+
+`--method dp_feta` has DPImageBench's one noisy mean of each class, of 12,000 images, with sigma = 5. Batches are 4,096
+here, as in its file for DP-FETA at epsilon 1. Its file for epsilon 10 had 2,048 at first and has 10 by now: add
+--config.finetune.batch_size=2048 for the former.
 
 Data already on disk, as prepared TFDS folders:
 
@@ -36,6 +39,6 @@ def get_config(whose: str = "") -> ConfigDict:
     config.selection.ratio = 0.01
     if whose == "dpimagebench":
         published.dpimagebench(config, n_classes=10)
+        published.noisy_means(config, means=1, subset_size=12000, sigma=5.0)
         config.data.split, config.data.n = "train[:21000]", 21000
-        config.warmup.means, config.warmup.subset_size, config.warmup.noise_multiplier = 1, 12000, 5.0  # DP-FETA
     return config

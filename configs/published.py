@@ -69,6 +69,15 @@ def dpimagebench(
     config.evaluate.classifier_kwargs.wide_resnet.update({"depth": 40, "width": 4})
 
 
+def noisy_means(config: ConfigDict, means: int, subset_size: int, sigma: float) -> None:
+    """DPImageBench's DP-FETA (configs/DP-FETA): what its two budgets say of the means, for `--method dp_feta`.
+
+    Those of base.py are those of the two MNIST sets and of CIFAR-10.
+    """
+    config.warmup.means, config.warmup.subset_size = means, subset_size
+    config.warmup.noise_multiplier = sigma
+
+
 def benchmark_cifar(config: ConfigDict) -> None:
     """DPImageBench's evaluation of the two CIFAR sets."""
     config.evaluate.recipe = "benchmark_cifar"

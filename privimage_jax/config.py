@@ -267,21 +267,20 @@ def is_place(key: str) -> bool:
 
 def settings_in_use(config: ConfigDict) -> dict[str, Any]:
     """The public settings of a run, without logging, what the chosen data sources do not read, and what is off."""
-    unused = {
-        f"{name}.{key}"
-        for name in ("data", "public")
-        for spec in specs.SOURCES.values()
-        for key in set(spec.reads) - set(specs.spec_of(config[name].source, f"config.{name}.source").reads)
-    }
-    off = [
-        name for name, section in config.items() if isinstance(section, ConfigDict) and not section.get("enabled", 1)
-    ]
-    unused |= {key for name in off for key, _ in flatten(config[name], f"{name}.") if key != f"{name}.enabled"}
-    return {
-        key: value
-        for key, value in public_settings(config).items()
-        if key not in unused and families.reads(config.generator, key) and not key.startswith(("log.", "audit."))
-    }
+    settings = dict(flatten(config))
+    return {key: value for key, value in public_settings(config).items() if is_in_use(settings, key)}
+
+
+def is_in_use(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether a run with these settings, "section.key" -> value, may look at one of them; see `settings_in_use`."""
+    section, _, name = key.partition(".")
+    if section in ("data", "public"):
+        read = set(specs.spec_of(settings[f"{section}.source"], f"config.{section}.source").reads)
+        if any(name in {*spec.reads} - read for spec in specs.SOURCES.values()):
+            return False
+    if not settings.get(f"{section}.enabled", True) and key != f"{section}.enabled":
+        return False
+    return families.reads(settings["generator"], key) and not key.startswith(("log.", "audit."))
 
 
 def _check_storable(key: str, value: Any) -> None:

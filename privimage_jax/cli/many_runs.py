@@ -25,8 +25,8 @@ def check(kind: str, runs: Sequence[Run], given: Iterable[str], acknowledged: bo
     unread = use.check_given([dict(configs.flatten(one.config)) for one in runs], given)
     _check_differ(runs)
     looks.check(kind, runs, acknowledged)
-    for key, names in unread.items():
-        print(f"config.{key} makes no difference to runs with config.generator={' or '.join(names)}.")
+    for key, reasons in unread.items():
+        print(f"config.{key} makes no difference to runs with {' or with '.join(reasons)}.")
 
 
 def _check_differ(runs: Sequence[Run]) -> None:

@@ -96,7 +96,8 @@ def _pretrain_settings(config: ConfigDict) -> dict[str, Any]:
     """With those of the training on noisy means, where there are any."""
     of_means = ("warmup.enabled", "warmup.steps", "warmup.learning_rate") if config.warmup.enabled else ()
     names = ("precision", "seed", "pretrain", *of_means, *_IMAGES, "data.class_names")
-    return _without_neutral(configs.section(config, *names, *generator_sections(config)))
+    settings = configs.section(config, *names, *generator_sections(config))
+    return _without_neutral({key: value for key, value in settings.items() if key != "gan.finetune_rate"})
 
 
 def _asks_semantics(config: ConfigDict) -> bool:

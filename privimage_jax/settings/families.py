@@ -1,7 +1,7 @@
 """The families of generators as a table; `generators` has what they do."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -88,32 +88,9 @@ def reads(name: str, key: str) -> bool:
     return not any(key == one or key.startswith(f"{one}.") for one in others)
 
 
-def check_given(names: Collection[str], keys: Iterable[str]) -> dict[str, list[str]]:
-    """Refuses settings that were given by hand though none of the runs' families reads them.
-
-    What a family must be `without` is left to `check`, which says more.
-
-    Args:
-      names: of the families, one for each run or fewer.
-      keys: the settings, "section.key".
-
-    Returns:
-      Setting -> the families that do not read it, of those settings that others read.
-
-    Raises:
-      UserError: naming the first.
-    """
-    names = list(dict.fromkeys(names))
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        if any(key in FAMILIES[name].without for name in names if name in FAMILIES):
-            continue
-        vain = [name for name in names if not reads(name, key)]
-        if len(vain) == len(names):
-            raise UserError(f"config.{key} makes no difference with config.generator={vain[0]}; leave it out.")
-        if vain:
-            found[key] = vain
-    return found
+def is_without(name: Any, key: str) -> bool:
+    """Whether `check` refuses most values of a setting "section.key" for a family, as it has nothing like it."""
+    return name in FAMILIES and key in FAMILIES[name].without
 
 
 def check(config: ConfigDict) -> None:

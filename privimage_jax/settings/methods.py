@@ -122,6 +122,7 @@ METHODS: dict[str, Method] = {
         defaults={"pretrain.perturbation": 0.2},
     ),
 }
+_NORM = ("pretrain.perturbation_norm",)  # means nothing where no method asks for a perturbation
 OF_METHODS = frozenset(key for method in METHODS.values() for key in (*method.settings, *method.needs))
 METHOD, EPSILON = "method", "privacy.epsilon"  # the settings that name a row of a study
 RULE: Rule = (lambda v: not v or v in METHODS, f'"" or one of {", ".join(METHODS)}')
@@ -187,7 +188,7 @@ def _instead(config: ConfigDict, defaults: ConfigDict, key: str) -> str:
     for name, other in METHODS.items():
         of_other = {*other.settings, *other.needs}
         if all(_does(other, one, _get(config, one)) for one in of_other - untouched):
-            no_longer = {one: _get(config, one) for one in method.settings if one not in {*of_other, key}}
+            no_longer = {one: _get(config, one) for one in method.settings if one not in {*of_other, key, *_NORM}}
             beside = [f"config.{one}={value}" for one, value in no_longer.items() if value != _get(defaults, one)]
             return f"give the method {name}{' with ' * bool(beside)}{' and '.join(beside)} in its place"
     return "leave the method out"

@@ -349,7 +349,17 @@ def test_a_study_is_of_one_image_set(study, config, copy, tmp_path):
     study(copy, f"--config.data.path={moved}").refuses(
         f"holds a study with config.data.path={other!r}, which is now {str(moved)!r}"
     )
-    study(copy, "--config.public.labels=folders").refuses("holds a study with config.public.labels")
+    study(copy, "--config.public.first_label=1").refuses("holds a study with config.public.first_label")
+
+
+def test_what_an_earlier_version_does_not_note_had_its_default(study, copy):
+    path = Workdir(copy).study_json
+    noted = json.loads(path.read_text())
+    del noted["settings"]["finetune.lora_scale"]
+    path.write_text(json.dumps(noted))
+    study(copy, "--methods=lora", "--config.finetune.lora_scale=3").refuses(
+        "with config.finetune.lora_scale=1.0, which is now 3.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -436,9 +446,10 @@ def test_one_run_that_has_spent_or_is_being_made_binds(study, copy, left):
         run.ledger.write_text("{}")
     if left == "lock":
         held = run.lock()
+    said = f"while {NAMES[0]} is being made; wait" if left == "lock" else f"({NAMES[0]}), whose budget stays spent"
     with held:
         study(copy, "--config.clipping.norm=2e-3", failing=NAMES).refuses(
-            "holds a study with config.clipping.norm=0.001, which is now 0.002", f"({NAMES[0]}), whose budget stays"
+            "holds a study with config.clipping.norm=0.001, which is now 0.002", said
         )
 
 
@@ -491,7 +502,7 @@ def test_a_damaged_file_is_made_again_from_the_runs(study, copy):
     assert [{**row, "seconds": ""} for row in read_csv(copy, "study.csv")] == before
     assert [Workdir(copy / name).ledger.read_bytes() for name in NAMES] == ledgers
     path.unlink()
-    study(copy, "--config.clipping.norm=2e-3").refuses("4 of 4 runs failed", "has spent privacy budget in the stage")
+    study(copy, "--config.clipping.norm=2e-3").refuses("with config.clipping.norm=0.001, which is now 0.002; restore")
     assert [Workdir(copy / name).ledger.read_bytes() for name in NAMES] == ledgers
 
 

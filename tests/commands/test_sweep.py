@@ -234,7 +234,7 @@ def two_runs(field="query.k1", values=(1, 2)):
     ("field", "values", "shared"),
     [
         ("query.k1", (1, 2), True),
-        ("public.path", ("a", "b"), False),
+        ("public.path", (".", ".."), False),
         ("public.labels", ("folders", "table:t.csv:a:b"), False),
         ("public.links", ("", "store"), False),
     ],
@@ -271,6 +271,20 @@ def test_settings_bind_nobody_before_a_run_has_spent(tmp_path, monkeypatch):
     finished.mark_done("report", {"fingerprint": "any"})
     with pytest.raises(UserError, match=r"over selection.k2, not query.k1; choose another --workdir"):
         sweep.run(two_runs(), other, Workdir(tmp_path))
+
+
+def test_a_method_that_all_runs_share_binds(privimage, config, tmp_path, monkeypatch):
+    """The settings that it decides are the folder's, where in a study each run has its own."""
+
+    def finish(inputs, check):
+        inputs.workdir.create()
+        inputs.workdir.config_json.write_text(json.dumps(dict(configs.flatten(inputs.config))))
+        inputs.workdir.mark_done("report", {"fingerprint": "any"})
+
+    monkeypatch.setattr(pipeline, "run", finish)
+    call = ("sweep", "--config", config, "--workdir", tmp_path / "w", *SMALL, "--over=clipping.norm=1,2")
+    privimage(*call, "--method=dpdm")
+    privimage(*call, "--method=dp_feta").refuses("holds a sweep with config.warmup.enabled=False, which is now True")
 
 
 def fail_first(monkeypatch, error):

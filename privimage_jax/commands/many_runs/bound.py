@@ -6,6 +6,7 @@ A run that failed before it spent anything binds nothing: its settings may be me
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from privimage_jax import config as configs
 from privimage_jax.commands.many_runs.rows import Row
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import spent
@@ -16,15 +17,16 @@ from privimage_jax.storage import locks, reading
 from privimage_jax.storage.workdir import Workdir
 
 
-def depends(settings: use.Settings, key: str) -> bool:
-    """Whether what all runs share decides a setting of a run that it makes a difference to: its method may decide it.
+def depends(settings: use.Settings, key: str, by_method: bool) -> bool:
+    """Whether what all runs share decides a setting that a run may look at, so that it is not finished with another.
 
     Args:
       settings: of the run, as its `config.json` has them; {} where they are not known, as if it read all.
       key: "section.key".
+      by_method: whether runs differ in their methods, each of which decides what defines it.
     """
-    method = methods.METHODS.get(str(settings.get("method")))
-    return use.matters(settings, key) and not (method and key in method.settings)
+    method = methods.METHODS.get(str(settings.get("method"))) if by_method else None
+    return not settings or (configs.is_in_use(settings, key) and not (method and key in method.settings))
 
 
 def made(root: Path, done: Collection[str]) -> Iterator[Workdir]:
@@ -41,7 +43,7 @@ def binding(root: Path, done: Collection[str]) -> dict[str, Row]:
 
 
 def _runs(root: Path) -> list[Workdir]:
-    return [Workdir(path) for path in sorted(root.iterdir()) if path.is_dir()]
+    return [Workdir(path) for path in sorted(root.glob("*")) if path.is_dir()]
 
 
 def _has_spent(run: Workdir) -> bool:

@@ -1,7 +1,7 @@
 """The folder of a sweep or a study: its runs are folders in it, and its `internal/` (mode 0700) has a row for each."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -10,11 +10,14 @@ from privimage_jax.commands.many_runs.bound import binding, depends, made
 from privimage_jax.commands.many_runs.combinations import Run
 from privimage_jax.commands.many_runs.rows import DONE, OF_ROUNDING, Row
 from privimage_jax.commands.many_runs.table import as_csv
+from privimage_jax.configs import base as base_config
 from privimage_jax.errors import UserError
 from privimage_jax.run import data_seen
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.settings.methods import METHOD
 from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Workdir
+from privimage_jax.training.precision import AUTO
 
 _MEASURES = ("sample.", "evaluate.")  # decide what a finished run is measured by, and do not train it
 MAY_CHANGE = ("name", *_MEASURES, "log.", "audit.")  # of no say in training; a run refuses what it has to
@@ -52,8 +55,9 @@ class ManyRuns:
         self.folder = folder
         self._kind, self._json = kind, folder.internal / f"{kind}.json"
         flat = dict(configs.flatten(base))
-        shared = {key: value for key, value in flat.items() if key not in {*over, "method"}}
+        shared = {key: value for key, value in flat.items() if key not in {*over, METHOD}}
         self._known, self._runs = {*flat}, [dict(configs.flatten(one.config)) for one in runs]
+        self._by_method = METHOD in over
         settings = {
             key: value
             for key, value in shared.items()
@@ -64,6 +68,7 @@ class ManyRuns:
         self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
         if one_at_a_time:
             self._identity["changed"] = fingerprints.jsonable({key: flat[key] for key in over})
+        self._defaults: Row = fingerprints.jsonable(dict(configs.flatten(base_config.get_config())))
         self._is_ours = False  # whether this command has written its settings
         self._of_one_set = not any(key.startswith(("data.", "public.")) for key in over)
 
@@ -78,6 +83,8 @@ class ManyRuns:
             raise UserError(f"{self.folder.root} holds {holds}; give the {self._kind} a --workdir of its own.")
         if holds:
             self._check_identity()
+        else:
+            self._check_made()
         self.folder.make_internal()
 
     @contextlib.contextmanager
@@ -115,29 +122,49 @@ class ManyRuns:
         if otherwise and (self._is_ours or bound):
             raise UserError(f"{begins} {_difference_in_kind(over, was_apart, now)}; choose another --workdir.")
         for key in changed:
-            what = f"{begins} with config.{key}={old.get(key)!r}, which is now {new.get(key)!r}"
+            was = old.get(key, self._defaults.get(key))
+            what = f"{begins} with config.{key}={was!r}, which is now {new.get(key)!r}"
             if self._is_ours:
                 raise UserError(f"{what}, as another command has begun meanwhile; choose another --workdir.")
-            if names := [name for name, settings in bound.items() if depends(settings, key)]:
-                raise UserError(
-                    f"{what}; restore that, choose another --workdir, or delete the folders of the runs that were made "
-                    f"so ({_some(names)}), whose budget stays spent."
-                )
+            self._refuse(
+                what, [name for name, settings in bound.items() if depends(settings, key, self._by_method)], bound
+            )
+
+    def _check_made(self) -> None:
+        """Compares runs that bind with what this command says where the file of their settings is lost."""
+        bound = binding(self.folder.root, ())
+        for name, settings in bound.items():
+            for key, value in self._identity["settings"].items():
+                is_meant = key in settings and depends(settings, key, self._by_method) and value != AUTO
+                if is_meant and settings[key] != value:
+                    what = f"{name} was made with config.{key}={settings[key]!r}, which is now {value!r}"
+                    self._refuse(what, [name], bound)
+
+    def _refuse(self, what: str, names: Sequence[str], bound: Mapping[str, Row]) -> None:
+        """Raises that settings are others than those which some runs bind to, if any does."""
+        if held := [name for name in names if not bound[name]]:
+            raise UserError(
+                f"{what}, while {_some(held)} is being made; wait for it, restore that, or choose another --workdir."
+            )
+        if names:
+            raise UserError(
+                f"{what}; restore that, choose another --workdir, or delete the folders of the runs that were made so "
+                f"({_some(names)}), whose budget stays spent."
+            )
 
     def _depends(self, key: str) -> bool:
         """Whether any run of this command depends on a setting."""
-        return any(depends(run, key) for run in self._runs)
+        return any(depends(run, key, self._by_method) for run in self._runs)
 
     def _differs(self, key: str, old: Row, new: Row) -> bool:
         """Whether a setting is another one now, of those that this command's runs depend on.
 
-        What the old ones do not note is of an earlier version, or of no earlier run; a model's argument was left out.
+        What the old ones do not note had its default: it is younger than they, or no run read it. A model's argument
+        was left out.
         """
-        if key in old and key in new:
-            return old[key] != new[key]
-        if key in old:
-            return key not in self._known and self._depends(key)
-        return key.startswith(configs.FREE_SECTIONS)
+        if key in new:
+            return new[key] != old.get(key, self._defaults.get(key))
+        return key not in self._known and self._depends(key)
 
     def rows(self) -> dict[str, Row]:
         """Name of a run -> its row, of all that commands made and that are still there.

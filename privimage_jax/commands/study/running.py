@@ -35,14 +35,14 @@ def run(runs: Sequence[Run], base: ConfigDict, folder: Workdir, share: Share) ->
       UserError: the folder holds anything else, a run can be seen to fail, or, after everything is written, one of this
         share has failed.
     """
-    check_declared(runs, folder.root)
+    mine = share.of(runs)
+    check_declared(mine, folder.root)
     many = ManyRuns(folder, KIND, FIELDS, base, runs)
     many.take()
     check_caches(runs, folder)
     with many.held(wait=True):
         many.check_measures([one.name for one in runs])
         many.save(many.rows().values())  # the mark of a study, before its first run ends
-    mine = share.of(runs)
     of_all = f", of {len(runs)} in all" if share.count > 1 else ""
 
     def check(inputs: Inputs) -> None:
