@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
     config.gan.discriminator_width = 160  # channels of the discriminator's blocks
     config.gan.attention = 2  # the generator's block, from 1, after which there is self-attention; 0 = none
     config.gan.discriminator_steps = 5  # of the discriminator for each step of the generator
-    config.gan.pretrain_rate = 5e-4  # the discriminator's learning rate in pre-training, of Adam
+    config.gan.pretrain_rate = 5e-4  # the discriminator's learning rate in pre-training and on noisy means, of Adam
     config.gan.finetune_rate = 5e-4  # and in fine-tuning
     config.gan.generator_rate = 0.4  # the generator's learning rate, as a multiple of the discriminator's
     config.gan.batch_size = 4096  # images made for a step of the generator

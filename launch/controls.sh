@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The quickstart beside three controls at equal settings, each one flag away; prints one table. About half an hour on two cores.
-# Anything after the script's name is passed on to all four runs.
+# Anything after the script's name is passed on to all four runs: settings that each of them reads, such as --config.data.path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh ""

@@ -19,6 +19,7 @@ from privimage_jax.cli.parsing import (
 from privimage_jax.cluster import preemption
 from privimage_jax.commands.study import plan
 from privimage_jax.errors import UserError
+from privimage_jax.settings.methods import EPSILON
 
 
 def run(arguments: list[str]) -> None:
@@ -42,6 +43,8 @@ def run(arguments: list[str]) -> None:
             overruled.setdefault(sentence, []).append(settings[plan.METHOD])
         return configs.check(values.config)
 
+    if given.epsilons is not None and EPSILON in given_settings(arguments):
+        raise UserError(f"config.{EPSILON} does not count beside --epsilons; leave it out.")
     of({plan.METHOD: methods[0]})  # before a setting of the config is read
     texts = with_defaults(given, {"epsilons": str(base.privacy.epsilon), "seeds": "1"})
     budgets, seeds = plan.epsilons(texts["epsilons"]), plan.seeds(texts["seeds"], base.seed)

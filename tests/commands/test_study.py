@@ -540,6 +540,7 @@ def test_a_look_at_sensitive_images_must_be_acknowledged(privimage, config, tmp_
         (("--methods=dpdm", "--share=2"), ["--share=2 is not accepted"]),
         (("--methods=dpdm", "--method=random"), ["config.method=random names a method beside --methods"]),
         (("--methods=privimage", "--config.pretrain.steps=0"), ["config.method=privimage", "config.pretrain.steps"]),
+        (("--methods=dpdm", "--epsilons=1", "--config.privacy.epsilon=3"), ["does not count beside --epsilons"]),
         (("--methods=dpdm,random", "--seeds=900"), ["the study has 1800 runs", "at most 1000"]),
     ],
 )
