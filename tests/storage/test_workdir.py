@@ -5,12 +5,13 @@ import pathlib
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from privimage_jax.errors import UserError
-from privimage_jax.storage import durable, fingerprints
-from privimage_jax.storage.workdir import Workdir
+from privimage_jax.storage import durable, fingerprints, locks
+from privimage_jax.storage.workdir import Busy, Workdir
 
 
 def test_internal_is_closed_to_others_and_release_is_not(tmp_path):
@@ -54,6 +55,24 @@ def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch, number
         run.lock(),
     ):
         pass
+
+
+def test_to_ask_whether_a_run_is_being_made_is_in_nobodys_way(tmp_path):
+    run = Workdir(tmp_path)
+    path = run.internal / "lock"
+    assert not locks.is_held(path)
+    run.create()
+    with run.lock():
+        assert locks.is_held(path)
+        with pytest.raises(Busy), Workdir(tmp_path).lock():
+            pass
+    assert not locks.is_held(path)
+    with open(path, encoding="utf-8") as asked:
+        fcntl.flock(asked, fcntl.LOCK_SH)
+        done = threading.Timer(0.01, lambda: fcntl.flock(asked, fcntl.LOCK_UN))
+        done.start()
+        with run.lock():  # as soon as it is answered
+            done.join()
 
 
 def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_by_no_other(tmp_path):

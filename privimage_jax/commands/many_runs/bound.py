@@ -39,7 +39,8 @@ def made(root: Path, done: Collection[str]) -> Iterator[Workdir]:
 def binding(root: Path, done: Collection[str]) -> dict[str, Row]:
     """Name of a run that binds -> its settings, {} where a process is making it; arguments as of `made`."""
     found = {run.root.name: reading.read_record(run.config_json) for run in made(root, done)}
-    return found | {run.root.name: {} for run in _runs(root) if run.root.name not in found and _is_held(run)}
+    held = (run for run in _runs(root) if run.root.name not in found and locks.is_held(run.internal / "lock"))
+    return found | {run.root.name: {} for run in held}
 
 
 def _runs(root: Path) -> list[Workdir]:
@@ -51,16 +52,4 @@ def _has_spent(run: Workdir) -> bool:
     try:
         return bool(spent(open_ledger(run).entries))
     except UserError:
-        return True
-
-
-def _is_held(run: Workdir) -> bool:
-    """Whether a process works on a run."""
-    lock = run.internal / "lock"
-    if not lock.exists():
-        return False
-    try:
-        with locks.exclusive(lock, wait=False):
-            return False
-    except BlockingIOError:
         return True
