@@ -276,6 +276,9 @@ def test_what_is_declared_and_cannot_be_is_refused_before_images_are_read(finish
     config.public.path = "/nowhere.npz"
     with pytest.raises(UserError, match=r"config\.public\.path=/nowhere\.npz does not exist"):
         run(config, tmp_path / "run")
+    config.data.path = "~nobody_of_that_name/images.npz"
+    with pytest.raises(UserError, match=r"config\.data\.path=~nobody.* names the home of a user who is not known"):
+        run(config, tmp_path / "run")
 
 
 def test_other_data_is_refused(copy, tmp_path):

@@ -73,7 +73,9 @@ def parse(
             )
         rest = values(argv)[1:]
         if path is not None and not of_several:
-            use.check_given([dict(configs.flatten(configs.check(config)))], given_settings(arguments))
+            settings = dict(configs.flatten(configs.check(config)))
+            settings["finetune.enabled"] = True  # as commands that measure fine-tuning take it to be
+            use.check_given([settings], given_settings(arguments))
     except KeyError as error:  # of ConfigDict
         text = " ".join(str(error.args[0]).split()).rstrip(".")
         raise UserError(f"a setting lies in a section that is not there ({text}); add it in the config file.") from None

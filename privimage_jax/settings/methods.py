@@ -128,6 +128,12 @@ METHOD, EPSILON = "method", "privacy.epsilon"  # the settings that name a row of
 RULE: Rule = (lambda v: not v or v in METHODS, f'"" or one of {", ".join(METHODS)}')
 
 
+def decided(name: str) -> frozenset[str]:
+    """The settings that a method decides or, where the config file's would not do, may decide; none for ""."""
+    method = METHODS.get(name)
+    return frozenset((*method.settings, *method.needs, "finetune.noise_multiplicity") if method else ())
+
+
 def apply(config: ConfigDict, name: str) -> None:
     """Names a method in a config, and gives the config its settings, in place; "" names none and changes nothing else.
 

@@ -31,6 +31,7 @@ _OFF = (
     _Off(("finetune.lora_scale",), ("finetune.lora_rank",), lambda rank: not rank),
     _Off(("query.noise_multiplier", "selection.assignment"), ("selection.method",), lambda how: how != "semantic"),
     _Off(("selection.k2", "selection.ratio"), ("selection.method",), lambda how: how not in ("semantic", "random")),
+    _Off(("selection.k2",), ("selection.ratio",), lambda ratio: ratio > 0),
     _Off(
         ("query_net.", "query.k1"),
         ("selection.method", "evaluate.enabled"),

@@ -14,9 +14,11 @@ from commands import Result, in_process
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privimage_jax import config as configs
 from privimage_jax import main, pipeline
 from privimage_jax.commands.ledger import describe_joint
 from privimage_jax.commands.many_runs import rows
+from privimage_jax.commands.many_runs.folder import ManyRuns
 from privimage_jax.commands.many_runs.table import CAUTION
 from privimage_jax.commands.study import plan, running
 from privimage_jax.commands.study.summary import summarize
@@ -24,6 +26,7 @@ from privimage_jax.errors import UserError
 from privimage_jax.report.document import is_page
 from privimage_jax.run import resources
 from privimage_jax.run.mechanism import open_ledger
+from privimage_jax.settings import methods
 from privimage_jax.storage.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
@@ -352,6 +355,32 @@ def test_a_study_is_of_one_image_set(study, config, copy, tmp_path):
     study(copy, "--config.public.first_label=1").refuses("holds a study with config.public.first_label")
 
 
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_study_whose_file_is_lost_is_not_refused_against_itself(privimage, config, tmp_path, monkeypatch, name):
+    """Whatever its method decides; and with another value of that it is, whether the file is lost or not."""
+    folder, found = Workdir(tmp_path / "w"), []
+    monkeypatch.setattr(running, "run", lambda runs, base, *_: found.append((runs, base)))
+
+    def commanded(*flags) -> ManyRuns:
+        call = ("study", "--config", config, "--workdir", folder.root, "--acknowledge_looks", f"--methods={name}")
+        privimage(*call, *flags).succeeds()
+        return ManyRuns(folder, "study", plan.FIELDS, found[-1][1], found[-1][0])
+
+    many = commanded()
+    many.take()
+    with many.held():
+        many.save([])
+    own = Workdir(folder.root / found[0][0][0].name)
+    own.create()
+    own.config_json.write_text(json.dumps(dict(configs.flatten(found[0][0][0].config))))
+    own.mark_done("report", {"fingerprint": "any"})
+    for _ in range(2):
+        commanded().take()
+        with pytest.raises(UserError, match=r"with config\.finetune\.noise_multiplicity=\d, which is now 7; restore"):
+            commanded("--config.finetune.noise_multiplicity=7").take()
+        folder.study_json.unlink(missing_ok=True)
+
+
 def test_what_an_earlier_version_does_not_note_had_its_default(study, copy):
     path = Workdir(copy).study_json
     noted = json.loads(path.read_text())
@@ -487,7 +516,7 @@ def test_a_command_whose_folder_has_other_settings_by_now_spends_nothing(study, 
         return original(*arguments, **more)
 
     monkeypatch.setattr(running, "finish", late)
-    study(copy).refuses("config.clipping.norm=0.002, which is now 0.001, as another command has begun meanwhile")
+    study(copy).refuses("config.clipping.norm=0.002, as another command has begun meanwhile")
     assert not Workdir(copy / NAMES[0]).ledger.exists()
 
 

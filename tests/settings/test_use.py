@@ -31,6 +31,7 @@ def settings_of(method: str = "", **values) -> dict:
         (settings_of("random"), "query.noise_multiplier", "config.selection.method=random"),
         (settings_of("random"), "selection.assignment", "config.selection.method=random"),
         (settings_of("pdp_diffusion"), "selection.k2", "config.selection.method=all"),
+        (settings_of(selection__ratio=0.1), "selection.k2", "config.selection.ratio=0.1"),
         (settings_of(), "sample.s_churn", "config.sample.sampler=ddim"),
         (
             settings_of("random", evaluate__enabled=False),

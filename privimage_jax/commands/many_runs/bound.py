@@ -8,6 +8,7 @@ from pathlib import Path
 
 from privimage_jax import config as configs
 from privimage_jax.commands.many_runs.rows import Row
+from privimage_jax.configs import base
 from privimage_jax.errors import UserError
 from privimage_jax.privacy.ledger import spent
 from privimage_jax.run.mechanism import open_ledger
@@ -23,10 +24,16 @@ def depends(settings: use.Settings, key: str, by_method: bool) -> bool:
     Args:
       settings: of the run, as its `config.json` has them; {} where they are not known, as if it read all.
       key: "section.key".
-      by_method: whether runs differ in their methods, each of which decides what defines it.
+      by_method: whether runs differ in their methods, each of which may decide some settings itself.
     """
-    method = methods.METHODS.get(str(settings.get("method"))) if by_method else None
-    return not settings or (configs.is_in_use(settings, key) and not (method and key in method.settings))
+    if not settings:
+        return True
+    if by_method and key in methods.decided(str(settings.get("method"))):
+        return False
+    try:
+        return configs.is_in_use({**dict(configs.flatten(base.get_config())), **settings}, key)
+    except UserError:  # its images come from a module that is not here
+        return True
 
 
 def made(root: Path, done: Collection[str]) -> Iterator[Workdir]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from privimage_jax.configs import base as base_config
 from privimage_jax.errors import UserError
 from privimage_jax.run import data_seen
 from privimage_jax.run.inputs import Inputs
+from privimage_jax.settings import methods
 from privimage_jax.settings.methods import METHOD
 from privimage_jax.storage import durable, fingerprints, reading
 from privimage_jax.storage.workdir import Workdir
@@ -65,7 +67,8 @@ class ManyRuns:
         }
         measures = {key: v for key, v in shared.items() if key.startswith(_MEASURES) and not configs.is_place(key)}
         self._measures: Row = fingerprints.jsonable(measures)
-        self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings})
+        own = {one["method"]: _of_method(one, over) for one in self._runs} if self._by_method else {}
+        self._identity = fingerprints.jsonable({"over": sorted(over), "settings": settings, "of_methods": own})
         if one_at_a_time:
             self._identity["changed"] = fingerprints.jsonable({key: flat[key] for key in over})
         self._defaults: Row = fingerprints.jsonable(dict(configs.flatten(base_config.get_config())))
@@ -81,10 +84,7 @@ class ManyRuns:
         self.folder.check()
         if (holds := self.folder.holds()) not in ("", f"a {self._kind}"):
             raise UserError(f"{self.folder.root} holds {holds}; give the {self._kind} a --workdir of its own.")
-        if holds:
-            self._check_identity()
-        else:
-            self._check_made()
+        self._check_identity()
         self.folder.make_internal()
 
     @contextlib.contextmanager
@@ -98,59 +98,77 @@ class ManyRuns:
           UserError: also if another command has given the folder other settings meanwhile.
         """
         with self.folder.lock(wait):
-            if self._json.exists():
-                self._check_identity()
+            self._check_identity()
             yield
 
     def _check_identity(self) -> None:
         """Compares what the folder is bound to with what this command says; see `bound`.
 
         Until a command has written its own settings it may replace those that bind no run. From then on nobody may.
+        What was written tells where to look, and each run's own settings whether they differ. Where the file is lost
+        they are looked at alone.
         """
-        with reading.user_errors(self._json, _REBUILT):
-            before = reading.read_json(self._json)
-            over, was_apart = [str(key) for key in before["over"]], "changed" in before
-            old = {**before["settings"], **before.get("changed", {})}
-            done = [row.get("run") for row in before.get("rows", ()) if row.get("status") == DONE]
-        begins, now = f"{self.folder.root} holds a {self._kind}", self._identity
-        otherwise = over != now["over"] or was_apart != ("changed" in now)
-        new = {**now["settings"], **now.get("changed", {})}
-        changed = [key for key in sorted({*old, *new}) if self._differs(key, old, new)]
-        if not otherwise and not changed:
+        before, now = self._written(), self._identity
+        if self._is_ours and not before:
             return
-        bound = {} if self._is_ours else binding(self.folder.root, done)
-        if otherwise and (self._is_ours or bound):
+        begins, over = f"{self.folder.root} holds a {self._kind}", before.get("over", now["over"])
+        was_apart, is_apart = "changed" in (before or now), "changed" in now
+        old, new = ({**one.get("settings", {}), **one.get("changed", {})} for one in (before, now))
+        changed = [key for key in sorted({*old, *new}) if not before or self._differs(key, old, new)]
+        otherwise = over != now["over"] or was_apart != is_apart
+        of_methods = {name: before.get("of_methods", {}).get(name) for name in now["of_methods"]}
+        if not (otherwise or changed or of_methods != now["of_methods"]):
+            return
+        if self._is_ours:
+            which = f"config.{changed[0]}={old.get(changed[0])!r}" if changed else "other settings"
+            raise UserError(f"{begins} with {which}, as another command has begun meanwhile; choose another --workdir.")
+        bound = binding(self.folder.root, [row["run"] for row in before.get("rows", ()) if row["status"] == DONE])
+        if otherwise and bound:
             raise UserError(f"{begins} {_difference_in_kind(over, was_apart, now)}; choose another --workdir.")
         for key in changed:
             was = old.get(key, self._defaults.get(key))
-            what = f"{begins} with config.{key}={was!r}, which is now {new.get(key)!r}"
-            if self._is_ours:
-                raise UserError(f"{what}, as another command has begun meanwhile; choose another --workdir.")
-            self._refuse(
-                what, [name for name, settings in bound.items() if depends(settings, key, self._by_method)], bound
-            )
+            binds = {name: run for name, run in bound.items() if depends(run, key, self._by_method)}
+            is_base = key in now.get("changed", ())  # from which each run may differ
+            theirs = {name: was if is_base else run.get(key, was) for name, run in binds.items()}
+            self._refuse(begins, key, theirs, new.get(key), bound)
+        for method, settings in now["of_methods"].items():
+            ours = {name: run for name, run in bound.items() if run.get("method") == method}
+            for key, value in settings.items():
+                self._refuse(begins, key, {name: run.get(key, value) for name, run in ours.items()}, value, bound)
 
-    def _check_made(self) -> None:
-        """Compares runs that bind with what this command says where the file of their settings is lost."""
-        bound = binding(self.folder.root, ())
-        for name, settings in bound.items():
-            for key, value in self._identity["settings"].items():
-                is_meant = key in settings and depends(settings, key, self._by_method) and value != AUTO
-                if is_meant and settings[key] != value:
-                    what = f"{name} was made with config.{key}={settings[key]!r}, which is now {value!r}"
-                    self._refuse(what, [name], bound)
+    def _written(self) -> Row:
+        """What the last command has written of itself; {} if there is no file.
 
-    def _refuse(self, what: str, names: Sequence[str], bound: Mapping[str, Row]) -> None:
-        """Raises that settings are others than those which some runs bind to, if any does."""
+        Raises:
+          UserError: if it is damaged.
+        """
+        if not self._json.exists():
+            return {}
+        with reading.user_errors(self._json, _REBUILT):
+            before = dict(reading.read_json(self._json))
+            parts = [before["settings"], before.get("changed", {}), before.get("of_methods", {})]
+            rows = before.get("rows", [])
+            if not all(isinstance(part, dict) for part in parts) or not isinstance(before["over"], list):
+                raise reading.Unreadable("is no record of runs")
+            if not all({"run", "status"} <= row.keys() for row in rows):
+                raise reading.Unreadable("holds a row that is no run's")
+            return before
+
+    def _refuse(self, begins: str, key: str, theirs: Mapping[str, Any], value: Any, bound: Mapping[str, Row]) -> None:
+        """Raises where runs that bind, name -> their value of a setting, have another one than `value`."""
+        if key == "precision" and value == AUTO:  # whatever that meant where they were made
+            return
+        if not (names := [name for name, was in theirs.items() if was != value]):
+            return
+        what = f"{begins} with config.{key}={theirs[names[0]]!r}, which is now {value!r}"
         if held := [name for name in names if not bound[name]]:
             raise UserError(
                 f"{what}, while {_some(held)} is being made; wait for it, restore that, or choose another --workdir."
             )
-        if names:
-            raise UserError(
-                f"{what}; restore that, choose another --workdir, or delete the folders of the runs that were made so "
-                f"({_some(names)}), whose budget stays spent."
-            )
+        raise UserError(
+            f"{what}; restore that, choose another --workdir, or delete the folders of the runs that were made so "
+            f"({_some(names)}), whose budget stays spent."
+        )
 
     def _depends(self, key: str) -> bool:
         """Whether any run of this command depends on a setting."""
@@ -269,7 +287,14 @@ class ManyRuns:
         before = reading.read_record(self._json)
         if before.get("over") != self._identity["over"]:
             return self._identity
-        return {**self._identity, "settings": {**before.get("settings", {}), **self._identity["settings"]}}
+        joined = {part: {**before.get(part, {}), **self._identity[part]} for part in ("settings", "of_methods")}
+        return {**self._identity, **joined}
+
+
+def _of_method(settings: Row, over: Collection[str]) -> Row:
+    """The settings of a run that its method may have decided, of those in which runs of one method do not differ."""
+    decided = methods.decided(settings["method"]) - {*over}
+    return {key: settings[key] for key in sorted(decided) if not key.startswith(MAY_CHANGE)}
 
 
 def _difference_in_kind(over: Sequence[str], was_apart: bool, now: Row) -> str:

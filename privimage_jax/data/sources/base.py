@@ -79,9 +79,12 @@ class Settings:
         """`path` as a Path that exists; `what` says in the error message what it should be."""
         if not self.path:
             raise UserError(f"{self.key}.path is empty; set it to {what}.")
-        path = Path(self.path).expanduser()
+        path = Path(self.path)
         try:
+            path = path.expanduser()
             path.stat()
+        except RuntimeError:  # there is no such user
+            raise UserError(f"{self.key}.path={path} names the home of a user who is not known.") from None
         except FileNotFoundError:
             raise UserError(f"{self.key}.path={path} does not exist; set it to {what}.") from None
         except ValueError:
