@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from privimage_jax.configs import base
 from privimage_jax.data.sources import specs
 from privimage_jax.errors import UserError
-from privimage_jax.settings import derived, evaluation, families, import_strings, methods, units
+from privimage_jax.settings import derived, evaluation, families, import_strings, methods, units, use
 from privimage_jax.settings.evaluation import short_name
 from privimage_jax.settings.rules import (
     ABOVE_0,
@@ -278,9 +278,8 @@ def is_in_use(settings: Mapping[str, Any], key: str) -> bool:
         read = set(specs.spec_of(settings[f"{section}.source"], f"config.{section}.source").reads)
         if any(name in {*spec.reads} - read for spec in specs.SOURCES.values()):
             return False
-    if not settings.get(f"{section}.enabled", True) and key != f"{section}.enabled":
-        return False
-    return families.reads(settings["generator"], key) and not key.startswith(("log.", "audit."))
+    is_read = families.reads(settings["generator"], key) and not use.is_switched_off(settings, key)
+    return is_read and not key.startswith(("log.", "audit."))
 
 
 def _check_storable(key: str, value: Any) -> None:

@@ -22,19 +22,19 @@ def check(kind: str, runs: Sequence[Run], given: Iterable[str], acknowledged: bo
     Raises:
       UserError: also if two runs would be the same, or looks at real images are not acknowledged.
     """
-    unread = use.check_given([dict(configs.flatten(one.config)) for one in runs], given)
-    _check_differ(runs)
+    settings = [dict(configs.flatten(one.config)) for one in runs]
+    unread = use.check_given(settings, given)
+    _check_differ(runs, settings)
     looks.check(kind, runs, acknowledged)
     for key, reasons in unread.items():
         print(f"config.{key} makes no difference to runs with {' or with '.join(reasons)}.")
 
 
-def _check_differ(runs: Sequence[Run]) -> None:
+def _check_differ(runs: Sequence[Run], settings: Sequence[use.Settings]) -> None:
     """Refuses two runs that differ only in settings that neither reads: each would spend for itself."""
     found: dict[Any, Run] = {}
-    for run in runs:
-        settings = dict(configs.flatten(run.config))
-        read = [(key, repr(value)) for key, value in run.values.items() if use.matters(settings, key)]
+    for run, own in zip(runs, settings, strict=True):
+        read = [(key, repr(value)) for key, value in run.values.items() if use.matters(own, key)]
         other = found.setdefault((run.config.generator, *read), run)
         if other is not run:
             raise UserError(

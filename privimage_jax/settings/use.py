@@ -51,6 +51,12 @@ def matters(settings: Settings, key: str) -> bool:
     return not _why_not(settings, key)
 
 
+def is_switched_off(settings: Settings, key: str) -> bool:
+    """Whether a setting lies in a section whose "enabled" is False, and is not that itself."""
+    switch = f"{key.partition('.')[0]}.enabled"
+    return key != switch and not settings.get(switch, True)
+
+
 def _why_not(settings: Settings, key: str) -> str:
     """Why a setting makes no difference, such as "config.warmup.enabled=False"; "" where it makes one.
 
@@ -61,7 +67,7 @@ def _why_not(settings: Settings, key: str) -> str:
         return ""
     if not families.reads(family, key):
         return f"config.generator={family}"
-    if settings.get(f"{section}.enabled") is False and key != f"{section}.enabled":
+    if is_switched_off(settings, key):
         return f"config.{section}.enabled=False"
     for row in _OFF:
         is_meant = key.startswith(row.keys) and key not in row.where

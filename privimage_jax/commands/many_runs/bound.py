@@ -14,7 +14,7 @@ from privimage_jax.privacy.ledger import spent
 from privimage_jax.run.mechanism import open_ledger
 from privimage_jax.run.stage import named
 from privimage_jax.settings import methods, use
-from privimage_jax.storage import locks, reading
+from privimage_jax.storage import fingerprints, locks, reading
 from privimage_jax.storage.workdir import Workdir
 
 
@@ -22,7 +22,7 @@ def depends(settings: use.Settings, key: str, by_method: bool) -> bool:
     """Whether what all runs share decides a setting that a run may look at, so that it is not finished with another.
 
     Args:
-      settings: of the run, as its `config.json` has them; {} where they are not known, as if it read all.
+      settings: of the run, all of them; {} where they are not known, as if it read all.
       key: "section.key".
       by_method: whether runs differ in their methods, each of which may decide some settings itself.
     """
@@ -31,7 +31,7 @@ def depends(settings: use.Settings, key: str, by_method: bool) -> bool:
     if by_method and key in methods.decided(str(settings.get("method"))):
         return False
     try:
-        return configs.is_in_use({**dict(configs.flatten(base.get_config())), **settings}, key)
+        return configs.is_in_use(settings, key)
     except UserError:  # its images come from a module that is not here
         return True
 
@@ -44,8 +44,13 @@ def made(root: Path, done: Collection[str]) -> Iterator[Workdir]:
 
 
 def binding(root: Path, done: Collection[str]) -> dict[str, Row]:
-    """Name of a run that binds -> its settings, {} where a process is making it; arguments as of `made`."""
-    found = {run.root.name: reading.read_record(run.config_json) for run in made(root, done)}
+    """Name of a run that binds -> its settings, {} where a process is making it; arguments as of `made`.
+
+    What its `config.json` lacks is younger than the run, and has its default.
+    """
+    defaults = fingerprints.jsonable(dict(configs.flatten(base.get_config())))  # as the file has them: no tuples
+    noted = {run.root.name: reading.read_record(run.config_json) for run in made(root, done)}
+    found = {name: {**defaults, **settings} if settings else {} for name, settings in noted.items()}
     held = (run for run in _runs(root) if run.root.name not in found and locks.is_held(run.internal / "lock"))
     return found | {run.root.name: {} for run in held}
 

@@ -190,12 +190,10 @@ class ManyRuns:
         Raises:
           UserError: if the file is damaged.
         """
-        if not self._json.exists():
-            return {}
+        before = self._written()
+        if before.get("over") != self._identity["over"]:
+            return {}  # there is no file, or one of failures alone, or this command would have been refused
         with reading.user_errors(self._json, _REBUILT):
-            before = reading.read_json(self._json)
-            if before.get("over") != self._identity["over"]:
-                return {}  # of failures alone, or this command would have been refused
             rows = [dict(row) for row in before.get("rows", ())]
             if not all({"run", "status", *self._identity["over"]} <= row.keys() for row in rows):
                 raise reading.Unreadable("holds a row that is no run's")
